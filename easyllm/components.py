@@ -1,0 +1,84 @@
+"""The only place that turns a ``_target_`` into a class.
+
+Only modules under ``easyllm`` and the prefixes that ``components.allow`` names are
+imported, and only classes of the role that the key asks for are taken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable
+
+from easyllm.spec.problems import near
+from easyllm.spec.roles import Component
+from easyllm.spec.schema import Resolve, UnknownComponent, target_of
+
+FACES = (
+    "easyllm.data.readers",
+    "easyllm.data.templates",
+    "easyllm.data.tokenizers",
+    "easyllm.inference.engines",
+    "easyllm.launchers.local",
+    "easyllm.models.families",
+    "easyllm.parallelism.layouts",
+    "easyllm.trackers.tensorboard",
+    "easyllm.training.optimizers",
+    "easyllm.training.schedules",
+)
+"""The modules in which shipped components are declared."""
+
+
+def resolver(allow: Iterable[str] = (), path: Iterable[str] = ()) -> Resolve:
+    """A function from ``_target_`` and role to the class, for a spec's ``components``."""
+    prefixes = ("easyllm", *allow)
+    for folder in path:
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+    def resolve(target: str, role: type[Component]) -> type[Component]:
+        module_name, _, name = target.rpartition(".")
+        if not any(target.startswith(prefix + ".") for prefix in prefixes):
+            raise UnknownComponent(
+                f"is not under an allowed prefix ({', '.join(prefixes)})",
+                near_target(target, role)
+                or f"to allow your own class, give components.allow=[{target.split('.')[0]}]",
+            )
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise UnknownComponent(
+                f"has no module {error.name}",
+                near_target(target, role)
+                or "put its folder into components.path or give --config-dir",
+            ) from None
+        except Exception as error:  # the user's own module may raise anything
+            raise UnknownComponent(
+                f"cannot be imported: {type(error).__name__}: {error}", f"mend {module_name}"
+            ) from error
+        cls = getattr(module, name, None)
+        if cls is None:
+            raise UnknownComponent(f"{module_name} has no {name}", near_target(target, role))
+        if not (inspect.isclass(cls) and issubclass(cls, role)) or inspect.isabstract(cls):
+            raise UnknownComponent(f"is not a {role.__name__}", near_target(target, role))
+        return cls
+
+    return resolve
+
+
+def shipped(role: type[Component] = Component) -> list[type[Component]]:
+    """The package's own components of a role."""
+    found = []
+    for name in FACES:
+        for cls in vars(importlib.import_module(name)).values():
+            if inspect.isclass(cls) and issubclass(cls, role) and cls.__module__ == name:
+                if not inspect.isabstract(cls):
+                    found.append(cls)
+    return found
+
+
+def near_target(target: str, role: type[Component]) -> str:
+    """The shipped component that was probably meant, or all there are of the role."""
+    targets = [target_of(cls) for cls in shipped(role)]
+    return near(target, targets) or (f"one of {', '.join(targets)}" if targets else "")

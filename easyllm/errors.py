@@ -1,0 +1,5 @@
+"""A failure that its user can mend, and that needs no traceback."""
+
+
+class UserError(Exception):
+    """Says what is wrong, with the value, and what to do about it."""

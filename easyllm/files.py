@@ -1,0 +1,103 @@
+"""Files that are whole or absent: written aside, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def flush(path: Path) -> None:
+    """Force a file, or the entries of a folder, onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path to write to; it becomes ``path`` when the block ends well and goes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _beside(path)
+    try:
+        yield aside
+        flush(aside)
+        os.replace(aside, path)
+        flush(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill; it becomes ``path`` when the block ends well.
+
+    A folder that stands at ``path`` already is replaced only then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _beside(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            flush(file)
+        flush(aside)
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.rename(path, old)
+            os.rename(aside, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(aside, path)
+        flush(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock on the file ``path``; waits while another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def write_json(path: Path, content: Any) -> None:
+    with new_file(path) as aside:
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def digest(content: Any, length: int = 16) -> str:
+    """A hash of plain data that does not depend on the order of a map's keys."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def fingerprint(path: Path) -> str:
+    """What identifies a file's content: size and modification time, or the hash of a
+    small JSON file. 'absent' where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return "absent"
+    if path.suffix == ".json" and stat.st_size < 1 << 24:
+        return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return f"{stat.st_size}:{stat.st_mtime_ns}"

@@ -1,0 +1,95 @@
+"""Where the parts of a run lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from easyllm.spec.run import RunSpec
+
+
+@dataclass(frozen=True)
+class StorePaths:
+    """The token store: what each data stage writes, all under one folder.
+
+    ``<stage>/manifest.json`` is written last; a stage's output is whole when it is there.
+    """
+
+    root: Path
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "tokenizer"
+
+    @property
+    def tokens(self) -> Path:
+        return self.root / "tokens"
+
+    @property
+    def shuffled(self) -> Path:
+        return self.root / "shuffled"
+
+    @property
+    def partitions(self) -> Path:
+        return self.root / "partitions"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """A run directory. ``run`` must be resolved: its ``run_dir``, ``data.dir`` and
+    ``model.cache`` are absolute paths."""
+
+    run: RunSpec
+
+    @property
+    def root(self) -> Path:
+        assert self.run.run_dir is not None, "resolved specs name their run_dir"
+        return Path(self.run.run_dir)
+
+    @property
+    def store(self) -> StorePaths:
+        assert self.run.data.dir is not None, "resolved specs name their data.dir"
+        return StorePaths(Path(self.run.data.dir))
+
+    @property
+    def models(self) -> Path:
+        """Models converted from another format, shared by runs."""
+        assert self.run.model.cache is not None, "resolved specs name their model.cache"
+        return Path(self.run.model.cache)
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "run.yaml"
+
+    @property
+    def records(self) -> Path:
+        return self.root / "stages"
+
+    def record(self, stage: str) -> Path:
+        return self.records / f"{stage}.json"
+
+    def logs(self, stage: str) -> Path:
+        return self.root / "logs" / stage
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def heldout(self) -> Path:
+        """The rows evaluation ran on, JSON Lines of ``input_ids`` and ``labels``."""
+        return self.root / "heldout.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        return self.root / "export"
+
+    @property
+    def results(self) -> Path:
+        """What batch inference wrote."""
+        output = self.run.inference.output
+        return Path(output) if output else self.root / "inference" / "results.jsonl"

@@ -1,0 +1,38 @@
+"""Progress with rate and time left, the same for every stage."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+ON_TERMINAL = "EASYLLM_ON_TERMINAL"
+"""Set for ranks, whose output goes through a pipe, when the parent has a terminal."""
+
+
+def on_terminal() -> bool:
+    return ON_TERMINAL in os.environ or sys.stderr.isatty()
+
+
+def progress(label: str, total: float | None, unit: str, visible: bool = True) -> tqdm[Any]:
+    """A bar to be used as a context manager, with ``update(amount)``.
+
+    What takes under two seconds shows nothing; without a terminal a line comes every
+    ten seconds.
+    """
+    from tqdm import tqdm
+
+    return tqdm(
+        desc=label,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        delay=2,
+        mininterval=0.2 if on_terminal() else 10,
+        maxinterval=1 if on_terminal() else 10,
+        dynamic_ncols=True,
+        disable=not visible,
+    )

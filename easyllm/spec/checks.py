@@ -1,0 +1,271 @@
+"""Checks between fields: what no single field can know. No I/O."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from easyllm.spec.problems import Problem, near
+from easyllm.spec.roles import Component, Family, ModelShape
+from easyllm.spec.run import STAGES, RunSpec
+
+BYTES = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number by dtype."""
+
+
+def problems(run: RunSpec) -> Iterator[Problem]:
+    """Every cross-field problem of a spec that was read without problems of its own."""
+    yield from _stages(run)
+    yield from _batch(run)
+    yield from _training(run)
+    yield from _model(run)
+    yield from _data(run)
+    yield from _inference(run)
+    for key, part in components(run):
+        yield from part.problems(key, run)
+
+
+def components(part: Any, key: str = "") -> Iterator[tuple[str, Component]]:
+    """Every component of a spec with the dotted key at which it stands."""
+    if isinstance(part, Component):
+        yield key, part
+    if dataclasses.is_dataclass(part):
+        part = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+    if isinstance(part, Mapping):
+        for name, value in part.items():
+            yield from components(value, f"{key}.{name}" if key else str(name))
+
+
+def _stages(run: RunSpec) -> Iterator[Problem]:
+    for stage in run.stages:
+        if stage not in STAGES:
+            meant = near(stage, STAGES)
+            known = f"one of {', '.join(STAGES)}"
+            yield Problem(
+                "stages", stage, "no such stage", f"{known}; {meant}" if meant else known
+            )
+    known_stages = [s for s in run.stages if s in STAGES]
+    right = [s for s in STAGES if s in known_stages]
+    if known_stages != right:
+        yield Problem(
+            "stages",
+            list(run.stages),
+            "stages run once each, in the order in which they feed each other",
+            f"give stages=[{','.join(right)}]",
+        )
+    if not run.name or set(run.name) & set("/\\\0") or run.name.startswith("."):
+        yield Problem("name", run.name, "names a folder", "give letters, digits, '-' and '_'")
+
+
+def _batch(run: RunSpec) -> Iterator[Problem]:
+    layout, ranks = run.parallelism, run.hardware.ranks
+    hardware = ("hardware.nodes", "hardware.devices_per_node")
+    machines = (
+        f"{ranks} ranks (hardware.nodes {run.hardware.nodes} x "
+        f"hardware.devices_per_node {run.hardware.devices_per_node})"
+    )
+    stages = layout.stages
+    if ranks % stages:
+        divisors = [str(d) for d in range(1, ranks + 1) if ranks % d == 0]
+        yield Problem(
+            "parallelism.pipeline_stages",
+            stages,
+            f"{machines} cannot be split into pipelines of {stages}",
+            f"give a divisor of {ranks}: {', '.join(divisors)}; or other hardware",
+            also=hardware,
+        )
+    elif layout.data_parallel and layout.data_parallel * stages != ranks:
+        yield Problem(
+            "parallelism.data_parallel",
+            layout.data_parallel,
+            f"{layout.data_parallel} replicas x {stages} pipeline stages are not {machines}",
+            f"give {ranks // stages}, or null to derive it",
+            also=("parallelism.pipeline_stages", *hardware),
+        )
+    else:
+        replicas = layout.replicas(ranks)
+        step = layout.micro_batch_size * replicas
+        if layout.global_batch_size % step:
+            down = layout.global_batch_size // step * step
+            choices = " or ".join(str(n) for n in (down, down + step) if n)
+            yield Problem(
+                "parallelism.global_batch_size",
+                layout.global_batch_size,
+                f"is not a multiple of {step} (micro_batch_size {layout.micro_batch_size} x "
+                f"{replicas} replicas)",
+                f"give {choices}",
+                also=(
+                    "parallelism.micro_batch_size",
+                    "parallelism.data_parallel",
+                    "parallelism.pipeline_stages",
+                    *hardware,
+                ),
+            )
+
+
+def _training(run: RunSpec) -> Iterator[Problem]:
+    training = run.training
+    if training.steps is not None and training.epochs is not None:
+        yield Problem(
+            "training.epochs",
+            training.epochs,
+            f"training.steps={training.steps} is given as well",
+            "give one of them; training.epochs=null or training.steps=null",
+            also=("training.steps",),
+        )
+    if "train" in run.stages and training.steps is None and training.epochs is None:
+        yield Problem(
+            "training.steps",
+            None,
+            "the length of training is not given",
+            "give training.steps or training.epochs",
+            also=("training.epochs",),
+        )
+    if training.evaluate.every and not training.evaluate.fraction:
+        yield Problem(
+            "training.evaluate.every",
+            training.evaluate.every,
+            "nothing is held out to evaluate on",
+            "give training.evaluate.fraction, e.g. 0.01",
+            also=("training.evaluate.fraction",),
+        )
+    if training.evaluate.fraction >= 1:
+        yield Problem(
+            "training.evaluate.fraction", training.evaluate.fraction,
+            "leaves nothing to train on", "give less than 1",
+        )  # fmt: skip
+
+
+def _data(run: RunSpec) -> Iterator[Problem]:
+    if "tokenize" in run.stages and not run.data.sources:
+        yield Problem(
+            "data.sources",
+            {},
+            "there is no text to tokenize",
+            "choose a data group and its path, e.g. data=text data.sources.text.path=my.txt",
+        )
+
+
+def _inference(run: RunSpec) -> Iterator[Problem]:
+    if "infer" in run.stages and not run.inference.prompts:
+        yield Problem(
+            "inference.prompts",
+            run.inference.prompts,
+            "there is nothing to answer",
+            "give a file with one prompt a line: inference.prompts=prompt.txt",
+        )
+
+
+def _model(run: RunSpec) -> Iterator[Problem]:
+    model = run.model
+    if model.init == "random" and not model.config and not model.path:
+        yield Problem(
+            "model.init", model.init, "random weights need the model's dimensions",
+            "choose a model group, e.g. model=tiny, or give model.path",
+            also=("model.config", "model.path"),
+        )  # fmt: skip
+    if "train" in run.stages and model.init == "pretrained" and not model.path:
+        yield Problem(
+            "model.path", None, "there are no weights to start from",
+            "give a folder or a hub id, or model.init=random", also=("model.init",),
+        )  # fmt: skip
+    if model.attention == "flash_attention_2" and run.hardware.device == "cpu":
+        yield Problem(
+            "model.attention", model.attention, "needs a CUDA device",
+            "give model.attention=sdpa", also=("hardware.device",),
+        )  # fmt: skip
+    if model.family is None:
+        return
+    yield from config_problems(run, model.family)
+    if model.config:
+        yield from shape_problems(run, model.family, {**model.config, **model.overrides})
+
+
+def config_problems(run: RunSpec, family: Family) -> Iterator[Problem]:
+    """Keys of ``model.config`` and ``model.overrides`` that the family does not know."""
+    for group in ("config", "overrides"):
+        for key, value in getattr(run.model, group).items():
+            if key not in family.config_keys:
+                yield Problem(
+                    f"model.{group}.{key}",
+                    value,
+                    f"no such key in the configuration of {family.model_type}",
+                    near(key, family.config_keys)
+                    or f"it has: {', '.join(sorted(family.config_keys))}",
+                )
+    if family.unsupported and set(run.stages) & {"train", "export"}:
+        yield Problem("model.family", family.model_type, family.unsupported)
+
+
+def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the dimensions in ``config`` do not allow."""
+
+    def at(key: str) -> str:
+        return f"model.overrides.{key}" if key in run.model.overrides else f"model.config.{key}"
+
+    try:
+        shape = family.shape(config)
+    except KeyError as error:
+        yield Problem(at(str(error.args[0])), None, "must be given", f"give {at(error.args[0])}")
+        return
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        yield Problem("model.config", dict(config), f"is not usable: {error}", "mend its values")
+        return
+    if shape.heads % shape.kv_heads:
+        yield Problem(
+            at("num_key_value_heads"), shape.kv_heads,
+            f"does not divide the {shape.heads} attention heads", f"give a divisor of {shape.heads}",
+        )  # fmt: skip
+    stages = run.parallelism.stages
+    if stages > shape.layers:
+        yield Problem(
+            "parallelism.pipeline_stages",
+            stages,
+            f"the model has {shape.layers} layers only",
+            f"give at most {shape.layers}",
+            also=("model.overrides.num_hidden_layers",),
+        )
+    if run.data.seq_len > shape.max_positions:
+        yield Problem(
+            "data.seq_len",
+            run.data.seq_len,
+            f"the model has {shape.max_positions} positions",
+            f"give at most {shape.max_positions}",
+            also=(at("max_position_embeddings"),),
+        )
+    yield from _memory(run, shape)
+
+
+def _memory(run: RunSpec, shape: ModelShape) -> Iterator[Problem]:
+    """Weights, gradients and optimizer states alone must fit; activations come on top."""
+    limit = run.hardware.memory_gb
+    if limit is None or "train" not in run.stages:
+        return
+    need = state_bytes(run, shape) / 1e9
+    if need > limit:
+        yield Problem(
+            "hardware.memory_gb",
+            limit,
+            f"weights, gradients and optimizer states take {need:.1f} GB a device",
+            "give more pipeline stages, more devices or a higher zero_stage",
+            also=("parallelism.pipeline_stages", "parallelism.zero_stage", "model.dtype"),
+        )
+
+
+def state_bytes(run: RunSpec, shape: ModelShape) -> float:
+    """Bytes of weights, gradients and AdamW states on the fullest device.
+
+    In bfloat16 the optimizer keeps an fp32 copy of the weights and fp32 gradients.
+    """
+    layout = run.parallelism
+    layers = -(-shape.layers // layout.stages) * shape.layer_parameters
+    parameters = layers + shape.embedding_parameters
+    if layout.stages == 1:
+        parameters = shape.parameters
+    replicas = layout.replicas(run.hardware.ranks)
+    optimizer, gradients, weights = (replicas if split else 1 for split in layout.state_shards)
+    master = 4 if run.model.dtype == "bfloat16" else 0
+    return parameters * (
+        BYTES[run.model.dtype] / weights + 4 / gradients + (8 + master) / optimizer
+    )

@@ -1,0 +1,63 @@
+"""A mistake in a spec, said so that its author can mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+class Absent:
+    """Stands for 'no value was given' where None is itself a value."""
+
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Any = Absent()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake.
+
+    ``key`` is the dotted key to mend, ``value`` what stands there (``ABSENT`` where
+    nothing does), ``message`` what is wrong and ``remedy`` what would be right.
+    ``also`` names the further keys that take part in a cross-field check: such a
+    problem is not reported while one of them is wrong by itself.
+    """
+
+    key: str
+    value: Any
+    message: str
+    remedy: str = ""
+    also: tuple[str, ...] = ()
+
+
+class SpecError(Exception):
+    """A spec with every problem that was found in it."""
+
+    def __init__(self, problems: Iterable[Problem]):
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{p.key}: {p.message}" for p in self.problems))
+
+
+def without_consequences(own: list[Problem], cross: Iterable[Problem]) -> list[Problem]:
+    """``own`` and those of ``cross`` that do not merely follow from a key already in ``own``."""
+    wrong = {p.key for p in own}
+
+    def follows(problem: Problem) -> bool:
+        return any(
+            key == bad or key.startswith(bad + ".") or bad.startswith(key + ".")
+            for key in (problem.key, *problem.also)
+            for bad in wrong
+        )
+
+    return own + [p for p in cross if not follows(p)]
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """'did you mean …?' for the closest of ``known``, or the empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {match[0]}?" if match else ""

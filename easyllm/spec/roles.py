@@ -1,0 +1,235 @@
+"""The roles a component can take: what stands behind a ``_target_`` in a spec.
+
+A component is a frozen dataclass whose fields are its configuration. Its module
+imports the standard library only (its *light face*); what it needs of torch,
+transformers, pyarrow and the like it imports inside the methods that do the work.
+Each role below is an abstract base; concrete components live in the rooms above
+and may live outside the package (``components.allow``).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easyllm.spec.problems import Problem
+from easyllm.spec.types import Count, NonNegativeFloat, PositiveFloat
+
+if TYPE_CHECKING:
+    from easyllm.spec.run import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """Base of every role."""
+
+    def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        """What is wrong with this component in this run; no I/O.
+
+        ``key`` is the dotted key at which the component stands.
+        """
+        return iter(())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader(Component):
+    """Turns files into documents."""
+
+    weight: PositiveFloat = 1.0
+    """How often a document of this source is seen in an epoch; 2 is twice, 0.5 every other one."""
+
+    @abc.abstractmethod
+    def files(self) -> list[Path]:
+        """The files to read, sorted. Raises FileNotFoundError naming what is missing."""
+
+    @abc.abstractmethod
+    def documents(self, file: Path) -> Iterator[str | list[dict[str, str]]]:
+        """The documents of one file in order: a text, or a conversation as a list of
+        ``{"role": "system" | "user" | "assistant", "content": text}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer(Component):
+    """Where the tokenizer comes from."""
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """A short name, used in the names of the store's folders."""
+
+    @abc.abstractmethod
+    def files(self, run: RunSpec) -> list[Path]:
+        """Local files its identity depends on, the sources' not counted."""
+
+    @abc.abstractmethod
+    def make(self, run: RunSpec, folder: Path) -> None:
+        """Write the tokenizer into ``folder`` in Hugging Face's format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template(Component):
+    """How a conversation becomes tokens, and which of them are trained."""
+
+    @abc.abstractmethod
+    def encode(
+        self, tokenizer: Any, messages: Sequence[Mapping[str, str]]
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids and, for each, whether it is trained (the assistant's words and end of turn)."""
+
+    @abc.abstractmethod
+    def prompt(self, tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids after which the assistant's next turn begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Component):
+    """A model family: its configuration's keys, its layers and the names of its weights."""
+
+    @property
+    @abc.abstractmethod
+    def model_type(self) -> str:
+        """``model_type`` in the Hugging Face ``config.json`` that this family reads."""
+
+    @property
+    @abc.abstractmethod
+    def config_keys(self) -> frozenset[str]:
+        """Keys a configuration of this family may hold."""
+
+    @property
+    def unsupported(self) -> str:
+        """Why the family can be composed but not trained; empty where it can."""
+        return ""
+
+    @abc.abstractmethod
+    def shape(self, config: Mapping[str, Any]) -> ModelShape:
+        """The dimensions that plans and checks need. Raises KeyError for a missing key."""
+
+    @abc.abstractmethod
+    def layers(self, config: Any, attention: str) -> list[Any]:
+        """The layers in order, as ``easyllm.models.layers.LayerSpec``."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Dimensions of a decoder."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_positions: int
+    tied: bool
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one decoder layer with a gated feed-forward, biases not counted."""
+        attention = self.hidden_size * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def parameters(self) -> int:
+        embeddings = self.embedding_parameters * (1 if self.tied else 2)
+        return self.layers * self.layer_parameters + embeddings + self.hidden_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallelism(Component):
+    """How training is laid out over the ranks."""
+
+    data_parallel: Count | None = None
+    """Replicas of the model; derived from the number of ranks when null."""
+    micro_batch_size: Count = 1
+    """Rows a replica takes at once."""
+    global_batch_size: Count = 8
+    """Rows of one optimizer step over all replicas. Gradient accumulation is derived."""
+    checkpoint_activations: bool = False
+    """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+
+    @property
+    @abc.abstractmethod
+    def stages(self) -> int:
+        """Pipeline stages; 1 without a pipeline."""
+
+    @property
+    @abc.abstractmethod
+    def state_shards(self) -> tuple[bool, bool, bool]:
+        """Whether (optimizer state, gradients, parameters) are split over the replicas."""
+
+    def replicas(self, ranks: int) -> int:
+        """Data-parallel replicas on ``ranks`` ranks."""
+        return self.data_parallel or max(1, ranks // self.stages)
+
+    def accumulation(self, ranks: int) -> int:
+        """Micro-batches a replica takes in one optimizer step."""
+        return max(1, self.global_batch_size // (self.micro_batch_size * self.replicas(ranks)))
+
+    @abc.abstractmethod
+    def engine(self, run: RunSpec, **parts: Any) -> Any:
+        """The training engine on this rank, an ``easyllm.parallelism.engine.TrainEngine``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Component):
+    lr: PositiveFloat = 3e-4
+    """Peak learning rate."""
+
+    @abc.abstractmethod
+    def build(self, groups: list[dict[str, Any]]) -> Any:
+        """A ``torch.optim.Optimizer`` over parameter groups; a group with ``decay`` false
+        gets no weight decay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Component):
+    warmup: NonNegativeFloat = 0.0
+    """Steps of linear warm-up; a number below 1 is a share of all steps."""
+
+    def warmup_steps(self, total: int) -> int:
+        return int(self.warmup * total) if self.warmup < 1 else int(self.warmup)
+
+    @abc.abstractmethod
+    def factor(self, step: int, total: int) -> float:
+        """The learning rate of step ``step`` (from 0) of ``total``, as a share of the peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracker(Component):
+    """Where training metrics go besides ``metrics.jsonl``."""
+
+    @abc.abstractmethod
+    def open(self, name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
+        """Start tracking; returns an object with ``log(step, values)`` and ``close()``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher(Component):
+    """How the ranks of a stage are started, watched and ended."""
+
+    @abc.abstractmethod
+    def launch(self, command: Sequence[str], ranks: int, logs: Path, env: Mapping[str, str]) -> int:
+        """Run ``command`` on ``ranks`` ranks until all have ended; returns the exit status.
+
+        Each rank finds RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and
+        MASTER_PORT in its environment. Output goes to ``logs/rank-<n>.log``, rank 0's to
+        the terminal as well. When one rank fails the others are ended. The first failing
+        rank's status is returned (128 + signal for a rank that was killed).
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceEngine(Component):
+    """Generates text with a model in Hugging Face's format."""
+
+    @abc.abstractmethod
+    def load(self, model: Path, run: RunSpec) -> Any:
+        """The loaded model, an ``easyllm.inference.engines.Generator``."""

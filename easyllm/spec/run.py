@@ -1,0 +1,248 @@
+"""The run spec: one typed tree that holds everything a run needs to know.
+
+Defaults live here and nowhere else; the YAML groups say only what they change.
+A field whose type is a component role takes the class named by ``_target_``, or by
+``component(...)`` where none is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from easyllm.spec.roles import (
+    Family,
+    InferenceEngine,
+    Launcher,
+    Optimizer,
+    Parallelism,
+    Reader,
+    Schedule,
+    Template,
+    Tokenizer,
+    Tracker,
+)
+from easyllm.spec.types import (
+    Count,
+    DType,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Port,
+    PositiveFloat,
+)
+
+STAGES = ("tokenize", "shuffle", "repartition", "train", "export", "infer", "serve")
+"""The stages there are, in the order in which they feed each other."""
+
+
+def component(target: str) -> Any:
+    """A component field whose class is ``target`` unless the spec names another."""
+    return field(metadata={"target": target})
+
+
+def nested(cls: type) -> Any:
+    """A field holding another dataclass of the spec, by default in its default state."""
+    return field(default_factory=cls)
+
+
+def empty() -> Any:
+    """A map by name, empty by default."""
+    return field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentsSpec:
+    allow: tuple[str, ...] = ()
+    """Module prefixes besides ``easyllm`` from which a ``_target_`` may come."""
+    path: tuple[str, ...] = ()
+    """Folders from which those modules are imported; ``--config-dir`` is added by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    path: str | None = None
+    """A folder in Hugging Face's format, a hub id, a ``.gguf`` file, or
+    ``package:NAME/FILE`` for a file that an installed Python package carries."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """Start from the weights at ``path``, or from random ones drawn with ``seed``."""
+    dtype: DType = "bfloat16"
+    """The type weights are held in during training."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """The attention implementation, by its name in transformers."""
+    family: Family | None = None
+    """The model family; read from ``model_type`` where null."""
+    config: dict[str, Any] = empty()
+    """The published Hugging Face configuration, so that a spec can be checked without
+    the files. Where ``path`` is given, its own ``config.json`` must agree."""
+    overrides: dict[str, Any] = empty()
+    """Laid over the Hugging Face configuration, e.g. ``num_hidden_layers: 4``."""
+    cache: str | None = None
+    """Folder for models converted from another format; ``runs/models`` when null."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    sources: dict[str, Reader] = empty()
+    """The texts, by name."""
+    dir: str | None = None
+    """The token store. By default ``runs/stores/<address>``, addressed by what it holds,
+    so that runs with the same data share it."""
+    cache: str | None = None
+    """Folder on this node's own disk for the uncompressed map of the store; by default
+    inside the store."""
+    tokenizer: Tokenizer = component("easyllm.data.tokenizers.Pretrained")
+    template: Template = component("easyllm.data.templates.TokenizerTemplate")
+    seq_len: Count = 2048
+    """Tokens a row."""
+    packing: Literal["none", "concat"] = "concat"
+    """``concat`` joins the documents and cuts the stream into rows; ``none`` gives each
+    document rows of its own, padded."""
+    partitions: Count = 4
+    """Parts the store is dealt into; each holds a share of every source."""
+    compression: Literal["zstd", "gzip", "snappy", "none"] = "zstd"
+    """Codec of the store's parquet files."""
+    rows_per_file: Count = 50_000
+    """Documents a parquet file of the store holds at most."""
+    limit: Count | None = None
+    """Documents to read of each source at most; null reads all."""
+    workers: Count | None = None
+    """Processes of the data stages; null takes one for each core. Never changes the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareSpec:
+    nodes: Count = 1
+    devices_per_node: Count = 1
+    device: Literal["cpu", "cuda"] = "cuda"
+    memory_gb: PositiveFloat | None = None
+    """Memory of one device; a layout whose model and optimizer states exceed it is refused."""
+    peak_tflops: PositiveFloat | None = None
+    """Peak of one device in the training dtype; MFU is a share of it and is left out when null."""
+    launcher: Launcher = component("easyllm.launchers.local.Local")
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.devices_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSpec:
+    every: Count | None = None
+    """Steps between checkpoints; null saves at the end only."""
+    keep: Count = 2
+    """Newest checkpoints to keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSpec:
+    fraction: Fraction = 0.0
+    """Share of the documents held out of training for evaluation."""
+    every: Count | None = None
+    """Steps between evaluations; null evaluates at the end only."""
+    max_rows: Count = 128
+    """Held-out rows to evaluate on at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    steps: NonNegativeInt | None = None
+    """Optimizer steps. Give this or ``epochs``."""
+    epochs: PositiveFloat | None = None
+    """Passes over the data. Give this or ``steps``."""
+    optimizer: Optimizer = component("easyllm.training.optimizers.AdamW")
+    schedule: Schedule = component("easyllm.training.schedules.Cosine")
+    gradient_clipping: NonNegativeFloat = 1.0
+    """Largest norm of the gradient over all parameters; 0 does not clip."""
+    checkpoint: CheckpointSpec = nested(CheckpointSpec)
+    evaluate: EvaluateSpec = nested(EvaluateSpec)
+    trackers: dict[str, Tracker] = empty()
+    """Where metrics go besides ``metrics.jsonl``, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    checkpoint: str | None = None
+    """The checkpoint to convert; null takes the run's newest."""
+    dtype: DType | None = None
+    """Type of the exported weights; null keeps the checkpoint's."""
+    max_shard_gb: PositiveFloat = 5.0
+    """Largest safetensors file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSpec:
+    max_tokens: Count = 128
+    """Tokens to generate at most."""
+    temperature: NonNegativeFloat = 0.0
+    """0 takes the likeliest token."""
+    top_p: Fraction = 1.0
+    top_k: NonNegativeInt = 0
+    """Candidates to sample from; 0 takes all."""
+    repetition_penalty: PositiveFloat = 1.0
+    seed: NonNegativeInt | None = None
+    """Seed of the sampling; null takes the run's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSpec:
+    engine: InferenceEngine = component("easyllm.inference.engines.Transformers")
+    model: str | None = None
+    """A folder in Hugging Face's format or a hub id; null takes the run's export, or
+    ``model.path`` where the run has none."""
+    prompts: str | dict[str, str] = empty()
+    """A file with one prompt a line, or prompts by name."""
+    chat: bool = False
+    """Put each prompt into the chat template as a user's turn."""
+    output: str | None = None
+    """The file of results, JSON Lines; null writes ``inference/results.jsonl`` in the run."""
+    batch_size: Count = 8
+    """Prompts generated together."""
+    sampling: SamplingSpec = nested(SamplingSpec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingSpec:
+    host: str = "127.0.0.1"
+    port: Port = 8000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmokeSpec:
+    """Limits to which a run is shrunk so that this machine can carry it."""
+
+    max_degree: Count = 2
+    """Pipeline stages and replicas at most."""
+    layers: Count = 4
+    hidden_size: Count = 64
+    heads: Count = 4
+    intermediate_size: Count = 128
+    vocab_size: Count = 512
+    seq_len: Count = 128
+    global_batch_size: Count = 8
+    steps: Count = 4
+    documents: Count = 200
+    """Documents read of each source at most."""
+    new_tokens: Count = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    name: str = "run"
+    seed: NonNegativeInt = 42
+    """The one seed: weights, shuffles, the order of samples, sampling."""
+    run_dir: str | None = None
+    """Where all of the run lands; ``runs/<name>-<hash of the spec>`` when null."""
+    stages: tuple[str, ...] = ()
+    """The stages to run, in order."""
+    components: ComponentsSpec = nested(ComponentsSpec)
+    model: ModelSpec = nested(ModelSpec)
+    data: DataSpec = nested(DataSpec)
+    parallelism: Parallelism = component("easyllm.parallelism.layouts.Zero")
+    hardware: HardwareSpec = nested(HardwareSpec)
+    training: TrainingSpec = nested(TrainingSpec)
+    export: ExportSpec = nested(ExportSpec)
+    inference: InferenceSpec = nested(InferenceSpec)
+    serving: ServingSpec = nested(ServingSpec)
+    smoke: SmokeSpec | None = None
+    """Set by ``+smoke=cpu``; null in a resolved spec, which is already shrunk."""

@@ -1,0 +1,270 @@
+"""The one walk between plain configuration and the typed spec, both ways.
+
+``read`` turns nested dicts into a ``RunSpec`` and collects every problem on the way:
+unknown keys, wrong types, values out of range, components that may not be named.
+The parent, a ``run.yaml`` and every rank go through it. ``write`` is its inverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from easyllm.spec.problems import ABSENT, Problem, near
+from easyllm.spec.roles import Component
+from easyllm.spec.run import RunSpec
+from easyllm.spec.types import Range
+
+TARGET = "_target_"
+MISSING = "???"
+
+Resolve = Callable[[str, type[Component]], type[Component]]
+"""Gives the class behind a ``_target_``, or raises ``UnknownComponent``."""
+
+
+class UnknownComponent(Exception):
+    """A ``_target_`` that names nothing usable."""
+
+    def __init__(self, message: str, remedy: str = ""):
+        super().__init__(message)
+        self.remedy = remedy
+
+
+def read(config: Mapping[str, Any], resolve: Resolve) -> tuple[RunSpec, list[Problem]]:
+    """The spec that ``config`` describes and every problem in it.
+
+    A value with a problem is replaced by its default, so that the spec is always whole
+    and later checks can run; whoever calls must not use it while there are problems.
+    """
+    walk = _Walk(resolve)
+    spec = walk.dataclass(RunSpec, config, "")
+    return spec, walk.finish()
+
+
+def write(spec: Any) -> Any:
+    """Plain dicts, lists and scalars from which ``read`` makes ``spec`` again."""
+    if isinstance(spec, Component) or dataclasses.is_dataclass(spec):
+        plain = {f.name: write(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
+        if isinstance(spec, Component):
+            return {TARGET: target_of(type(spec)), **plain}
+        return plain
+    if isinstance(spec, Mapping):
+        return {key: write(value) for key, value in spec.items()}
+    if isinstance(spec, list | tuple):
+        return [write(value) for value in spec]
+    return spec
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of a plain tree by dotted key; an empty map or list is a leaf."""
+    if isinstance(config, Mapping) and config:
+        leaves: dict[str, Any] = {}
+        for key, value in config.items():
+            leaves |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        return leaves
+    return {prefix: config}
+
+
+def target_of(cls: type) -> str:
+    """The ``_target_`` that names a component class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+class _Bad:
+    """A value that could not be read; its problem is already noted."""
+
+
+BAD: Any = _Bad()
+
+
+class _Walk:
+    def __init__(self, resolve: Resolve):
+        self.resolve = resolve
+        self.problems: list[Problem] = []
+        self.unknown: list[tuple[Problem, list[str]]] = []
+        self.known: set[str] = set()
+
+    def finish(self) -> list[Problem]:
+        """All problems, unknown keys with the key that was probably meant."""
+        for problem, siblings in self.unknown:
+            parent, _, name = problem.key.rpartition(".")
+            remedy = near(name, siblings)
+            elsewhere = sorted(k for k in self.known if k.rpartition(".")[2] == name)
+            if elsewhere:
+                remedy = f"did you mean {elsewhere[0]}?"
+            elif not remedy and siblings:
+                shown = ", ".join(sorted(siblings))
+                remedy = f"{parent or 'the spec'} has: {shown}"
+            self.problems.append(dataclasses.replace(problem, remedy=problem.remedy or remedy))
+        return self.problems
+
+    def note(self, key: str, value: Any, message: str, remedy: str = "") -> Any:
+        self.problems.append(Problem(key, value, message, remedy))
+        return BAD
+
+    def dataclass(self, cls: type, config: Any, key: str) -> Any:
+        if not isinstance(config, Mapping):
+            return self.note(key, config, "must be a map of keys", f"give {key}.<key>=<value>")
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        types_ = hints(cls)
+        values: dict[str, Any] = {}
+        for name, value in config.items():
+            if name == TARGET and issubclass(cls, Component):
+                continue
+            if name not in fields:
+                self._unknown(f"{key}.{name}" if key else str(name), value, list(fields))
+        for name, field in fields.items():
+            at = f"{key}.{name}" if key else name
+            self.known.add(at)
+            value = config.get(name, ABSENT)
+            target = field.metadata.get("target")
+            if value is ABSENT and target is None:
+                if _required(field):
+                    values[name] = self.note(at, ABSENT, "must be given", f"give {at}=<value>")
+                continue
+            if target is not None:
+                value = {} if value is ABSENT else value
+                values[name] = self.component(types_[name], value, at, target)
+                continue
+            values[name] = self.value(types_[name], value, at)
+        whole = {name: value for name, value in values.items() if value is not BAD}
+        if any(_required(f) and f.name not in whole for f in fields.values()):
+            return BAD
+        return cls(**whole)
+
+    def _unknown(self, key: str, value: Any, siblings: list[str]) -> None:
+        if key == "recipe" and isinstance(value, Mapping):
+            problem = Problem(
+                key,
+                ABSENT,
+                "a recipe's keys must stand at the top of the spec",
+                "begin the recipe file with the line '# @package _global_'",
+            )
+        else:
+            problem = Problem(key, value, "no such key")
+        self.unknown.append((problem, siblings))
+
+    def component(self, role: Any, config: Any, key: str, default: str | None) -> Any:
+        if not isinstance(config, Mapping):
+            return self.note(
+                key, config, "must be a component", f"give {key}._target_=<class> and its fields"
+            )
+        target = config.get(TARGET, default)
+        if not isinstance(target, str) or target == MISSING:
+            return self.note(
+                f"{key}.{TARGET}",
+                ABSENT if target is None else target,
+                f"must name a {role.__name__} class",
+                f"give {key}._target_=<module>.<class>",
+            )
+        try:
+            cls = self.resolve(target, role)
+        except UnknownComponent as error:
+            built = self.note(f"{key}.{TARGET}", target, str(error), error.remedy)
+            return built if default is None else self._fallback(role, key, default)
+        built = self.dataclass(cls, config, key)
+        if built is BAD and default is not None:
+            return self._fallback(role, key, default)
+        return built
+
+    def _fallback(self, role: Any, key: str, default: str) -> Any:
+        """The default component, in place of one with a problem."""
+        return _Walk(self.resolve).dataclass(self.resolve(default, role), {}, key)
+
+    def value(self, hint: Any, value: Any, key: str) -> Any:
+        """``value`` as ``hint``, or BAD with the problem noted."""
+        if isinstance(value, str) and value == MISSING:
+            return self.note(key, ABSENT, "must be given", f"give {key}=<value>")
+        origin = typing.get_origin(hint)
+        if origin is typing.Annotated:
+            base, *bounds = typing.get_args(hint)
+            found = self.value(base, value, key)
+            for bound in bounds:
+                if found is not BAD and isinstance(bound, Range) and found not in bound:
+                    return self.note(key, value, f"must be {bound}", f"give a value {bound}")
+            return found
+        if origin in (typing.Union, types.UnionType):
+            return self._union(typing.get_args(hint), value, key)
+        if hint is Any:
+            return value
+        if value is None:
+            return self.note(key, value, f"must be {_named(hint)}", "null is not allowed here")
+        if origin is Literal:
+            choices = typing.get_args(hint)
+            if value in choices and not isinstance(value, bool):
+                return value
+            meant = near(str(value), [str(c) for c in choices])
+            remedy = f"one of {', '.join(map(str, choices))}" + (f"; {meant}" if meant else "")
+            return self.note(key, value, "is not a choice", remedy)
+        if origin is tuple:
+            if not isinstance(value, list | tuple):
+                return self.note(key, value, "must be a list", f"give {key}=[{value}]")
+            item = typing.get_args(hint)[0]
+            items = [self.value(item, v, f"{key}.{i}") for i, v in enumerate(value)]
+            return BAD if BAD in items else tuple(items)
+        if origin is dict:
+            return self._map(typing.get_args(hint)[1], value, key)
+        if isinstance(hint, type) and issubclass(hint, Component):
+            return self.component(hint, value, key, None)
+        if dataclasses.is_dataclass(hint):
+            return self.dataclass(hint, value, key)  # type: ignore[arg-type]
+        return self._scalar(hint, value, key)
+
+    def _union(self, arms: tuple[Any, ...], value: Any, key: str) -> Any:
+        if value is None and type(None) in arms:
+            return None
+        arms = tuple(arm for arm in arms if arm is not type(None))
+        maps = [arm for arm in arms if typing.get_origin(arm) is dict]
+        if len(arms) > 1 and maps:
+            arms = tuple(maps) if isinstance(value, Mapping) else tuple(set(arms) - set(maps))
+        return self.value(arms[0], value, key)
+
+    def _map(self, item: Any, value: Any, key: str) -> Any:
+        if not isinstance(value, Mapping):
+            return self.note(key, value, "must be a map by name", f"give {key}.<name>=<value>")
+        found = {str(k): self.value(item, v, f"{key}.{k}") for k, v in value.items()}
+        return {k: v for k, v in found.items() if v is not BAD}
+
+    def _scalar(self, hint: type, value: Any, key: str) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if hint is int and number and math.isfinite(value) and value == int(value):
+            return int(value)
+        if hint is float and number and math.isfinite(value):
+            return float(value)
+        if hint in (bool, str) and isinstance(value, hint):
+            return value
+        remedy = f"give {_named(hint)}"
+        if hint is str and not isinstance(value, Mapping | list):
+            remedy = f"quote it: {key}=\"'{value}'\""
+        return self.note(key, value, f"must be {_named(hint)}", remedy)
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return (
+        field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+        and "target" not in field.metadata
+    )
+
+
+def _named(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if hint in names:
+        return names[hint]
+    if typing.get_origin(hint) is dict:
+        return "a map by name"
+    if typing.get_origin(hint) is tuple:
+        return "a list"
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return f"a {getattr(hint, '__name__', hint)}"

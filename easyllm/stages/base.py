@@ -1,0 +1,63 @@
+"""What a stage declares, so that the dispatcher can order, skip, start and record it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from easyllm.paths import RunPaths
+from easyllm.spec.run import RunSpec
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those of its stage."""
+
+    index: int = 0
+    count: int = 1
+    local_index: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+
+class Interrupted(Exception):
+    """Raised by a stage that was asked to stop and has saved what it had."""
+
+
+class Stage(abc.ABC):
+    """One step from text to a served model.
+
+    Its module imports the standard library only; ``work`` imports what it needs.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]]
+    """Dotted keys of the spec, or prefixes of them, that can change what the stage makes."""
+
+    def ranks(self, run: RunSpec) -> int:
+        """Processes the stage runs on."""
+        return 1
+
+    @abc.abstractmethod
+    def inputs(self, run: RunSpec) -> list[Path]:
+        """Files that can change what the stage makes."""
+
+    @abc.abstractmethod
+    def outputs(self, run: RunSpec) -> list[Path]:
+        """Files that are there once the stage is done, the last written ones."""
+
+    @abc.abstractmethod
+    def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
+        """Do it. Rank 0's return value, plain numbers and strings, goes into the record.
+
+        Raises UserError for what the user can mend, Interrupted after a signal.
+        """
+
+    @staticmethod
+    def paths(run: RunSpec) -> RunPaths:
+        return RunPaths(run)
