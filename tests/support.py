@@ -1,0 +1,50 @@
+"""What tests share: specs built from plain configuration, and the spine's small inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyllm.components import resolver
+from easyllm.spec.problems import SpecError
+from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import read
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+"""A Llama small enough for fp32 steps in milliseconds."""
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``base``, map by map."""
+    both = dict(base)
+    for key, value in over.items():
+        old = both.get(key)
+        both[key] = (
+            merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        )
+    return both
+
+
+def run_spec(folder: Path, config: Mapping[str, Any]) -> RunSpec:
+    """A resolved spec whose run, store and model cache lie under ``folder``."""
+    places = {
+        "run_dir": str(folder / "run"),
+        "data": {"dir": str(folder / "store")},
+        "model": {"cache": str(folder / "models")},
+        "hardware": {"device": "cpu"},
+    }
+    run, problems = read(merged(places, config), resolver())
+    if problems:
+        raise SpecError(problems)
+    return run
