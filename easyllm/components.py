@@ -72,9 +72,9 @@ def shipped(role: type[Component] = Component) -> list[type[Component]]:
     found = []
     for name in FACES:
         for cls in vars(importlib.import_module(name)).values():
-            if inspect.isclass(cls) and issubclass(cls, role) and cls.__module__ == name:
-                if not inspect.isabstract(cls):
-                    found.append(cls)
+            ours = inspect.isclass(cls) and cls.__module__ == name
+            if ours and issubclass(cls, role) and not inspect.isabstract(cls):
+                found.append(cls)
     return found
 
 

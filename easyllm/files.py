@@ -34,7 +34,7 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         yield aside
         flush(aside)
-        os.replace(aside, path)
+        aside.replace(path)
         flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
@@ -57,11 +57,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         flush(aside)
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.rename(path, old)
-            os.rename(aside, path)
+            path.rename(old)
+            aside.rename(path)
             shutil.rmtree(old)
         else:
-            os.rename(aside, path)
+            aside.rename(path)
         flush(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -42,9 +42,7 @@ def _stages(run: RunSpec) -> Iterator[Problem]:
         if stage not in STAGES:
             meant = near(stage, STAGES)
             known = f"one of {', '.join(STAGES)}"
-            yield Problem(
-                "stages", stage, "no such stage", f"{known}; {meant}" if meant else known
-            )
+            yield Problem("stages", stage, "no such stage", f"{known}; {meant}" if meant else known)
     known_stages = [s for s in run.stages if s in STAGES]
     right = [s for s in STAGES if s in known_stages]
     if known_stages != right:
@@ -191,7 +189,7 @@ def config_problems(run: RunSpec, family: Family) -> Iterator[Problem]:
                     f"model.{group}.{key}",
                     value,
                     f"no such key in the configuration of {family.model_type}",
-                    near(key, family.config_keys)
+                    near(key, family.config_keys, under=f"model.{group}")
                     or f"it has: {', '.join(sorted(family.config_keys))}",
                 )
     if family.unsupported and set(run.stages) & {"train", "export"}:
@@ -215,7 +213,8 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
     if shape.heads % shape.kv_heads:
         yield Problem(
             at("num_key_value_heads"), shape.kv_heads,
-            f"does not divide the {shape.heads} attention heads", f"give a divisor of {shape.heads}",
+            f"does not divide the {shape.heads} attention heads",
+            f"give a divisor of {shape.heads}",
         )  # fmt: skip
     stages = run.parallelism.stages
     if stages > shape.layers:

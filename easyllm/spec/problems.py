@@ -57,7 +57,12 @@ def without_consequences(own: list[Problem], cross: Iterable[Problem]) -> list[P
     return own + [p for p in cross if not follows(p)]
 
 
-def near(word: str, known: Iterable[str]) -> str:
-    """'did you mean …?' for the closest of ``known``, or the empty string."""
+def near(word: str, known: Iterable[str], under: str = "") -> str:
+    """'did you mean …?' for the closest of ``known``, or the empty string.
+
+    ``under`` is the dotted key under which the words stand.
+    """
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {match[0]}?" if match else ""
+    if not match:
+        return ""
+    return f"did you mean {under}.{match[0]}?" if under else f"did you mean {match[0]}?"

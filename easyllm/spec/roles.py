@@ -13,7 +13,7 @@ import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from easyllm.spec.problems import Problem
 from easyllm.spec.types import Count, NonNegativeFloat, PositiveFloat
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Component:
+class Component(abc.ABC):  # noqa: B024: the roles below have the abstract methods
     """Base of every role."""
+
+    requires: ClassVar[Mapping[str, str]] = {}
+    """Optional packages it imports, with the extra of easyllm that installs each."""
 
     def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
         """What is wrong with this component in this run; no I/O.
@@ -55,9 +58,8 @@ class Reader(Component):
 class Tokenizer(Component):
     """Where the tokenizer comes from."""
 
-    @property
     @abc.abstractmethod
-    def label(self) -> str:
+    def label(self, run: RunSpec) -> str:
         """A short name, used in the names of the store's folders."""
 
     @abc.abstractmethod
@@ -77,7 +79,7 @@ class Template(Component):
     def encode(
         self, tokenizer: Any, messages: Sequence[Mapping[str, str]]
     ) -> tuple[list[int], list[bool]]:
-        """Token ids and, for each, whether it is trained (the assistant's words and end of turn)."""
+        """Token ids and, for each, whether it is trained: the assistant's words and end of turn."""
 
     @abc.abstractmethod
     def prompt(self, tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:

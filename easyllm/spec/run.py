@@ -26,8 +26,10 @@ from easyllm.spec.types import (
     Count,
     DType,
     Fraction,
+    ModelPath,
     NonNegativeFloat,
     NonNegativeInt,
+    Place,
     Port,
     PositiveFloat,
 )
@@ -55,13 +57,13 @@ def empty() -> Any:
 class ComponentsSpec:
     allow: tuple[str, ...] = ()
     """Module prefixes besides ``easyllm`` from which a ``_target_`` may come."""
-    path: tuple[str, ...] = ()
+    path: tuple[Place, ...] = ()
     """Folders from which those modules are imported; ``--config-dir`` is added by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    path: str | None = None
+    path: ModelPath | None = None
     """A folder in Hugging Face's format, a hub id, a ``.gguf`` file, or
     ``package:NAME/FILE`` for a file that an installed Python package carries."""
     init: Literal["pretrained", "random"] = "pretrained"
@@ -77,7 +79,7 @@ class ModelSpec:
     the files. Where ``path`` is given, its own ``config.json`` must agree."""
     overrides: dict[str, Any] = empty()
     """Laid over the Hugging Face configuration, e.g. ``num_hidden_layers: 4``."""
-    cache: str | None = None
+    cache: Place | None = None
     """Folder for models converted from another format; ``runs/models`` when null."""
 
 
@@ -85,10 +87,10 @@ class ModelSpec:
 class DataSpec:
     sources: dict[str, Reader] = empty()
     """The texts, by name."""
-    dir: str | None = None
+    dir: Place | None = None
     """The token store. By default ``runs/stores/<address>``, addressed by what it holds,
     so that runs with the same data share it."""
-    cache: str | None = None
+    cache: Place | None = None
     """Folder on this node's own disk for the uncompressed map of the store; by default
     inside the store."""
     tokenizer: Tokenizer = component("easyllm.data.tokenizers.Pretrained")
@@ -162,7 +164,7 @@ class TrainingSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    checkpoint: str | None = None
+    checkpoint: Place | None = None
     """The checkpoint to convert; null takes the run's newest."""
     dtype: DType | None = None
     """Type of the exported weights; null keeps the checkpoint's."""
@@ -187,14 +189,14 @@ class SamplingSpec:
 @dataclass(frozen=True, kw_only=True)
 class InferenceSpec:
     engine: InferenceEngine = component("easyllm.inference.engines.Transformers")
-    model: str | None = None
+    model: ModelPath | None = None
     """A folder in Hugging Face's format or a hub id; null takes the run's export, or
     ``model.path`` where the run has none."""
-    prompts: str | dict[str, str] = empty()
+    prompts: Place | dict[str, str] = empty()
     """A file with one prompt a line, or prompts by name."""
     chat: bool = False
     """Put each prompt into the chat template as a user's turn."""
-    output: str | None = None
+    output: Place | None = None
     """The file of results, JSON Lines; null writes ``inference/results.jsonl`` in the run."""
     batch_size: Count = 8
     """Prompts generated together."""
@@ -231,7 +233,7 @@ class RunSpec:
     name: str = "run"
     seed: NonNegativeInt = 42
     """The one seed: weights, shuffles, the order of samples, sampling."""
-    run_dir: str | None = None
+    run_dir: Place | None = None
     """Where all of the run lands; ``runs/<name>-<hash of the spec>`` when null."""
     stages: tuple[str, ...] = ()
     """The stages to run, in order."""

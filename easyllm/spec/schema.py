@@ -98,7 +98,7 @@ class _Walk:
         """All problems, unknown keys with the key that was probably meant."""
         for problem, siblings in self.unknown:
             parent, _, name = problem.key.rpartition(".")
-            remedy = near(name, siblings)
+            remedy = near(name, siblings, under=parent)
             elsewhere = sorted(k for k in self.known if k.rpartition(".")[2] == name)
             if elsewhere:
                 remedy = f"did you mean {elsewhere[0]}?"
@@ -114,7 +114,8 @@ class _Walk:
 
     def dataclass(self, cls: type, config: Any, key: str) -> Any:
         if not isinstance(config, Mapping):
-            return self.note(key, config, "must be a map of keys", f"give {key}.<key>=<value>")
+            self.note(key, config, "must be a map of keys", f"give {key}.<key>=<value>")
+            config = {}
         fields = {f.name: f for f in dataclasses.fields(cls)}
         types_ = hints(cls)
         values: dict[str, Any] = {}
@@ -128,6 +129,8 @@ class _Walk:
             self.known.add(at)
             value = config.get(name, ABSENT)
             target = field.metadata.get("target")
+            if value is ABSENT and _is_group(types_[name]):
+                value = {}  # its own fields may have components by default
             if value is ABSENT and target is None:
                 if _required(field):
                     values[name] = self.note(at, ABSENT, "must be given", f"give {at}=<value>")
@@ -243,7 +246,7 @@ class _Walk:
             return float(value)
         if hint in (bool, str) and isinstance(value, hint):
             return value
-        remedy = f"give {_named(hint)}"
+        remedy = f"give {key}=<{_named(hint)}>"
         if hint is str and not isinstance(value, Mapping | list):
             remedy = f"quote it: {key}=\"'{value}'\""
         return self.note(key, value, f"must be {_named(hint)}", remedy)
@@ -255,6 +258,10 @@ def _required(field: dataclasses.Field[Any]) -> bool:
         and field.default_factory is dataclasses.MISSING
         and "target" not in field.metadata
     )
+
+
+def _is_group(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) and not issubclass(hint, Component)  # type: ignore[arg-type]
 
 
 def _named(hint: Any) -> str:

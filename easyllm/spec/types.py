@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number: ``low`` (``above`` when exclusive) to ``high``, both in the field's unit."""
+    """Bounds of a number, in the field's unit; ``above`` is a lower bound that is excluded."""
 
     low: float | None = None
     high: float | None = None
@@ -32,6 +32,19 @@ class Range:
         return " and ".join(parts)
 
 
+@dataclass(frozen=True)
+class Location:
+    """Marks a path, relative to the folder in which a run is started unless absolute.
+
+    It is made absolute in a resolved spec, so that the run means the same from any folder.
+    """
+
+    or_hub: bool = False
+    """Whether the text may name a model on a hub or in a package instead."""
+
+
+Place = Annotated[str, Location()]
+ModelPath = Annotated[str, Location(or_hub=True)]
 Count = Annotated[int, Range(low=1)]
 NonNegativeInt = Annotated[int, Range(low=0)]
 PositiveFloat = Annotated[float, Range(above=0)]

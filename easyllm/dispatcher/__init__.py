@@ -1,0 +1,1 @@
+"""Runs the stages of a spec in order: the only writer of records."""

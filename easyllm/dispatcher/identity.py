@@ -1,0 +1,117 @@
+"""What makes two runs the same run, and two stores the same store."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from easyllm.files import digest, fingerprint
+from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import hints, write
+from easyllm.spec.types import Location
+
+RUNS = "runs"
+"""The folder, below the current one, that holds what no key names a place for."""
+
+
+def resolved(run: RunSpec) -> RunSpec:
+    """``run`` with every place named and absolute, so that it means the same from any folder."""
+    run = _absolute(run)
+    runs = Path.cwd() / RUNS
+    if run.model.cache is None:
+        run = replace(run, model=replace(run.model, cache=str(runs / "models")))
+    if run.data.dir is None:
+        store = runs / "stores" / store_address(run)
+        run = replace(run, data=replace(run.data, dir=str(store)))
+    if run.run_dir is None:
+        run = replace(run, run_dir=str(runs / run_folder(run)))
+    return run
+
+
+def moved(before: RunSpec, after: RunSpec) -> RunSpec:
+    """``after``, which is the resolved ``before`` with some keys changed, in places of its own.
+
+    A place that was derived from what ``before`` holds is derived anew beside the old one;
+    a place that was given stays.
+    """
+    assert before.data.dir and before.run_dir and after.data.dir and after.run_dir
+    if after.data.dir == before.data.dir and Path(before.data.dir).name == store_address(before):
+        store = Path(before.data.dir).with_name(store_address(after))
+        after = replace(after, data=replace(after.data, dir=str(store)))
+    if after.run_dir == before.run_dir and Path(before.run_dir).name == run_folder(before):
+        after = replace(after, run_dir=str(Path(before.run_dir).with_name(run_folder(after))))
+    return after
+
+
+def run_folder(run: RunSpec) -> str:
+    """``<name>-<hash>``: where a run lands by default.
+
+    Places, the number of workers, which stages are asked for and how the model is served
+    do not make another run; the content of the sources does.
+    """
+    plain = write(run)
+    for key in ("run_dir", "stages", "serving"):
+        del plain[key]
+    address = store_address(run)
+    derived = plain["data"]["dir"] is None or Path(plain["data"]["dir"]).name == address
+    for key in ("cache", "workers") + (("dir",) if derived else ()):
+        del plain["data"][key]
+    del plain["model"]["cache"]
+    return f"{run.name}-{digest([plain, address], 8)}"
+
+
+def store_address(run: RunSpec) -> str:
+    """A hash of everything that decides what the token store holds, the sources' files included."""
+    data = run.data
+    files: dict[str, Any] = {}
+    for name, reader in data.sources.items():
+        try:
+            files[name] = {str(file): fingerprint(file) for file in reader.files()}
+        except OSError:
+            files[name] = "absent"
+    tokenizer = {
+        "spec": write(data.tokenizer),
+        "label": data.tokenizer.label(run),
+        "files": {str(file): fingerprint(file) for file in data.tokenizer.files(run)},
+    }
+    plain = write(data)
+    kept = ("sources", "template", "compression", "partitions", "rows_per_file", "limit")
+    return digest([{key: plain[key] for key in kept}, files, tokenizer, run.seed], 12)
+
+
+def _absolute(part: Any) -> Any:
+    """``part`` with relative locations made absolute."""
+    if isinstance(part, Mapping):
+        return {key: _absolute(value) for key, value in part.items()}
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return part
+    changes = {}
+    for name, hint in hints(type(part)).items():
+        value = getattr(part, name, None)
+        mark = _mark(hint)
+        changed = _absolute(value) if mark is None else _located(value, mark)
+        if changed != value:
+            changes[name] = changed
+    return replace(part, **changes) if changes else part
+
+
+def _mark(hint: Any) -> Location | None:
+    """The mark of a location in a type such as ``Place | None``."""
+    for mark in getattr(hint, "__metadata__", ()):
+        if isinstance(mark, Location):
+            return mark
+    return next(filter(None, map(_mark, typing.get_args(hint))), None)
+
+
+def _located(value: Any, mark: Location) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_located(v, mark) for v in value)
+    if not isinstance(value, str) or "://" in value:
+        return value
+    absolute = Path(os.path.abspath(Path(value).expanduser()))  # a link stays a link
+    return value if mark.or_hub and not absolute.exists() else str(absolute)

@@ -1,0 +1,41 @@
+"""One live run a directory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Occupied(Exception):
+    """Another process runs in the directory."""
+
+    def __init__(self, process: str):
+        super().__init__(process)
+        self.process = process
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process; it is made if need be, and goes again when nothing
+    was put into it. Raises Occupied naming the process that holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with path.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise Occupied(handle.read().strip() or "unknown") from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        try:
+            yield
+        finally:
+            if [p.name for p in folder.iterdir()] == [path.name]:
+                shutil.rmtree(folder, ignore_errors=True)

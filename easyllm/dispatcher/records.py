@@ -1,0 +1,79 @@
+"""What became of each stage, and whether it has to run again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from easyllm.files import fingerprint, read_json, write_json
+from easyllm.paths import RunPaths
+from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import flatten, write
+from easyllm.stages.base import Stage
+
+DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
+
+
+def read(run: RunSpec, stage: Stage) -> dict[str, Any] | None:
+    """The stage's record; None where there is none that can be read."""
+    try:
+        record = read_json(RunPaths(run).record(stage.name))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def save(
+    run: RunSpec,
+    stage: Stage,
+    status: str,
+    started: datetime,
+    metrics: Mapping[str, Any] | None = None,
+    error: str | None = None,
+) -> dict[str, Any]:
+    """Write the stage's record; returns it."""
+    record = {
+        "stage": stage.name,
+        "status": status,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 3),
+        "metrics": dict(metrics or {}),
+        "error": error,
+        "log": str(RunPaths(run).logs(stage.name)),
+        "spec": keys_read(run, stage),
+        "inputs": _fingerprints(stage.inputs(run)),
+        "outputs": _fingerprints(stage.outputs(run)) if status == DONE else {},
+    }
+    write_json(RunPaths(run).record(stage.name), record)
+    return record
+
+
+def changed(run: RunSpec, stage: Stage, record: Mapping[str, Any] | None) -> str:
+    """Why the stage has to run; empty when what it made still stands."""
+    if record is None:
+        return "not run yet"
+    if record.get("status") != DONE:
+        return f"was {record.get('status')}"
+    if record.get("spec") != keys_read(run, stage):
+        return "its keys have changed"
+    if record.get("inputs") != _fingerprints(stage.inputs(run)):
+        return "its inputs have changed"
+    outputs = _fingerprints(stage.outputs(run))
+    if not outputs:
+        return "runs each time"
+    return "" if record.get("outputs") == outputs else "what it made is gone or has changed"
+
+
+def keys_read(run: RunSpec, stage: Stage) -> dict[str, Any]:
+    """The values of the spec that can change what the stage makes, by dotted key."""
+    return {
+        key: value
+        for key, value in flatten(write(run)).items()
+        if any(key == prefix or key.startswith(prefix + ".") for prefix in stage.reads)
+    }
+
+
+def _fingerprints(paths: list[Path]) -> dict[str, str]:
+    return {str(path): fingerprint(path) for path in paths}

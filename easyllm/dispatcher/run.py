@@ -1,0 +1,148 @@
+"""Stages in order, each in processes of its own, each leaving one record."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from easyllm import runfile
+from easyllm.dispatcher import directory, records, summary
+from easyllm.dispatcher.lock import Occupied, held
+from easyllm.files import read_json
+from easyllm.launchers.local import Local
+from easyllm.paths import RunPaths
+from easyllm.spec.problems import Problem, SpecError
+from easyllm.spec.run import RunSpec
+from easyllm.stages import load
+from easyllm.stages.base import Stage
+
+DONE, FAILED, STOPPED, INTERRUPTED = 0, 1, 75, 130
+"""Exit statuses of a run."""
+
+TERMINATED = 128 + signal.SIGTERM
+
+
+class _Stopped(Exception):
+    """SIGTERM between two stages."""
+
+
+def dispatch(run: RunSpec) -> int:
+    """Run the stages of a resolved spec in its directory; returns the exit status.
+
+    Raises SpecError, with nothing started, where the directory belongs to another run.
+    """
+    paths = RunPaths(run)
+    if found := directory.problems(run):
+        raise SpecError(found)
+    try:
+        with held(paths.root):
+            runfile.save(run, paths.spec)
+            with _stoppable():
+                return _stages(run)
+    except Occupied as error:
+        raise SpecError(
+            [
+                Problem(
+                    "run_dir", run.run_dir, f"process {error.process} is running there",
+                    "wait for it, or give another run_dir",
+                )
+            ]
+        ) from None  # fmt: skip
+
+
+def _stages(run: RunSpec) -> int:
+    begun = time.monotonic()
+    made: list[tuple[dict[str, Any], bool]] = []
+    status = DONE
+    try:
+        for name in run.stages:
+            stage = load(name)
+            record = records.read(run, stage)
+            reason = records.changed(run, stage, record)
+            if record is not None and not reason:
+                summary.say(f"{name}: done before, inputs unchanged; passed over")
+                made.append((record, True))
+                continue
+            status, record = _run(run, stage)
+            made.append((record, False))
+            if status != DONE:
+                break
+    except (KeyboardInterrupt, _Stopped) as error:
+        status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else STOPPED
+        summary.say("interrupted" if status == INTERRUPTED else "stopped")
+    if status == DONE:
+        summary.table(run, made, time.monotonic() - begun)
+    elif status in (STOPPED, INTERRUPTED):
+        summary.say(f"to go on, run the same command again, or: {summary.again(run)}")
+    return status
+
+
+def _run(run: RunSpec, stage: Stage) -> tuple[int, dict[str, Any]]:
+    """One stage through the launcher; its exit status and record."""
+    paths = RunPaths(run)
+    logs, started = paths.logs(stage.name), datetime.now(UTC)
+    ranks = stage.ranks(run)
+    for left in (*logs.glob("result.json"), *logs.glob("error-*.json")):
+        left.unlink()
+    summary.say(f"{stage.name} …" if ranks == 1 else f"{stage.name} on {ranks} ranks …")
+    command = [sys.executable, "-m", "easyllm.worker", str(paths.spec), stage.name]
+    launcher = run.hardware.launcher if ranks > 1 else Local()
+    try:
+        code = launcher.launch(command, ranks, logs, _environment())
+    except KeyboardInterrupt:
+        records.save(run, stage, records.INTERRUPTED, started, error="Ctrl-C")
+        raise
+    if code == 0:
+        metrics = read_json(logs / "result.json")
+        (logs / "result.json").unlink()
+        record = records.save(run, stage, records.DONE, started, metrics)
+        summary.say(summary.line(record))
+        return DONE, record
+    if code in (STOPPED, TERMINATED):
+        summary.say(f"{stage.name}: stopped by a signal; what it had is saved")
+        return STOPPED, records.save(run, stage, records.INTERRUPTED, started, error="SIGTERM")
+    error, mendable = _failure(logs, code)
+    summary.failure(stage.name, error, None if mendable else logs)
+    return FAILED, records.save(run, stage, records.FAILED, started, error=error)
+
+
+def _failure(logs: Path, code: int) -> tuple[str, bool]:
+    """Why a stage failed, and whether that says it all. The rank that failed first knows."""
+    left = sorted(logs.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)
+    if left:
+        error = read_json(left[0])
+        rank = "" if len(list(logs.glob("rank-*.log"))) == 1 else f"rank {error['rank']}: "
+        return ("" if error["mendable"] else rank) + error["message"], error["mendable"]
+    if code > 128:
+        name = signal.Signals(code - 128).name
+        hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
+        return f"a rank was killed by {name}{hint}", False
+    return f"a rank ended with status {code}", False
+
+
+def _environment() -> dict[str, str]:
+    """Ranks import the same easyllm as this process, wherever it was started."""
+    package = str(Path(__file__).resolve().parents[2])
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {"PYTHONPATH": os.pathsep.join([package, *filter(None, known)])}
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM between stages ends the run as it does within one."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise _Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

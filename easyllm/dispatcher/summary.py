@@ -1,0 +1,126 @@
+"""What a run says while it goes and when it is done."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from easyllm.paths import RunPaths
+from easyllm.spec.run import RunSpec
+
+Record = Mapping[str, Any]
+
+
+def say(text: str) -> None:
+    print(f"easyllm | {text}", file=sys.stderr, flush=True)
+
+
+def failure(stage: str, error: str, logs: Path | None) -> None:
+    say(f"{stage} failed: {error}")
+    if logs is not None:
+        say(f"its log: {shown(logs)}")
+
+
+def shown(path: Path | str) -> str:
+    """A path as short as it can be from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def again(run: RunSpec) -> str:
+    return f"python -m easyllm {shlex.quote(shown(RunPaths(run).spec))}"
+
+
+def line(record: Record) -> str:
+    return f"{record['stage']}: done in {_seconds(record['seconds'])}"
+
+
+def table(run: RunSpec, made: Sequence[tuple[Record, bool]], seconds: float) -> None:
+    """The closing table: what was made, where it lies, how it went, what to try next."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    rows = Table(title=f"{run.name}: done in {_seconds(seconds)}", title_justify="left")
+    for heading, justify in (("stage", "left"), ("made", "left"), ("where", "left"),
+                             ("time", "right")):  # fmt: skip
+        rows.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for record, passed in made:
+        rows.add_row(
+            record["stage"],
+            escape(_made(record["stage"], record["metrics"])),
+            escape(_where(run, record["stage"])),
+            "passed over" if passed else _seconds(record["seconds"]),
+        )
+    # a fixed width where there is no terminal keeps logs readable
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(rows)
+    for sample in next((r["metrics"].get("samples", []) for r, _ in made
+                        if r["stage"] == "infer"), []):  # fmt: skip
+        text = " ".join(f"{sample['prompt']} ▸ {sample['text']}".split())
+        console.print(f"  {escape(text)}", highlight=False)
+    console.print("Next", style="bold")
+    for what, command in _next(run):
+        console.print(f"  {what:<28} {escape(command)}", highlight=False, soft_wrap=True)
+
+
+def _made(stage: str, metrics: Mapping[str, Any]) -> str:
+    """A stage's result in a few words."""
+    if stage == "train" and metrics.get("first_loss") is not None:
+        text = f"loss {metrics['first_loss']:.3f} -> {metrics['last_loss']:.3f}"
+        if metrics.get("eval_loss") is not None:
+            text += f", held out {metrics['eval_loss']:.3f}"
+        return text + f"; {metrics['tokens_per_second']:,.0f} tokens/s"
+    words = []
+    for key, label in (
+        ("documents", "documents"), ("tokens", "tokens"), ("partitions", "partitions"),
+        ("parameters", "parameters"), ("bytes", "bytes"), ("prompts", "prompts"),
+        ("generated_tokens", "tokens"), ("requests", "requests"),
+    ):  # fmt: skip
+        if isinstance(metrics.get(key), int | float):
+            words.append(f"{metrics[key]:,} {label}")
+    rate = metrics.get("tokens_per_second")
+    if rate and not metrics.get("reused"):
+        words.append(f"{rate:,.0f} tokens/s")
+    if metrics.get("reused"):
+        words.append("from the shared store")
+    return "; ".join(words)
+
+
+def _where(run: RunSpec, stage: str) -> str:
+    paths = RunPaths(run)
+    places = {
+        "tokenize": paths.store.tokens,
+        "shuffle": paths.store.shuffled,
+        "repartition": paths.store.partitions,
+        "train": paths.checkpoints,
+        "export": paths.export,
+        "infer": paths.results,
+    }
+    return shown(places[stage]) if stage in places else ""
+
+
+def _next(run: RunSpec) -> list[tuple[str, str]]:
+    paths, spec = RunPaths(run), shlex.quote(shown(RunPaths(run).spec))
+    ideas = [("read its metrics", f"tail -n 3 {shown(paths.metrics)}")]
+    if not paths.metrics.exists():
+        ideas.clear()
+    if paths.export.is_dir():
+        ideas += [
+            ("serve the model", f"python -m easyllm {spec} stages=[serve]"),
+            ("ask it something", "python -m easyllm stages=[infer] "
+             f"inference.model={shown(paths.export)} inference.prompts.mine='Once upon a time'"),
+        ]  # fmt: skip
+    elif "train" not in run.stages:
+        ideas.append(("train on it", f"python -m easyllm {spec} stages=[train,export]"))
+    ideas.append(("run it with another value", f"python -m easyllm {spec} seed=1"))
+    return ideas
+
+
+def _seconds(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)} min {rest:.0f} s" if minutes else f"{rest:.1f} s"

@@ -1,0 +1,50 @@
+"""Devices and optional packages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from easyllm.spec.checks import components
+from easyllm.spec.problems import Problem
+from easyllm.spec.run import RunSpec
+
+ON_DEVICE = {"train", "infer", "serve"}
+"""Stages that use the devices."""
+
+
+def problems(run: RunSpec) -> Iterator[Problem]:
+    uses = ON_DEVICE & set(run.stages)
+    if uses and run.hardware.device == "cuda" and run.hardware.nodes == 1:
+        found = cuda_devices()
+        wanted = run.hardware.devices_per_node if "train" in uses else 1
+        if found < wanted:
+            yield Problem(
+                "hardware.devices_per_node",
+                run.hardware.devices_per_node,
+                f"this machine has {found} CUDA devices",
+                "choose a hardware group that fits, or +smoke=cpu for a trial without GPUs",
+                also=("hardware.device",),
+            )
+        if run.model.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+            yield Problem(
+                "model.attention", run.model.attention, "the package flash-attn is not installed",
+                "pip install 'easyllm[flash-attn]', or give model.attention=sdpa",
+            )  # fmt: skip
+    for key, part in components(run):
+        for module, extra in part.requires.items():
+            if find_spec(module) is None:
+                yield Problem(
+                    f"{key}._target_", type(part).__name__, f"needs the package {module}",
+                    f"pip install 'easyllm[{extra}]'",
+                )  # fmt: skip
+
+
+def cuda_devices() -> int:
+    """CUDA devices that this process may use, counted without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len([p for p in Path("/dev").glob("nvidia*") if p.name.removeprefix("nvidia").isdigit()])

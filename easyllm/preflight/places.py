@@ -1,0 +1,66 @@
+"""Files and folders that must exist, or must not be in the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from easyllm.errors import UserError
+from easyllm.models import source
+from easyllm.spec.problems import Problem
+from easyllm.spec.run import RunSpec
+
+
+def problems(run: RunSpec) -> Iterator[Problem]:
+    if not run.stages or "tokenize" in run.stages:
+        yield from _sources(run)
+    if run.model.path and (complaint := source.problem(run.model.path)):
+        yield Problem("model.path", run.model.path, complaint, "give a folder or a hub id")
+    tokenizer = getattr(run.data.tokenizer, "path", None)
+    if isinstance(tokenizer, str) and (complaint := source.problem(tokenizer)):
+        yield Problem("data.tokenizer.path", tokenizer, complaint, "give a folder or a hub id")
+    yield from _inference(run)
+    checkpoint = run.export.checkpoint
+    if checkpoint and not (Path(checkpoint) / "manifest.json").is_file():
+        yield Problem(
+            "export.checkpoint", checkpoint, "is not a checkpoint",
+            "give RUN_DIR/checkpoints/step-N, or null for the run's newest",
+        )  # fmt: skip
+    for key, folder in (
+        ("run_dir", run.run_dir),
+        ("data.dir", run.data.dir),
+        ("data.cache", run.data.cache),
+        ("model.cache", run.model.cache),
+    ):
+        if folder:
+            yield from _folder(key, Path(folder))
+
+
+def _sources(run: RunSpec) -> Iterator[Problem]:
+    for name, reader in run.data.sources.items():
+        path = getattr(reader, "path", None)
+        key = f"data.sources.{name}" + (".path" if path is not None else "")
+        try:
+            reader.files()
+        except (OSError, UserError) as error:
+            yield Problem(key, path, str(error), f"give {key}=<a file or folder that exists>")
+
+
+def _inference(run: RunSpec) -> Iterator[Problem]:
+    prompts, model = run.inference.prompts, run.inference.model
+    if "infer" in run.stages and isinstance(prompts, str) and not Path(prompts).is_file():
+        yield Problem(
+            "inference.prompts", prompts, "no such file", "give a text file with one prompt a line"
+        )
+    if model and {"infer", "serve"} & set(run.stages) and (complaint := source.problem(model)):
+        yield Problem("inference.model", model, complaint, "give a folder or a hub id")
+
+
+def _folder(key: str, folder: Path) -> Iterator[Problem]:
+    """A folder that will be made or written to."""
+    standing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not standing.is_dir():
+        yield Problem(key, str(folder), f"{standing} is a file", "give a folder")
+    elif not os.access(standing, os.W_OK):
+        yield Problem(key, str(folder), f"{standing} cannot be written to", "give another folder")

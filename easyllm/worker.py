@@ -1,0 +1,71 @@
+"""A rank's entry: ``python -m easyllm.worker RUN_DIR/run.yaml STAGE``.
+
+Launchers start it with RANK, WORLD_SIZE and LOCAL_RANK set. It never sees Hydra. Rank 0
+leaves what the stage returned, or why it failed, beside its log; the dispatcher records it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from easyllm import runfile
+from easyllm.errors import UserError
+from easyllm.files import write_json
+from easyllm.paths import RunPaths
+from easyllm.stages import load
+from easyllm.stages.base import Interrupted, Rank
+
+FAILED = 1
+SAVED = 75
+"""Stopped by a signal after saving; the same command goes on."""
+
+
+def main(file: Path, stage: str) -> int:
+    _die_with_parent()
+    run = runfile.load(file)
+    rank = Rank(
+        index=int(os.environ.get("RANK", 0)),
+        count=int(os.environ.get("WORLD_SIZE", 1)),
+        local_index=int(os.environ.get("LOCAL_RANK", 0)),
+    )
+    logs = RunPaths(run).logs(stage)
+    try:
+        metrics = load(stage).work(run, rank)
+    except Interrupted:
+        return SAVED
+    except UserError as error:
+        _leave(logs, rank, "error", {"message": str(error), "mendable": True})
+        return FAILED
+    except Exception as error:
+        traceback.print_exc()
+        last = traceback.format_exception_only(error)[-1].strip()
+        _leave(logs, rank, "error", {"message": last, "mendable": False})
+        return FAILED
+    if rank.first:
+        write_json(logs / "result.json", dict(metrics))
+    return 0
+
+
+def _leave(logs: Path, rank: Rank, what: str, content: dict[str, Any]) -> None:
+    write_json(logs / f"{what}-{rank.index}.json", content | {"rank": rank.index})
+
+
+def _die_with_parent() -> None:
+    """Have Linux kill this rank when its launcher is killed without a chance to end it."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    status = main(Path(sys.argv[1]), sys.argv[2])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Engines leave threads and process groups behind that can hang an ordinary exit.
+    os._exit(status)

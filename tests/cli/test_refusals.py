@@ -1,0 +1,241 @@
+"""A wrong spec: exit status 2, a short message with key, value, origin and remedy, no trace left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from easyllm.__main__ import main
+
+REFUSALS = {
+    "misspelt key": (
+        ["+recipe=demo", "model.pth=x"],
+        ["model.pth = x", "command line", "no such key", "did you mean model.path?"],
+    ),
+    "misspelt key, deep": (
+        ["+recipe=demo", "training.optimizer.learning_rate=1"],
+        ["training.optimizer.learning_rate = 1", "command line", "training.optimizer has:", "lr"],
+    ),
+    "key of another group": (
+        ["+recipe=demo", "model.seq_len=1"],
+        ["model.seq_len = 1", "did you mean data.seq_len?"],
+    ),
+    "a key nothing reads": (["+recipe=demo", "+foo=1"], ["foo = 1", "no such key"]),
+    "misspelt key of a map": (
+        ["+recipe=demo", "model.overrides.num_hidden_layer=4"],
+        ["model.overrides.num_hidden_layer = 4", "did you mean", "num_hidden_layers"],
+    ),
+    "stages and devices": (
+        ["+recipe=demo", "parallelism.pipeline_stages=3"],
+        ["parallelism.pipeline_stages = 3", "command line", "2 ranks", "give a divisor of 2"],
+    ),
+    "text for a number": (
+        ["+recipe=demo", "training.steps=ten"],
+        ["training.steps = ten", "command line", "must be a whole number"],
+    ),
+    "out of range": (
+        ["+recipe=demo", "training.optimizer.lr=-1"],
+        ["training.optimizer.lr = -1", "must be above 0"],
+    ),
+    "null where a value must be": (
+        ["+recipe=demo", "data.seq_len=null"],
+        ["data.seq_len", "must be a whole number", "null is not allowed"],
+    ),
+    "unknown recipe": (["+recipe=demmo"], ["recipe = demmo", "did you mean demo?"]),
+    "unknown option": (
+        ["+recipe=demo", "model=llama_7"],
+        ["model = llama_7", "did you mean llama_7b?"],
+    ),
+    "a target that is not allowed": (
+        ["+recipe=demo", "training.optimizer._target_=os.system"],
+        ["training.optimizer._target_ = os.system", "allowed prefix", "AdamW"],
+    ),
+    "a target of another role": (
+        ["+recipe=demo", "training.optimizer._target_=easyllm.data.readers.Text"],
+        ["training.optimizer._target_", "is not a Optimizer"],
+    ),
+    "a target that is misspelt": (
+        ["+recipe=demo", "data.sources.mine._target_=easyllm.data.readers.Txt"],
+        ["data.sources.mine._target_", "has no Txt", "did you mean easyllm.data.readers.Text?"],
+    ),
+    "an absent source": (
+        ["+recipe=demo", "data=text", "data.sources.text.path=absent.txt"],
+        ["data.sources.text.path = absent.txt", "command line", "no such file"],
+    ),
+    "a path that must be given": (
+        ["+recipe=demo", "data=text"],
+        ["data.sources.text.path", "conf/data/text.yaml", "must be given"],
+    ),
+    "an unknown stage": (
+        ["+recipe=demo", "stages=[tokenise,plan]"],
+        ["stages = tokenise", "did you mean tokenize?", "stages = plan"],
+    ),
+    "stages out of order": (
+        ["+recipe=demo", "stages=[train,tokenize]"],
+        ["stages", "give stages=[tokenize,train]"],
+    ),
+    "batch": (
+        ["+recipe=demo", "parallelism.global_batch_size=6"],
+        ["parallelism.global_batch_size = 6", "micro_batch_size 4", "give 4 or 8"],
+    ),
+    "replicas": (
+        ["+recipe=demo", "parallelism.data_parallel=3"],
+        ["parallelism.data_parallel = 3", "3 replicas x 2 pipeline stages", "give 1"],
+    ),
+    "pipeline with ZeRO-2": (
+        ["+recipe=demo", "parallelism.zero_stage=2"],
+        ["parallelism.zero_stage = 2", "pipeline", "give 0 or 1"],
+    ),
+    "more stages than layers": (
+        ["+recipe=demo", "hardware.devices_per_node=8", "parallelism.pipeline_stages=8"],
+        ["parallelism.pipeline_stages = 8", "4 layers only", "give at most 4"],
+    ),
+    "sequence longer than the model's positions": (
+        ["+recipe=demo", "data.seq_len=4096"],
+        ["data.seq_len = 4096", "1024 positions"],
+    ),
+    "memory": (
+        ["+recipe=llama13b_pipe", "parallelism.pipeline_stages=1", "stages=[tokenize,train]"],
+        ["hardware.memory_gb = 40", "conf/hardware/a100_40gb_8x8.yaml", "GB a device"],
+    ),
+    "a family without training": (
+        ["+recipe=qwen7b_pipe"],
+        ["model.family = qwen", "Qwen models can be planned but not trained yet"],
+    ),
+    "a family without smoke": (
+        ["+smoke=cpu", "+recipe=baichuan13b_pipe"],
+        ["smoke = cpu", "models of type baichuan cannot be shrunk yet"],
+    ),
+    "no GPU here": (
+        ["+recipe=llama13b_zero", "model.attention=sdpa"],
+        ["hardware.devices_per_node = 8", "0 CUDA devices", "+smoke=cpu"],
+    ),
+    "several values without -m": (
+        ["+recipe=demo", "seed=1,2"],
+        ["seed = 1,2", "add -m"],
+    ),
+    "not an override": (["demo"], ["demo", "is a recipe", "+recipe=demo"]),
+    "an unknown flag": (["--multrun", "+recipe=demo"], ["--multrun", "did you mean --multirun?"]),
+    "an absent run.yaml": (["nowhere/run.yaml"], ["nowhere/run.yaml", "no such file"]),
+    "an unreadable value": (["+recipe=demo", "name=[a"], ["name", "cannot be read", "quote it"]),
+    "a group for a value": (
+        ["+recipe=demo", "training=5"],
+        ["training = 5", "must be a map of keys"],
+    ),
+    "a lost interpolation": (
+        ["+recipe=demo", "name=${nowhere}"],
+        ["name", "nowhere"],
+    ),
+    "an absent prompt file": (
+        ["+recipe=demo", "inference.prompts=absent.txt"],
+        ["inference.prompts = absent.txt", "no such file"],
+    ),
+    "an absent model": (
+        ["+recipe=smollm2_pipe", "data=python_docs", "model.path=./absent"],
+        ["model.path = ./absent"],
+    ),
+}
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("words, told", REFUSALS.values(), ids=REFUSALS)
+def test_refused(words, told, empty, capsys, monkeypatch):
+    monkeypatch.setattr("easyllm.preflight.machine.cuda_devices", lambda: 0)
+    assert main(words) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    for part in told:
+        assert part in message, message
+    assert "Traceback" not in message
+    assert message.count(" ") < 110, "a message of a few lines"
+    assert not list(empty.iterdir()), "a refused spec leaves nothing behind"
+
+
+def test_all_problems_at_once(empty, capsys):
+    words = ["model.pth=x", "training.steps=ten", "data.seq_len=0", "+recipe=demo",
+             "parallelism.global_batch_size=7", "inference.prompts=absent.txt"]  # fmt: skip
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert "5 problems" in message
+    for key in ("model.pth", "training.steps", "data.seq_len", "global_batch_size", "prompts"):
+        assert key in message
+
+
+def test_consequences_are_not_reported(empty, capsys):
+    """A batch that only seems wrong because the micro-batch is unreadable is not a problem."""
+    assert main(["+recipe=demo", "parallelism.micro_batch_size=x", "training.steps=ten"]) == 2
+    assert "2 problems" in capsys.readouterr().err
+
+
+@pytest.fixture
+def own(empty: Path) -> Path:
+    folder = empty / "mine"
+    (folder / "recipe").mkdir(parents=True)
+    return folder
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    (folder / "recipe" / f"{name}.yaml").write_text(text)
+
+
+def test_misspelt_key_in_a_recipe(own, capsys):
+    write(own, "mine", "# @package _global_\ndefaults: [demo]\ntraining:\n  stepz: 3\n")
+    assert main(["+recipe=mine", "--config-dir", str(own)]) == 2
+    message = capsys.readouterr().err
+    assert "training.stepz = 3" in message
+    assert str(own / "recipe" / "mine.yaml") in message
+    assert "did you mean training.steps?" in message
+
+
+def test_value_of_a_shipped_recipe_is_traced_to_it(empty, capsys):
+    assert main(["+recipe=demo", "hardware.devices_per_node=3"]) == 2
+    message = capsys.readouterr().err
+    assert "parallelism.pipeline_stages = 2   (recipe/demo.yaml)" in message
+
+
+def test_recipe_without_its_package_line(own, capsys):
+    write(own, "mine", "training:\n  steps: 3\n")
+    assert main(["+recipe=mine", "--config-dir", str(own)]) == 2
+    assert "# @package _global_" in capsys.readouterr().err
+
+
+def test_recipe_that_is_not_yaml(own, capsys):
+    write(own, "mine", "# @package _global_\ntraining: [1\n")
+    assert main(["+recipe=mine", "--config-dir", str(own)]) == 2
+    message = capsys.readouterr().err
+    assert "is not YAML" in message
+    assert "Traceback" not in message
+
+
+def test_recipe_with_an_absent_default(own, capsys):
+    write(own, "mine", "# @package _global_\ndefaults: [demmo]\n")
+    assert main(["+recipe=mine", "--config-dir", str(own)]) == 2
+    assert "did you mean demo?" in capsys.readouterr().err
+
+
+def test_shipped_name_in_a_users_folder(own, capsys):
+    write(own, "demo", "# @package _global_\ntraining:\n  steps: 3\n")
+    assert main(["+recipe=demo", "--config-dir", str(own)]) == 2
+    message = capsys.readouterr().err
+    assert str(own / "recipe" / "demo.yaml") in message
+    assert "shipped" in message
+
+
+def test_absent_config_dir(empty, capsys):
+    assert main(["+recipe=demo", "--config-dir", "nowhere"]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_users_reader_that_cannot_be_imported(own, capsys):
+    (own / "broken_readers.py").write_text("import nothing_of_that_name\n")
+    words = ["components.allow=[broken_readers]", "data.sources.x._target_=broken_readers.X"]
+    assert main(["+recipe=demo", "--config-dir", str(own), *words]) == 2
+    message = capsys.readouterr().err
+    assert "nothing_of_that_name" in message
+    assert "Traceback" not in message
