@@ -13,7 +13,7 @@ SWEEP = {"-m", "--multirun"}
 HYDRA = {"--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--help", "-h",
          "--hydra-help", "--shell-completion", "-sc"}  # fmt: skip
 """Flags that ask Hydra about the configuration; nothing runs."""
-TAKES_VALUE = {"--cfg", "-c", "--package", "-p"}
+TAKES_VALUE = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
 CONFIG_DIR = {"--config-dir", "-cd"}
 
 
@@ -40,11 +40,12 @@ class Arguments:
 def parse(words: list[str]) -> Arguments:
     """Sort the words; raises SpecError for one that is none of what can stand there."""
     found: dict[str, Any] = {"overrides": [], "hydra_flags": []}
-    rest = iter(words)
-    for word in rest:
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
         flag, given, value = word.partition("=")
         if flag in CONFIG_DIR:
-            folder = value if given else next(rest, None)
+            folder = value if given else rest.pop(0) if rest else None
             if not folder:
                 raise SpecError([Problem(flag, None, "needs a folder", f"give {flag} FOLDER")])
             found["config_dir"] = Path(folder).absolute()
@@ -54,8 +55,8 @@ def parse(words: list[str]) -> Arguments:
             found["version"] = True
         elif flag in HYDRA:
             found["hydra_flags"].append(word)
-            if flag in TAKES_VALUE and not given and (value := next(rest, "")):
-                found["hydra_flags"].append(value)
+            if flag in TAKES_VALUE and not given and rest and rest[0].isalpha():
+                found["hydra_flags"].append(rest.pop(0))
         elif word.startswith("-"):
             flags = sorted(SWEEP | HYDRA | CONFIG_DIR | {"--version"})
             raise SpecError(

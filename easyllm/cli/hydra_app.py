@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 from easyllm.cli.arguments import Arguments, Override
 from easyllm.cli.library import ROOT, absent_option
 from easyllm.cli.report import refuse
-from easyllm.spec.problems import SpecError
+from easyllm.spec.problems import Problem, SpecError
 
 INTERRUPTED = 130
 QUIET = (
@@ -21,13 +20,14 @@ QUIET = (
     "hydra/hydra_logging=disabled",
     "hydra.output_subdir=null",
     "hydra.job.chdir=false",
+    "hydra.sweep.subdir=.",
 )
 
 
 def inspect(arguments: Arguments, overrides: Sequence[Override]) -> int:
     """Answer ``--cfg``, ``--info``, ``--help`` and their like."""
-    _hydra([*arguments.hydra_flags, *(o.text for o in overrides)], arguments, lambda config: None)
-    return 0
+    words = [o.text for o in overrides]
+    return _hydra(arguments.hydra_flags, words, arguments, lambda config: None)
 
 
 def sweep(arguments: Arguments, overrides: Sequence[Override]) -> int:
@@ -41,7 +41,7 @@ def sweep(arguments: Arguments, overrides: Sequence[Override]) -> int:
     failed = [f"{group}={value}" for group, value in absent]
     for group, value in absent:
         refuse([absent_option(arguments.library, group, value)], lambda key: "command line")
-    number = 0
+    number, status = 0, 0
 
     def point(config: Any) -> None:
         nonlocal number
@@ -51,20 +51,20 @@ def sweep(arguments: Arguments, overrides: Sequence[Override]) -> int:
         own = list(HydraConfig.get().overrides.task)
         shown = " ".join(word.lstrip("+") if "=" in word else word for word in own)
         print(f"\neasyllm | point {number}: {shown}", file=sys.stderr, flush=True)
-        status = _run_point(arguments, own)
-        if status == INTERRUPTED:
+        ended = _run_point(arguments, own)
+        if ended == INTERRUPTED:
             raise KeyboardInterrupt
-        if status:
+        if ended:
             failed.append(shown)
 
     folder = f"runs/sweeps/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    flags = ["--multirun", f"hydra.sweep.dir={folder}", *QUIET]
+    quiet = [f"hydra.sweep.dir={folder}", *QUIET]
     if not any(word is None for word in words):
-        _hydra([*flags, *(word for word in words if word)], arguments, point)
+        status = _hydra(["--multirun"], [*quiet, *filter(None, words)], arguments, point)
     done = number - (len(failed) - len(absent))
     say = f"\neasyllm | sweep: {done} of {number + len(absent)} points done"
     print(say + "".join(f"\n  not done: {point}" for point in failed), file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or status else 0
 
 
 def _run_point(arguments: Arguments, words: list[str]) -> int:
@@ -100,24 +100,31 @@ def _without(override: Override, absent: list[tuple[str, str]]) -> str | None:
     return f"{override.text.partition('=')[0]}={','.join(left)}" if left else None
 
 
-def _hydra(words: list[str], arguments: Arguments, task: Any) -> None:
+def _hydra(flags: list[str], words: list[str], arguments: Arguments, task: Any) -> int:
     import hydra
 
-    sys.argv = [sys.argv[0], *words]
-    if arguments.config_dir is not None:
-        sys.argv += ["--config-dir", str(arguments.config_dir)]
+    names = ["hydra.job.name=easyllm", "hydra.help.app_name='python -m easyllm'"]
+    folder = [] if arguments.config_dir is None else ["--config-dir", str(arguments.config_dir)]
+    # "--": else argparse takes the first override for the value of a flag such as --info
+    sys.argv = [sys.argv[0], *folder, *flags, "--", *names, *words]
     decorate = hydra.main(
         config_path=str(arguments.library.own), config_name=ROOT, version_base="1.3"
     )
-    with contextlib.suppress(SystemExit):
+    try:
         decorate(task)()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
 
 
 def checked(arguments: Arguments, overrides: Sequence[Override]) -> None:
     """Refuse a wrong spec before Hydra prints it. Raises SpecError."""
     from easyllm.cli.compose import compose
 
-    if not arguments.sweep and any(f in ("--cfg", "-c") for f in arguments.hydra_flags):
+    if arguments.sweep:
+        flag = arguments.hydra_flags[0]
+        raise SpecError([Problem("-m", None, f"cannot go with {flag}", "leave one of them out")])
+    if any(f in ("--cfg", "-c") for f in arguments.hydra_flags):
         from easyllm.runfile import read_config
 
         _, found = read_config(compose(list(overrides), arguments.library))

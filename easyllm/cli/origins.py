@@ -24,10 +24,7 @@ def of_composition(overrides: list[Override], library: Library) -> Origin:
             return given
         if layers is None:
             layers = _layers(overrides, library)
-        for file, tree in reversed(layers):
-            if _holds(tree, key):
-                return file
-        return ""
+        return next((file for file, tree in reversed(layers) if _holds(tree, key)), "")
 
     return origin
 

@@ -1,4 +1,4 @@
-"""A wrong spec: exit status 2, a short message with key, value, origin and remedy, no trace left."""
+"""A wrong spec: status 2, a short message of key, value, origin and remedy, no trace left."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ REFUSALS = {
     ),
     "sequence longer than the model's positions": (
         ["+recipe=demo", "data.seq_len=4096"],
-        ["data.seq_len = 4096", "1024 positions"],
+        ["data.seq_len = 4096", "2048 positions"],
     ),
     "memory": (
         ["+recipe=llama13b_pipe", "parallelism.pipeline_stages=1", "stages=[tokenize,train]"],

@@ -1,0 +1,234 @@
+"""A run's directory: the same command goes on, another run stays out, nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from easyllm.__main__ import main
+
+DATA = ["+recipe=demo", "stages=[tokenize,shuffle,repartition]", "data.limit=20",
+        "data.tokenizer.vocab_size=300"]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def runs(folder: Path) -> list[Path]:
+    return sorted(p.parent for p in folder.glob("runs/*/run.yaml"))
+
+
+def record(run: Path, stage: str) -> dict:
+    return json.loads((run / "stages" / f"{stage}.json").read_text())
+
+
+def test_same_command_passes_finished_stages_over(folder, capfd):
+    assert main(DATA) == 0
+    (run,) = runs(folder)
+    first = record(run, "shuffle")
+    assert first["status"] == "done"
+    assert first["seconds"] > 0
+    assert first["metrics"]["documents"] == 20
+    assert all("absent" not in value for value in first["inputs"].values())
+    assert first["outputs"]
+    capfd.readouterr()
+    assert main(DATA) == 0
+    assert runs(folder) == [run]
+    assert record(run, "shuffle") == first
+    assert capfd.readouterr().err.count("passed over") == 3
+
+
+def test_stages_can_be_run_one_by_one(folder):
+    for stages in ("[tokenize]", "[shuffle]", "[tokenize,shuffle,repartition]"):
+        assert main([*DATA, f"stages={stages}"]) == 0
+    (run,) = runs(folder)
+    assert record(run, "repartition")["status"] == "done"
+
+
+def test_other_values_are_another_run_and_share_the_store(folder):
+    assert main(DATA) == 0
+    assert main([*DATA, "training.optimizer.lr=1e-5"]) == 0
+    assert len(runs(folder)) == 2
+    assert len(list((folder / "runs/stores").iterdir())) == 1
+    assert main([*DATA, "data.limit=21"]) == 0
+    assert len(list((folder / "runs/stores").iterdir())) == 2
+
+
+def test_changed_text_is_another_run(folder):
+    text = folder / "mine.txt"
+    words = [*DATA, "data=text", "data.sources.text.path=mine.txt"]
+    text.write_text("\n\n".join(f"Document {n} of the first." for n in range(30)))
+    assert main(words) == 0
+    text.write_text("\n\n".join(f"Document {n} of the second." for n in range(30)))
+    assert main(words) == 0
+    assert len(runs(folder)) == 2
+
+
+def test_lost_output_is_made_again(folder, capfd):
+    assert main(DATA) == 0
+    manifest = next(folder.glob("runs/stores/*/shuffled/manifest.json"))
+    manifest.unlink()
+    assert main(DATA) == 0
+    assert manifest.exists()
+
+
+def test_run_dir_of_another_spec_is_refused(folder, capsys):
+    assert main([*DATA, "run_dir=here"]) == 0
+    before = (folder / "here/run.yaml").read_bytes()
+    assert main([*DATA, "run_dir=here", "seed=7"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "run_dir" in message
+    assert "seed (42 -> 7)" in message
+    assert (folder / "here/run.yaml").read_bytes() == before
+
+
+def test_run_dir_of_another_spec_is_taken_where_nothing_done_can_change(folder):
+    """What only later stages read may change as long as they have not run."""
+    assert main([*DATA, "run_dir=here"]) == 0
+    assert main([*DATA, "run_dir=here", "inference.sampling.max_tokens=5"]) == 0
+
+
+def test_run_dir_with_other_files_is_refused(folder, capsys):
+    (folder / "here").mkdir()
+    (folder / "here" / "thesis.txt").write_text("…")
+    assert main([*DATA, "run_dir=here"]) == 2
+    assert "holds files but no run" in capsys.readouterr().err
+    assert [p.name for p in (folder / "here").iterdir()] == ["thesis.txt"]
+
+
+def test_run_yaml_repeats_the_run_from_elsewhere(folder, monkeypatch, capfd):
+    (folder / "mine.txt").write_text("\n\n".join(f"Document {n}." for n in range(30)))
+    assert main([*DATA, "data=text", "data.sources.text.path=mine.txt"]) == 0
+    (run,) = runs(folder)
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    capfd.readouterr()
+    assert main([str(run / "run.yaml")]) == 0
+    assert capfd.readouterr().err.count("passed over") == 3
+    assert main([str(run / "run.yaml"), "training.steps=ten"]) == 2
+    message = capfd.readouterr().err
+    assert "training.steps = ten   (command line)" in message
+    assert main([str(run / "run.yaml"), "seed=7"]) == 0
+    assert len(runs(folder)) == 2, "another seed is another run, beside the first"
+    assert not list(elsewhere.iterdir())
+
+
+def test_run_yaml_with_a_misspelt_key_is_refused(folder, capsys):
+    assert main(DATA) == 0
+    (run,) = runs(folder)
+    file = run / "run.yaml"
+    file.write_text(file.read_text().replace("seq_len:", "seq_length:"))
+    assert main([str(file)]) == 2
+    message = capsys.readouterr().err
+    assert "data.seq_length" in message
+    assert "run.yaml" in message
+
+
+def test_failed_stage_is_recorded_and_tried_again(folder, capfd):
+    text = folder / "mine.jsonl"
+    words = [*DATA, "data=jsonl", "data.sources.jsonl.path=mine.jsonl", "run_dir=here"]
+    good = "".join(json.dumps({"text": f"Document {n}."}) + "\n" for n in range(30))
+    text.write_text(good + "{broken\n" + good)
+    assert main([*words, "data.limit=null"]) == 1
+    failed = record(folder / "here", "tokenize")
+    assert failed["status"] == "failed"
+    assert "line 31" in failed["error"]
+    message = capfd.readouterr().err
+    assert "line 31" in message
+    assert "Traceback" not in message
+    assert not (folder / "here/stages/shuffle.json").exists()
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "easyllm", *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def slow_source(folder: Path) -> list[str]:
+    """A reader of the user's own that takes its time, so that a run can be caught at work."""
+    own = folder / "mine"
+    own.mkdir()
+    (own / "slow_reader.py").write_text(
+        "import time\n"
+        "from dataclasses import dataclass\n"
+        "from easyllm.data.readers import PythonDocs\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Slow(PythonDocs):\n"
+        "    def documents(self, file):\n"
+        "        for document in super().documents(file):\n"
+        "            time.sleep(2)\n"
+        "            yield document\n"
+    )
+    return [*DATA, "--config-dir", "mine", "components.allow=[slow_reader]", "run_dir=here",
+            "data.sources.python_docs._target_=slow_reader.Slow"]  # fmt: skip
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def descendants(pid: int) -> list[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["ctrl-c", "sigterm"]
+)
+def test_signal_ends_every_process_and_is_recorded(folder, number, status):
+    import psutil
+
+    process = start(*slow_source(folder))
+    wait_for(lambda: len(descendants(process.pid)) >= 1)
+    time.sleep(2)
+    children = descendants(process.pid)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == status, message
+    assert "Traceback" not in message
+    assert "run the same command again" in message
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children), 10)
+    assert record(folder / "here", "tokenize")["status"] == "interrupted"
+    (store,) = (folder / "runs/stores").iterdir()
+    assert not (store / "tokens" / "manifest.json").exists()
+    assert not list(store.rglob("*.parquet"))
+
+
+def test_second_live_run_in_a_directory_is_refused(folder):
+    words = slow_source(folder)
+    first = start(*words)
+    try:
+        wait_for((folder / "here/run.yaml").exists)
+        second = start(*words)
+        _, message = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert f"process {first.pid}" in message
+    finally:
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=60)
+
+
+def test_killed_parent_takes_its_ranks_along(folder):
+    import psutil
+
+    process = start(*slow_source(folder))
+    wait_for(lambda: len(descendants(process.pid)) >= 1)
+    time.sleep(1)
+    children = descendants(process.pid)
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children), 10)

@@ -1,0 +1,139 @@
+"""The house: rooms import only downwards, and checking a spec loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import easyllm
+from easyllm.components import FACES, shipped
+from easyllm.spec.schema import target_of
+
+PACKAGE = Path(easyllm.__file__).parent
+ORDER = (
+    ("__main__",),
+    ("cli",),
+    ("smoke",),
+    ("worker",),
+    ("dispatcher",),
+    ("preflight",),
+    ("stages",),
+    ("serving",),
+    ("inference",),
+    ("training",),
+    ("parallelism",),
+    ("data",),
+    ("models",),
+    ("trackers",),
+    ("launchers",),
+    ("runfile",),
+    ("components",),
+    ("paths", "progress", "files", "errors"),
+    ("spec",),
+)
+"""From the top of the house to its ground; rooms of one floor do not know each other."""
+FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
+HEAVY = ("torch", "transformers", "deepspeed", "pyarrow", "datasets", "fsspec", "numpy",
+         "vllm", "fastapi", "uvicorn", "tokenizers", "safetensors", "rich")  # fmt: skip
+
+
+def modules() -> list[Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py") if "conf" not in p.parts)
+
+
+def room(dotted: str) -> str:
+    return dotted.split(".")[1] if "." in dotted else "easyllm"
+
+
+def imports(file: Path) -> set[str]:
+    """Every module of the package that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith("easyllm.")}
+
+
+def test_every_room_has_its_floor():
+    rooms = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in modules()}
+    assert rooms - {"__init__"} == set(FLOOR)
+
+
+@pytest.mark.parametrize("file", modules(), ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_arrows_go_down(file):
+    here = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if here == "__init__":
+        assert not imports(file)
+        return
+    for name in imports(file):
+        there = room(name)
+        if there == here or there == "__version__":
+            continue
+        assert FLOOR[there] > FLOOR[here], f"{here} must not know {there} ({name})"
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level names of the modules that are loaded after ``code`` has run."""
+    script = f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+
+
+@pytest.mark.parametrize("face", [*FACES, "easyllm.stages.base"])
+def test_faces_are_light(face):
+    assert not loaded_by(f"import {face}") & set(HEAVY)
+
+
+def test_stages_are_light():
+    code = (
+        "from easyllm.stages import load\nfrom easyllm.spec.run import STAGES\n"
+        "for name in STAGES: load(name)"
+    )
+    assert not loaded_by(code) & set(HEAVY)
+
+
+def test_checking_a_spec_is_light():
+    code = (
+        "from easyllm.__main__ import main\n"
+        "assert main(['+recipe=demo', '+tracker=tensorboard', 'stages=[]']) == 0\n"
+        "assert main(['+recipe=llama13b_zero', '+smoke=cpu', 'stages=[]']) == 0\n"
+        "assert main(['+recipe=demo', 'model.pth=x']) == 2"
+    )
+    assert not loaded_by(code) & set(HEAVY)
+
+
+def test_every_component_can_be_checked_lightly():
+    """For every shipped ``_target_`` the walk reads its fields without its engine."""
+    targets = [target_of(cls) for cls in shipped()]
+    assert len(targets) > 10
+    code = (
+        "from easyllm.components import shipped\n"
+        "from easyllm.spec import schema\n"
+        "from easyllm.runfile import read_config\n"
+        "for cls in shipped(): schema.hints(cls)\n"
+        "read_config({'data': {'sources': {str(i): {'_target_': t} for i, t in "
+        f"enumerate({targets!r})}}}}}})"
+    )
+    assert not loaded_by(code) & set(HEAVY)
+
+
+def test_every_shipped_component_is_declared_in_a_face():
+    """A component in a module that FACES lacks would not be offered in messages."""
+    from easyllm.spec.roles import Component
+
+    def below(cls: type) -> set[type]:
+        return {c for sub in cls.__subclasses__() for c in {sub, *below(sub)}}
+
+    assert shipped()
+    declared = {c for c in below(Component) if c.__module__.startswith("easyllm.")}
+    modules = {c.__module__ for c in declared} - {"easyllm.spec.roles"}
+    assert modules <= set(FACES)
