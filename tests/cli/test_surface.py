@@ -125,7 +125,7 @@ def test_cfg_of_a_wrong_spec_is_refused(folder, capsys):
 def test_hydras_flags(flag, folder):
     done = easyllm(flag, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "recipe" in done.stdout
+    assert "python_docs" in done.stdout
     assert not list(folder.iterdir())
 
 

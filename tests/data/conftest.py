@@ -1,0 +1,88 @@
+"""A small store that the tests of this room share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from easyllm.spec.run import RunSpec
+from easyllm.stages import load
+from easyllm.stages.base import Rank
+from tests.support import merged, run_spec
+
+WORDS = ("river", "stone", "lantern", "orchard", "quiet", "winter", "engine", "oak", "tea", "key")
+
+
+def story(number: int) -> str:
+    """A text of 3 to 40 words, no two the same."""
+    words = (WORDS[(number * i) % 10] for i in range(1 + number % 38))
+    return f"Story {number}: {' '.join(words)}"
+
+
+def dialogue(number: int) -> str:
+    """One line of two or four turns."""
+    turns = [f"what is {number}", f"{WORDS[number % 10]} number {number}"]
+    if number % 3 == 0:
+        turns += ["and then", f"the {WORDS[number % 7]} comes"]
+    return "\t".join(turns)
+
+
+def work(run: RunSpec, *stages: str) -> list[dict[str, Any]]:
+    """Run data stages in this process; their metrics."""
+    return [dict(load(stage).work(run, Rank())) for stage in stages]
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``stories.txt`` with 60 texts and ``dialogues.tsv`` with 40 conversations."""
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "stories.txt").write_text("\n\n".join(story(i) for i in range(60)) + "\n")
+    (folder / "dialogues.tsv").write_text("\n".join(dialogue(i) for i in range(40)) + "\n")
+    return folder
+
+
+Spec = Callable[..., RunSpec]
+
+
+@pytest.fixture(scope="session")
+def spec(texts: Path) -> Spec:
+    """A spec of both texts in a folder, with what a test changes."""
+
+    def make(folder: Path, **changes: Any) -> RunSpec:
+        base: dict[str, Any] = {
+            "stages": ["tokenize", "shuffle", "repartition"],
+            "seed": 7,
+            "data": {
+                "sources": {
+                    "stories": {
+                        "_target_": "easyllm.data.readers.Text",
+                        "path": str(texts / "stories.txt"),
+                    },
+                    "dialogues": {
+                        "_target_": "easyllm.data.readers.Conversations",
+                        "path": str(texts / "dialogues.tsv"),
+                    },
+                },
+                "tokenizer": {
+                    "_target_": "easyllm.data.tokenizers.ByteLevelBPE",
+                    "vocab_size": 320,
+                },
+                "seq_len": 32,
+                "partitions": 3,
+                "workers": 1,
+            },
+        }
+        return run_spec(folder, merged(base, changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def store(spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose store has gone through all data stages; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    work(spec(folder), "tokenize", "shuffle", "repartition")
+    return folder

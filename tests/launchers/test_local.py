@@ -1,0 +1,216 @@
+"""The local launcher, with real processes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from easyllm.launchers.local import Local
+from easyllm.spec import checks
+from tests.support import run_spec
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+from easyllm.launchers.local import Local
+command = [sys.executable, "-c", sys.argv[2]]
+sys.exit(Local(grace=2).launch(command, int(sys.argv[3]), Path(sys.argv[1]), {}))
+"""
+
+
+def launch(logs: Path, code: str, ranks: int = 1, grace: float = 1.0, **env: str) -> int:
+    return Local(grace=grace).launch([sys.executable, "-c", code], ranks, logs, env)
+
+
+def started(logs: Path, code: str, ranks: int) -> subprocess.Popen[bytes]:
+    """The launcher in a process of its own, once every rank has written 'ready'."""
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(logs), code, str(ranks)])
+    ready = [logs / f"rank-{n}.log" for n in range(ranks)]
+    wait_for(lambda: all(log.exists() and b"ready" in log.read_bytes() for log in ready))
+    return process
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_every_rank_finds_its_place(tmp_path: Path) -> None:
+    code = "import os; print(*(os.environ[k] for k in os.environ['KEYS'].split()))"
+    keys = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE LOCAL_SIZE MASTER_ADDR MASTER_PORT"
+    assert launch(tmp_path, code, ranks=3, KEYS=keys) == 0
+    lines = [(tmp_path / f"rank-{n}.log").read_text().split() for n in range(3)]
+    assert [line[:6] for line in lines] == [
+        [str(n)] * 2 + ["3"] * 3 + ["127.0.0.1"] for n in (0, 1, 2)
+    ]
+    assert len({line[6] for line in lines}) == 1
+
+
+def test_threads_are_shared_out_unless_told(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code = "import os; print(os.environ.get('OMP_NUM_THREADS'))"
+    log = tmp_path / "rank-0.log"
+    launch(tmp_path, code, ranks=2)
+    assert log.read_text() == "1\n"
+    launch(tmp_path, code, ranks=1)
+    assert log.read_text() == "None\n"
+    launch(tmp_path, code, ranks=2, OMP_NUM_THREADS="3")
+    assert log.read_text() == "3\n"
+
+
+def test_rank_0_is_shown_as_it_comes_and_logs_hold_all(tmp_path: Path, capfd) -> None:
+    code = (
+        "import os, sys; n = os.environ['RANK'];"
+        "sys.stderr.write(f'bar {n} 1\\rbar {n} 2\\r'); sys.stderr.flush();"
+        "os.write(1, b'\\xff done ' + n.encode())"
+    )
+    assert launch(tmp_path, code, ranks=2) == 0
+    shown = capfd.readouterr().err
+    assert "bar 0 1\rbar 0 2\r" in shown and "bar 1" not in shown
+    for n in (b"0", b"1"):
+        expected = b"bar %b 1\rbar %b 2\r\xff done %b" % (n, n, n)
+        assert (tmp_path / f"rank-{n.decode()}.log").read_bytes() == expected
+
+
+def test_output_arrives_before_the_rank_ends(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, time; print('ready'); go = pathlib.Path(r'%s');\n"
+        "while not go.exists(): time.sleep(0.01)"
+    ) % (tmp_path / "go")
+    process = started(tmp_path, code, 1)
+    (tmp_path / "go").touch()
+    assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137), ("sys.exit(75)", 75)],
+)
+def test_status(tmp_path: Path, end: str, status: int) -> None:
+    assert launch(tmp_path, f"import os, sys; {end}") == status
+
+
+def test_a_failing_rank_ends_the_others_and_its_status_counts(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print(os.getpid(), flush=True)\n"
+        "time.sleep(0.5 if os.environ['RANK'] == '1' else 60)\n"
+        "sys.exit(4)"
+    )
+    begin = time.monotonic()
+    assert launch(tmp_path, code, ranks=3, grace=0.5) == 4
+    assert time.monotonic() - begin < 10
+    assert not any(alive(int((tmp_path / f"rank-{n}.log").read_text())) for n in range(3))
+
+
+def test_the_others_are_asked_before_they_are_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, signal, sys, time\n"
+        "def end(*_): print('asked'); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        f"ready = pathlib.Path(r'{tmp_path}') / 'ready'\n"
+        "if os.environ['RANK'] == '0': ready.touch(); time.sleep(60)\n"
+        "while not ready.exists(): time.sleep(0.01)\n"
+        "sys.exit(4)"
+    )
+    begin = time.monotonic()
+    assert launch(tmp_path, code, ranks=2, grace=30) == 4
+    assert time.monotonic() - begin < 15
+    assert (tmp_path / "rank-0.log").read_text() == "asked\n"
+
+
+def test_what_a_rank_leaves_behind_is_ended(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid)"
+    )
+    begin = time.monotonic()
+    assert launch(tmp_path, code) == 0
+    assert time.monotonic() - begin < 10
+    child = int((tmp_path / "rank-0.log").read_text())
+    wait_for(lambda: not alive(child))
+
+
+def test_logs_of_an_earlier_launch_go(tmp_path: Path) -> None:
+    launch(tmp_path, "print('old')", ranks=2)
+    launch(tmp_path, "print('new')", ranks=1)
+    assert [log.name for log in tmp_path.iterdir()] == ["rank-0.log"]
+    assert (tmp_path / "rank-0.log").read_text() == "new\n"
+
+
+def test_sigterm_lets_the_ranks_save(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "def save(*_): time.sleep(int(os.environ['RANK'])); print('saved'); sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "print('ready')\n"
+        "time.sleep(60)"
+    )
+    process = started(tmp_path, code, 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 75
+    assert all("saved" in (tmp_path / f"rank-{n}.log").read_text() for n in range(2))
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_ctrl_c_ends_every_rank(tmp_path: Path, deaf: bool) -> None:
+    code = (
+        "import os, signal, subprocess, sys, time\n"
+        f"if {deaf}: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(os.getpid(), child.pid, 'ready')\n"
+        "time.sleep(60)"
+    )
+    process = started(tmp_path, code, 2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == -signal.SIGINT  # KeyboardInterrupt reached the top
+    pids = [
+        int(pid) for n in range(2) for pid in (tmp_path / f"rank-{n}.log").read_text().split()[:2]
+    ]
+    wait_for(lambda: not any(alive(pid) for pid in pids), 2)
+
+
+def test_the_callers_handler_comes_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    launch(tmp_path, "pass")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_launches_from_a_thread(tmp_path: Path) -> None:
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(launch(tmp_path, "exit(2)")))
+    thread.start()
+    thread.join(20)
+    assert found == [2]
+
+
+def test_many_nodes_are_refused_only_where_ranks_would_start(tmp_path: Path) -> None:
+    config = {
+        "hardware": {"nodes": 8, "devices_per_node": 1},
+        "training": {"steps": 1},
+        "parallelism": {"global_batch_size": 8},
+    }
+    assert not list(checks.problems(run_spec(tmp_path, config)))
+    config["stages"] = ["train"]
+    config["model"] = {"path": "some/model"}
+    (problem,) = checks.problems(run_spec(tmp_path, config))
+    assert (problem.key, problem.value) == ("hardware.nodes", 8)
+    assert "hardware.launcher._target_" in problem.remedy

@@ -1,0 +1,76 @@
+"""Families: what their configurations may hold, their dimensions, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from easyllm.errors import UserError
+from easyllm.models.families import FAMILIES, Llama, family_named
+from easyllm.spec.roles import Family
+from tests.support import LLAMA
+
+
+def test_families_are_found_by_model_type() -> None:
+    for model_type in ("llama", "qwen2", "qwen", "baichuan"):
+        family = family_named(model_type)
+        assert family is not None and family.model_type == model_type
+    assert family_named("gpt2") is None
+
+
+def test_llama_knows_every_key_that_transformers_reads() -> None:
+    from transformers import LlamaConfig, PretrainedConfig
+
+    general = set(PretrainedConfig().to_dict())
+    own = set(LlamaConfig().to_dict()) - general
+    assert own <= Llama().config_keys
+    assert set(LLAMA) <= Llama().config_keys
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_shape_counts_the_parameters_that_transformers_makes(tied: bool) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = {**LLAMA, "tie_word_embeddings": tied}
+    made = LlamaForCausalLM(LlamaConfig(**config)).num_parameters()
+    assert Llama().shape(config).parameters == made
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "billions"),
+    [
+        (
+            "qwen",
+            "{hidden_size: 4096, intermediate_size: 22016, num_hidden_layers: 32, vocab_size: "
+            "151936, num_attention_heads: 32, max_position_embeddings: 32768}",
+            7.7,
+        ),
+        (
+            "baichuan",
+            "{hidden_size: 5120, intermediate_size: 13696, num_hidden_layers: 40, vocab_size: "
+            "64000, num_attention_heads: 40, model_max_length: 4096}",
+            13.3,
+        ),
+        (
+            "qwen2",
+            "{hidden_size: 3584, intermediate_size: 18944, num_hidden_layers: 28, vocab_size: "
+            "152064, num_attention_heads: 28, num_key_value_heads: 4, "
+            "max_position_embeddings: 131072}",
+            7.6,
+        ),
+    ],
+)
+def test_published_dimensions_give_published_sizes(
+    model_type: str, config: str, billions: float
+) -> None:
+    family = family_named(model_type)
+    assert family is not None
+    values = yaml.safe_load(config)
+    assert set(values) <= family.config_keys
+    assert family.shape(values).parameters / 1e9 == pytest.approx(billions, abs=0.06)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.unsupported])
+def test_a_family_that_cannot_be_trained_says_what_to_do(family: Family) -> None:
+    with pytest.raises(UserError, match="choose a Llama model"):
+        family.layers(None, "sdpa")

@@ -1,0 +1,163 @@
+"""Every command of the README is run, and what it shows is what comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+SHELL = [line for kind, text in BLOCKS if kind == "shell" for line in text.splitlines()]
+TABLE = re.findall(r"`(python -m easyllm [^`]*)` \|$", README, re.MULTILINE)
+NEEDS_GPUS = ("llama13b_zero", "llama13b_pipe data=text")
+SLOW = ("smollm2_pipe",)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the README speaks of."""
+    folder = tmp_path_factory.mktemp("readme")
+    turns = [f"What is {n} and {n}?\tIt is {2 * n}." for n in range(200)]
+    for name in ("news.tsv", "conversations.tsv"):
+        (folder / name).write_text("\n".join(turns) + "\n")
+    (folder / "news.txt").write_text("\n\n".join(f"Item {n} of the news." for n in range(50)))
+    (folder / "prompt.txt").write_text("The statement\nA class\n")
+    lines = [f"Line {n} of a long poem about the sea and the sky." for n in range(100)]
+    (folder / "verses.txt").write_text("\n".join(lines))
+    own = folder / "mine"
+    (own / "recipe").mkdir(parents=True)
+    for kind, text in BLOCKS:
+        if kind == "python":
+            (own / "poems.py").write_text(text)
+        elif kind == "yaml":
+            (own / "recipe/verses.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Path:
+    """The directory of a finished run, RUN in the README."""
+    easyllm("python -m easyllm +recipe=demo training.steps=2 run_dir=RUN", folder)
+    return folder / "RUN"
+
+
+def words(command: str) -> list[str]:
+    """The command with this interpreter."""
+    first, *rest = shlex.split(command)
+    assert first == "python"
+    return [sys.executable, *rest]
+
+
+def easyllm(command: str, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(words(command), cwd=cwd, capture_output=True, text=True, timeout=540)
+    assert done.returncode == status, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_the_readme_has_its_commands():
+    assert len(SHELL) >= 10
+    assert len(TABLE) == 8
+    assert SHELL[:2] == ["make setup", "make demo"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(c, marks=[pytest.mark.slow] if any(s in c for s in SLOW) else [])
+        for c in SHELL[2:]
+    ],
+)
+def test_commands(command, folder):
+    easyllm(command, folder)
+
+
+@pytest.mark.parametrize("command", [c for c in TABLE if "serve" not in c and "RUN" not in c])
+def test_table_of_data_and_training(command, folder):
+    if any(recipe in command for recipe in NEEDS_GPUS):
+        command += " stages=[]"  # 8 and 64 GPUs: composed and checked here
+    easyllm(command, folder)
+
+
+@pytest.mark.parametrize("command", [c for c in TABLE if "RUN" in c and "serve" not in c])
+def test_table_of_a_finished_run(command, finished):
+    easyllm(command, finished.parent)
+
+
+def test_tables_store_has_the_originals_tree(folder):
+    commands = [c for c in TABLE if "data.dir=store" in c]
+    easyllm(commands[-1], folder)
+    store = folder / "store"
+    label = "conversations_SmolLM2-135M-Instruct.Q4_1"
+    for pattern in (
+        f"tokens/{label}/conversations-part-00/conversations-part-00-part-00000.zstd.parquet",
+        f"shuffled/{label}-part-000/{label}-part-000-part-00003.zstd.parquet",
+        f"partitions/*-part-00003/{label}-part-000-part-00003.zstd.parquet",
+        "partitions/data.info",
+    ):
+        assert list(store.glob(pattern)), pattern
+
+
+def test_serving_and_its_curl(finished):
+    (serve,) = [c for c in TABLE if "serve" in c]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [*words(serve), f"serving.port={port}"]
+    server = subprocess.Popen(command, cwd=finished.parent, start_new_session=True)
+    try:
+        _wait_for_server(server, port)
+        (curl,) = [text for _, text in BLOCKS if text.startswith("curl")]
+        done = subprocess.run(
+            ["bash", "-c", curl.replace(":8000", f":{port}")],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (text,) = json.loads(done.stdout)["text"]
+        assert isinstance(text, str)
+    finally:
+        os.kill(server.pid, signal.SIGTERM)
+        status = server.wait(timeout=60)
+    assert status in (0, 75)
+
+
+def _wait_for_server(server: subprocess.Popen[bytes], port: int) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the server has ended"
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+    raise AssertionError("the server does not answer")
+
+
+def test_the_refusal_is_the_one_shown(folder):
+    (shown,) = [text for _, text in BLOCKS if text.startswith("$ python -m easyllm")]
+    command, _, message = shown.partition("\n")
+    done = easyllm(command.removeprefix("$ "), folder, status=2)
+    assert done.stderr.strip() == message.strip()
+
+
+def test_groups_are_the_shipped_ones():
+    for row in re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", README, re.MULTILINE):
+        group, options = row[0], row[1].split(", ")
+        if (ROOT / "conf" / group).is_dir():
+            assert sorted(options) == sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,213 @@
+"""A store, two small models and the launches that all tests of training share."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from easyllm.launchers.local import Local
+from easyllm.stages import load
+from easyllm.stages.base import Rank
+from tests.support import LLAMA, merged, run_spec
+
+STEPS = 5
+GLOBAL_BATCH = 8
+WORDS = ("the", "a", "cat", "dog", "tree", "river", "stone", "sees", "likes", "finds", "near")
+MODELS = {
+    "untied": {**LLAMA, "num_hidden_layers": 4},
+    "tied": {
+        **LLAMA,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "pad_token_id": 3,
+    },
+}
+"""Grouped-query attention in the one, shared embeddings and a padding row in the other."""
+ZERO = "easyllm.parallelism.layouts.Zero"
+PIPELINE = "easyllm.parallelism.layouts.Pipeline"
+
+
+@dataclass(frozen=True)
+class Small:
+    """A folder with a store of conversations and models to start from."""
+
+    root: Path
+
+    def config(self, model: str, parallelism: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+        """Plain configuration of a run of ``STEPS`` steps on ``ranks`` ranks."""
+        return {
+            "stages": ["train", "export"],
+            "seed": 3,
+            "model": {"path": str(self.root / model), "dtype": "float32"},
+            "data": {
+                "dir": str(self.root / "store"),
+                "seq_len": 48,
+                "packing": "none",
+                "tokenizer": {
+                    "_target_": "easyllm.data.tokenizers.ByteLevelBPE",
+                    "vocab_size": 400,
+                },
+                "template": {"_target_": "easyllm.data.templates.Plain"},
+                "workers": 1,
+                "sources": {
+                    "talk": {
+                        "_target_": "easyllm.data.readers.Conversations",
+                        "path": str(self.root / "talk.tsv"),
+                    }
+                },
+            },
+            "parallelism": {"global_batch_size": GLOBAL_BATCH, "micro_batch_size": 2}
+            | dict(parallelism),
+            "hardware": {"devices_per_node": ranks},
+            "training": {
+                "steps": STEPS,
+                # small enough to be at work in every step
+                "gradient_clipping": 0.2,
+                "optimizer": {"lr": 3e-3, "weight_decay": 0.1},
+                "schedule": {"_target_": "easyllm.training.schedules.Linear", "warmup": 2},
+                "evaluate": {"fraction": 0.1, "max_rows": 7},
+            },
+        }
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    root = tmp_path_factory.mktemp("small")
+    drawn = random.Random(5)
+    lines = [
+        "\t".join(" ".join(drawn.choices(WORDS, k=drawn.randint(2, 14))) for _ in range(2 * turns))
+        for turns in drawn.choices((1, 1, 2), k=150)
+    ]
+    (root / "talk.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    made = Small(root)
+    run = run_spec(root, made.config("untied", {"_target_": ZERO}, 1))
+    load("tokenize").work(run, Rank())
+    for name, config in MODELS.items():
+        torch.manual_seed(1)
+        LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(root / name)
+    return made
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the ranks of one launch left."""
+
+    root: Path
+    ranks: int
+
+    def metrics(self, case: str, run: str = "") -> list[dict[str, Any]]:
+        lines = (self.root / (run or case) / "run" / "metrics.jsonl").read_text("utf-8")
+        return [json.loads(line) for line in lines.splitlines()]
+
+    def seen(self, case: str, run: str = "") -> list[dict[str, Any]]:
+        """By rank: ``samples`` read, the ``report`` or the ``error``."""
+        folder = self.root / (run or case)
+        return [
+            json.loads((folder / f"{case}.rank-{rank}.json").read_text("utf-8"))
+            for rank in range(self.ranks)
+        ]
+
+
+def launch(root: Path, ranks: int, cases: list[dict[str, Any]]) -> Trained:
+    """Train ``cases`` on one set of ranks. A case trains in ``root/<run>``, by default its own."""
+    for case in cases:
+        case["folder"] = str(root / case.get("run", case["name"]))
+        Path(case["folder"]).mkdir(parents=True, exist_ok=True)
+    (root / "cases.json").write_text(json.dumps(cases), "utf-8")
+    command = [sys.executable, "-m", "tests.training.ranks", str(root / "cases.json")]
+    logs = root / "logs"
+    status = Local().launch(command, ranks, logs, {"OMP_NUM_THREADS": "1"})
+    output = "\n".join(log.read_text("utf-8")[-3000:] for log in sorted(logs.iterdir()))
+    assert status == 0, output
+    return Trained(root, ranks)
+
+
+def layouts(ranks: int) -> dict[str, dict[str, Any]]:
+    """The layouts to compare, by name."""
+    if ranks == 4:
+        return {
+            "pipe2-data2-zero0": {"_target_": PIPELINE, "zero_stage": 0},
+            "pipe2-data2-zero1": {"_target_": PIPELINE, "zero_stage": 1},
+            "pipe4-data1": {"_target_": PIPELINE, "pipeline_stages": 4},
+        }
+    zeros = {f"zero{zero}": {"_target_": ZERO, "zero_stage": zero} for zero in range(4)}
+    pipes = {
+        f"pipe2-data1-zero{zero}": {"_target_": PIPELINE, "zero_stage": zero} for zero in (0, 1)
+    }
+    one = {"pipe1-data2": {"_target_": PIPELINE, "pipeline_stages": 1}}
+    recomputed = {
+        "pipe2-recomputed": {"_target_": PIPELINE, "checkpoint_activations": True},
+        "zero3-recomputed": {"_target_": ZERO, "zero_stage": 3, "checkpoint_activations": True},
+    }
+    return zeros | pipes | one | recomputed
+
+
+def comparisons(small: Small, ranks: int) -> list[dict[str, Any]]:
+    return [
+        {"name": f"{model}-{name}", "config": small.config(model, layout, ranks)}
+        for name, layout in layouts(ranks).items()
+        for model in (MODELS if "recomputed" not in name else ("untied",))
+    ]
+
+
+@pytest.fixture(scope="session")
+def on_two(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return launch(tmp_path_factory.mktemp("on_two"), 2, comparisons(small, 2))
+
+
+@pytest.fixture(scope="session")
+def on_four(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return launch(tmp_path_factory.mktemp("on_four"), 4, comparisons(small, 4))
+
+
+RESUMED = {
+    "pipe": {"_target_": PIPELINE},
+    "zero1": {"_target_": ZERO, "zero_stage": 1},
+    "zero3": {"_target_": ZERO, "zero_stage": 3},
+}
+"""Layouts in which runs are stopped and taken up again."""
+
+
+@pytest.fixture(scope="session")
+def lives(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Runs that are stopped, damaged, prolonged, mistaken: one case after the other."""
+    cases: list[dict[str, Any]] = []
+
+    def add(name: str, layout: Mapping[str, Any], over: Mapping[str, Any], **more: Any) -> None:
+        config = merged(small.config(more.pop("model", "tied"), layout, 2), over)
+        cases.append({"name": name, "config": config, **more})
+
+    for name, layout in RESUMED.items():
+        steps = {"training": {"steps": 4}}
+        add(f"whole-{name}", layout, steps)
+        add(f"stopped-{name}", layout, steps, run=f"broken-{name}", sigterm_at=GLOBAL_BATCH + 1)
+        add(f"resumed-{name}", layout, steps, run=f"broken-{name}")
+        for model in MODELS:
+            add(f"untrained-{model}-{name}", layout, {"training": {"steps": 0}}, model=model)
+        add(f"bf16-{name}", layout, {"model": {"dtype": "bfloat16"}})
+    often = {"training": {"checkpoint": {"every": 1, "keep": 2}, "evaluate": {"every": 2}}}
+    zero = RESUMED["zero1"]
+    add("often", zero, often)
+    damage = f"step-0000000{STEPS}/weights/*.safetensors"
+    add("damaged", zero, often, run="often", truncate=damage)
+    add("again", zero, often, run="often")
+    add("longer", zero, merged(often, {"training": {"steps": STEPS + 1}}), run="often")
+    add("shorter", zero, merged(often, {"training": {"steps": 2}}), run="often")
+    add("other-layout", RESUMED["zero3"], often, run="often")
+    add("other-data", zero, merged(often, {"data": {"seq_len": 32}}), run="often")
+    add("epochs", zero, {"training": {"steps": None, "epochs": 0.1}})
+    fresh = {"init": "random", "path": None, "config": {**LLAMA, "vocab_size": 100}}
+    add("small-vocabulary", zero, {"model": fresh})
+    wild = {"checkpoint": {"every": 1}, "optimizer": {"lr": 1e30}, "schedule": {"warmup": 0}}
+    add("wild", zero, {"training": wild})
+    return launch(tmp_path_factory.mktemp("lives"), 2, cases)

@@ -1,0 +1,104 @@
+"""Every layout trains the same model: losses, norms, samples and what is read of the files."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from easyllm.data.rows import open_rows
+from tests.support import run_spec
+from tests.training.conftest import GLOBAL_BATCH, MODELS, STEPS, ZERO, Small, Trained, layouts
+
+
+@cache
+def plain_loop(small: Small, model: str) -> list[tuple[float, float]]:
+    """Losses and gradient norms of transformers' model under torch's optimizer."""
+    rows = open_rows(run_spec(small.root, small.config(model, {"_target_": ZERO}, 1)))
+    network = LlamaForCausalLM.from_pretrained(small.root / model).train()
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+    )
+    found = []
+    for step, factor in enumerate([1 / 3, 2 / 3, 1, 2 / 3, 1 / 3]):
+        picked = [rows.sample(step * GLOBAL_BATCH + place) for place in range(GLOBAL_BATCH)]
+        ids, labels = (torch.tensor(np.stack([row[part] for row in picked])) for part in (0, 1))
+        loss = network(input_ids=ids, labels=labels, use_cache=False).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 0.2)
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * factor
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append((loss.item(), norm.item()))
+    return found
+
+
+def check_losses(small: Small, trained: Trained, model: str, layout: str) -> None:
+    metrics = trained.metrics(f"{model}-{layout}")
+    expected = plain_loop(small, model)
+    assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
+    assert [line["loss"] for line in metrics] == pytest.approx([e[0] for e in expected], abs=1e-5)
+    norms = [line["grad_norm"] for line in metrics]
+    assert norms == pytest.approx([e[1] for e in expected], rel=1e-4)
+    assert min(norms) > 0.2, "the gradient must be clipped for the test to see how"
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", [name for name in layouts(2) if "recomputed" not in name])
+def test_two_ranks_train_as_one_process(
+    small: Small, on_two: Trained, model: str, layout: str
+) -> None:
+    check_losses(small, on_two, model, layout)
+
+
+@pytest.mark.parametrize("layout", ["pipe2-recomputed", "zero3-recomputed"])
+def test_recomputing_activations_changes_nothing(
+    small: Small, on_two: Trained, layout: str
+) -> None:
+    check_losses(small, on_two, "untied", layout)
+
+
+def test_replicas_read_disjoint_samples_together_the_batch(on_two: Trained) -> None:
+    for layout in ("zero0", "zero1", "zero2", "zero3", "pipe1-data2"):
+        by_rank = [seen["samples"] for seen in on_two.seen(f"untied-{layout}")]
+        for step in range(STEPS):
+            first, second = (samples[step * 4 : step * 4 + 4] for samples in by_rank)
+            batch = range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)
+            assert not set(first) & set(second)
+            assert sorted(first + second) == list(batch)
+
+
+def test_the_ends_of_a_pipeline_read_the_same_samples(on_four: Trained) -> None:
+    # ranks by stage, then by replica
+    first, also_first, last, also_last = (
+        seen["samples"] for seen in on_four.seen("tied-pipe2-data2-zero1")
+    )
+    assert first == last and also_first == also_last
+    assert sorted(first + also_first) == list(range(STEPS * GLOBAL_BATCH))
+    middle = [seen["samples"] for seen in on_four.seen("tied-pipe4-data1")[1:3]]
+    assert middle == [[], []]
+
+
+def test_a_stage_reads_the_bytes_of_its_own_layers_only(small: Small, on_four: Trained) -> None:
+    tensors = load_file(small.root / "untied" / "model.safetensors")
+    size = {name: tensor.nbytes for name, tensor in tensors.items()}
+    layer = sum(bytes_ for name, bytes_ in size.items() if ".layers.0." in name)
+    embedding, norm = size["model.embed_tokens.weight"], size["model.norm.weight"]
+    read = on_four.seen("untied-pipe4-data1")[0]["report"]["bytes_read"]
+    assert read == [embedding + layer, layer, layer, layer + norm + embedding]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", layouts(4))
+def test_four_ranks_train_as_one_process(
+    small: Small, on_four: Trained, model: str, layout: str
+) -> None:
+    check_losses(small, on_four, model, layout)

@@ -1,0 +1,154 @@
+"""What happens to a run: stopped, damaged, prolonged, mistaken; and what it leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from easyllm.paths import RunPaths
+from easyllm.stages import load
+from easyllm.stages.base import Rank
+from tests.support import merged, run_spec
+from tests.training.conftest import GLOBAL_BATCH, MODELS, RESUMED, STEPS, Small, Trained
+
+
+def losses(trained: Trained, case: str, run: str = "") -> list[float]:
+    return [line["loss"] for line in trained.metrics(case, run)]
+
+
+def exported(
+    small: Small, trained: Trained, run: str, model: str = "tied", **export: object
+) -> Path:
+    """The export of a run's newest checkpoint."""
+    config = merged(small.config(model, RESUMED["pipe"], 2), {"export": export})
+    spec = run_spec(trained.root / run, config)
+    metrics = load("export").work(spec, Rank())
+    assert metrics["folder"] == str(RunPaths(spec).export)
+    return RunPaths(spec).export
+
+
+@pytest.mark.parametrize("layout", RESUMED)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(lives: Trained, layout: str) -> None:
+    stopped = lives.seen(f"stopped-{layout}", f"broken-{layout}")
+    assert [seen["error"] for seen in stopped] == ["Stopped: saved after step 2 of 4"] * 2
+    resumed = lives.seen(f"resumed-{layout}", f"broken-{layout}")
+    assert min(resumed[0]["samples"]) == 2 * GLOBAL_BATCH
+    assert losses(lives, "", f"broken-{layout}") == losses(lives, f"whole-{layout}")
+    whole, broken = (
+        lives.seen(case, run)[0]["report"]["eval_loss"]
+        for case, run in ((f"whole-{layout}", ""), (f"resumed-{layout}", f"broken-{layout}"))
+    )
+    assert whole == broken
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", RESUMED)
+def test_no_steps_change_no_bit(small: Small, lives: Trained, layout: str, model: str) -> None:
+    folder = exported(small, lives, f"untrained-{model}-{layout}", model)
+    before = load_file(small.root / model / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    assert set(after) == set(before)
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype
+        assert torch.equal(after[name], tensor), name
+
+
+@pytest.mark.parametrize("layout", RESUMED)
+def test_the_export_has_the_loss_that_training_told(
+    small: Small, lives: Trained, layout: str
+) -> None:
+    folder = exported(small, lives, f"whole-{layout}")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    total, count = 0.0, 0
+    for line in (folder.parent / "heldout.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        trained = int((labels[:, 1:] != -100).sum())
+        total += model(input_ids=ids, labels=labels).loss.item() * trained
+        count += trained
+    told = lives.seen(f"whole-{layout}")[0]["report"]["eval_loss"]
+    assert told == lives.metrics(f"whole-{layout}")[-1]["eval_loss"]
+    assert total / count == pytest.approx(told, abs=1e-4)
+
+
+def test_the_export_is_whole(small: Small, lives: Trained) -> None:
+    folder = exported(small, lives, "whole-pipe", dtype="bfloat16", max_shard_gb=6e-5)
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert max(shard.stat().st_size for shard in shards) < 6e-5 * 1e9 * 1.2
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert model.generation_config.eos_token_id is not None
+    assert AutoTokenizer.from_pretrained(folder)("the cat").input_ids
+
+
+@pytest.mark.parametrize("layout", RESUMED)
+def test_bfloat16_trains_nearly_the_same(lives: Trained, layout: str) -> None:
+    assert losses(lives, f"bf16-{layout}")[:4] == pytest.approx(
+        losses(lives, f"whole-{layout}"), abs=0.03
+    )
+    weights = next((lives.root / f"bf16-{layout}").glob("run/checkpoints/*/weights/*.safetensors"))
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.bfloat16}
+
+
+def test_a_damaged_checkpoint_is_passed_over(lives: Trained) -> None:
+    samples = lives.seen("damaged", "often")[0]["samples"]
+    assert min(samples) == (STEPS - 1) * GLOBAL_BATCH
+    log = (lives.root / "logs" / "rank-0.log").read_text("utf-8")
+    assert f"step-{STEPS:08} is damaged; going on from step {STEPS - 1}" in log
+
+
+def test_what_is_done_is_not_done_again(lives: Trained) -> None:
+    again = lives.seen("again", "often")[0]
+    assert again["samples"] == []
+    report = lives.seen("damaged", "often")[0]["report"]
+    same = ("steps", "tokens", "last_loss", "eval_loss", "checkpoint")
+    assert {key: again["report"][key] for key in same} == {key: report[key] for key in same}
+
+
+def test_more_steps_go_on(lives: Trained) -> None:
+    lines = lives.metrics("", "often")
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 2))
+    assert [line["step"] for line in lines if "eval_loss" in line] == [2, 4, 5, 6]
+    kept = sorted(path.name for path in (lives.root / "often" / "run" / "checkpoints").iterdir())
+    assert kept == [f"step-{step:08}" for step in (STEPS, STEPS + 1)]
+
+
+@pytest.mark.parametrize(
+    ("case", "run", "words"),
+    [
+        ("shorter", "often", ("training.steps: 2", "step-00000006", "run_dir")),
+        ("other-layout", "often", ("parallelism.zero_stage=3", "saved with 1")),
+        ("other-data", "often", ("trained on other data", "run_dir")),
+        ("small-vocabulary", "", ("vocab_size=100", "tokens")),
+        ("wild", "", ("step 2", "training.optimizer.lr", "1e+30")),
+    ],
+)
+def test_a_mistake_is_told(lives: Trained, case: str, run: str, words: tuple[str, ...]) -> None:
+    for seen in lives.seen(case, run):
+        assert seen["error"].startswith("UserError")
+        for word in words:
+            assert word in seen["error"]
+
+
+def test_a_run_gone_wild_keeps_what_was_saved(lives: Trained) -> None:
+    saved = [path.name for path in (lives.root / "wild" / "run" / "checkpoints").iterdir()]
+    assert saved == ["step-00000001"]
+
+
+def test_epochs_are_counted_in_steps(lives: Trained) -> None:
+    report = lives.seen("epochs")[0]["report"]
+    assert 1 <= report["steps"] == len(lives.metrics("epochs")) < STEPS
+
+
+def test_export_without_a_checkpoint_says_what_to_run(small: Small, tmp_path: Path) -> None:
+    from easyllm.errors import UserError
+
+    run = run_spec(tmp_path, small.config("tied", RESUMED["pipe"], 2))
+    with pytest.raises(UserError, match="add train to stages"):
+        load("export").work(run, Rank())
