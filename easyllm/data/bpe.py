@@ -1,0 +1,67 @@
+"""Training a byte-level BPE vocabulary on a run's sources."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from easyllm.data.tokenizers import CHAT_TEMPLATE, END, SPEAKERS
+from easyllm.errors import UserError
+from easyllm.files import read_json, write_json
+from easyllm.progress import progress
+from easyllm.spec.run import RunSpec
+
+
+def train(run: RunSpec, folder: Path, vocab_size: int) -> None:
+    """Write into ``folder`` a tokenizer trained on ``data.sources``, in Hugging Face's format.
+
+    The same documents give the same vocabulary.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END, *SPEAKERS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    with progress("reading for the vocabulary", None, "char") as bar:
+
+        def texts() -> Iterator[str]:
+            for text in _texts(run):
+                bar.update(len(text))
+                yield text
+
+        tokenizer.train_from_iterator(texts(), trainer)
+        if not bar.n:
+            raise UserError("data.sources holds no text to train a tokenizer on")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        bos_token=END,
+        pad_token=END,
+        additional_special_tokens=list(SPEAKERS),
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=1 << 30,
+    ).save_pretrained(folder)
+    # in words that transformers 4 and 5 both know
+    config = read_json(folder / "tokenizer_config.json")
+    config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def _texts(run: RunSpec) -> Iterator[str]:
+    for _, reader in sorted(run.data.sources.items()):
+        documents = itertools.chain.from_iterable(map(reader.documents, reader.files()))
+        for document in itertools.islice(documents, run.data.limit):
+            if isinstance(document, str):
+                yield document
+            else:
+                yield from (message["content"] for message in document)

@@ -1,0 +1,119 @@
+"""What a data stage made: the manifest it writes last, and the check that it still stands."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from easyllm.errors import UserError
+from easyllm.files import digest, exclusive, new_folder, read_json, write_json
+from easyllm.paths import StorePaths
+
+SCHEMA = 1
+"""Version of the store's layout; raised when an old store can no longer be read."""
+
+STAGES = {"tokenize": "tokens", "shuffle": "shuffled", "repartition": "partitions"}
+"""The data stages in order, with the folder of the store that each writes."""
+
+CARRIED = ("tokenizer", "template", "vocab_size", "eos_id", "pad_id")
+"""What later stages take over from the tokens' manifest."""
+
+Manifest = dict[str, Any]
+
+
+def folder(store: StorePaths, stage: str) -> Path:
+    return store.root / STAGES[stage]
+
+
+def location(store: StorePaths, stage: str) -> Path:
+    return folder(store, stage) / "manifest.json"
+
+
+def find(store: StorePaths, stage: str) -> Manifest | None:
+    """The manifest of a finished stage, or None."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        manifest: Manifest = read_json(location(store, stage))
+        if manifest.get("schema") == SCHEMA:
+            return manifest
+    return None
+
+
+def require(store: StorePaths, stage: str) -> Manifest:
+    """The manifest of a stage on which another stands. Raises UserError where it is absent."""
+    manifest = find(store, stage)
+    if manifest is None:
+        raise UserError(
+            f"the token store {store.root} has no whole {STAGES[stage]}/ (no usable "
+            f"{location(store, stage).name}); add {stage} to stages"
+        )
+    return manifest
+
+
+def identity(manifest: Manifest) -> str:
+    """A hash of what a stage made, not of when and how fast."""
+    return digest({key: value for key, value in manifest.items() if key != "metrics"})
+
+
+def paths(store: StorePaths, stage: str) -> list[Path]:
+    """What a finished stage made, its manifest last; the manifest alone where it is absent."""
+    manifest = find(store, stage)
+    if manifest is None:
+        return [location(store, stage)]
+    files = [folder(store, stage) / file["path"] for file in _files(manifest)]
+    if stage == "tokenize":
+        files += sorted(file for file in store.tokenizer.rglob("*") if file.is_file())
+    return [*files, location(store, stage)]
+
+
+def tokenizer_identity(folder: Path) -> str:
+    """A hash of the tokenizer's files."""
+    found = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        found.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def make(
+    store: StorePaths, stage: str, made_from: Any, work: Callable[[Path], Manifest]
+) -> dict[str, Any]:
+    """Let ``work`` fill the stage's folder, unless it holds the same already.
+
+    ``made_from`` is all that determines the result. ``work`` gets an empty folder and
+    returns the manifest with ``metrics``; these are returned, with ``reused`` where another
+    run had done the work. Processes with the same store wait for each other.
+    """
+    key = digest(made_from)
+    with exclusive(store.root / f"{STAGES[stage]}.lock"):
+        there = find(store, stage)
+        if there and there["made_from"] == key and _whole(store, stage, there):
+            return {**there["metrics"], "reused": True}
+        sweep(folder(store, stage))
+        location(store, stage).unlink(missing_ok=True)
+        with new_folder(folder(store, stage)) as aside:
+            manifest = {"schema": SCHEMA, "made_from": key, **work(aside)}
+            write_json(aside / "manifest.json", manifest)
+        return {**manifest["metrics"], "reused": False}
+
+
+def _files(manifest: Manifest) -> Iterator[dict[str, Any]]:
+    for source in manifest["sources"].values():
+        yield from source["files"]
+
+
+def _whole(store: StorePaths, stage: str, manifest: Manifest) -> bool:
+    for file in _files(manifest):
+        path = folder(store, stage) / file["path"]
+        if not path.is_file() or path.stat().st_size != file["bytes"]:
+            return False
+    return bool(manifest["tokenizer"] == tokenizer_identity(store.tokenizer))
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed processes left beside ``target``; the lock is held."""
+    for leftover in target.parent.glob(f".{target.name}.*.*"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,78 @@
+"""Worker processes whose number never changes the result."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from easyllm.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def default_workers() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int | None
+) -> Iterator[Result]:
+    """``function`` of every item, in the order of the items.
+
+    Items are taken from the iterable as workers become free, so that few are held at
+    once. A single item, or one worker, needs no process besides this one.
+    """
+    workers = workers or default_workers()
+    ahead = iter(items)
+    first = list(itertools.islice(ahead, 2))
+    ahead = itertools.chain(first, ahead)
+    if workers == 1 or len(first) < 2:
+        yield from map(function, ahead)
+        return
+    # spawn: forking a process that runs threads, as tokenizers and arrow do, can hang
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in ahead:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"one of {workers} worker processes was killed, probably for want of memory; "
+            f"give data.workers={max(1, workers // 2)}"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin() -> None:
+    # Ctrl-C reaches every process of the terminal; the parent alone answers it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # one thread each: the processes are the parallelism
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Workers wait for work for ever otherwise when their parent is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

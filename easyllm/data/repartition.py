@@ -1,0 +1,103 @@
+"""The shuffled files dealt into partitions, each with a share of every data set."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from easyllm.data import manifest as manifests
+from easyllm.data.manifest import Manifest
+from easyllm.errors import UserError
+from easyllm.files import digest
+from easyllm.paths import RunPaths, StorePaths
+from easyllm.progress import progress
+from easyllm.spec.run import RunSpec
+
+
+def repartition(run: RunSpec) -> dict[str, Any]:
+    """Deal the shuffled files into ``data.partitions`` folders; returns the metrics.
+
+    A partition holds hard links, or copies where the file system has no links.
+    """
+    place = RunPaths(run).store
+    shuffled = manifests.require(place, "shuffle")
+    parts = shuffled["metrics"]["partitions"]
+    if parts != run.data.partitions:
+        raise UserError(
+            f"{place.shuffled} was shuffled into {parts} files a source, but "
+            f"data.partitions={run.data.partitions}; add shuffle to stages, or give "
+            f"data.partitions={parts}"
+        )
+    made_from = {"shuffled": manifests.identity(shuffled), "partitions": parts}
+    return manifests.make(place, "repartition", made_from, partial(_fill, place, shuffled, parts))
+
+
+def _fill(place: StorePaths, shuffled: Manifest, parts: int, folder: Path) -> Manifest:
+    # the original names partitions by 18 hexadecimal digits; these are of the content
+    uuid = digest(shuffled["sources"], 18)
+    sources: dict[str, Any] = {name: {**s, "files": []} for name, s in shuffled["sources"].items()}
+    links = 0
+    with progress("repartition", parts * len(sources), "file") as bar:
+        for number in range(parts):
+            partition = f"{uuid}-part-{number:05}"
+            (folder / partition).mkdir()
+            for name, source in shuffled["sources"].items():
+                file = source["files"][number]
+                path = f"{partition}/{Path(file['path']).name}"
+                links += _link(place.shuffled / file["path"], folder / path)
+                sources[name]["files"].append({**file, "path": path})
+                bar.update(1)
+    files = [file for source in sources.values() for file in source["files"]]
+    samples = sum(file["documents"] for file in files)
+    (folder / "data.info").write_text(_info(sources, uuid, parts, samples), "utf-8")
+    return {
+        **{key: shuffled[key] for key in manifests.CARRIED},
+        "tokens": shuffled["tokens"],
+        "shuffled": manifests.identity(shuffled),
+        "uuid": uuid,
+        "sources": sources,
+        "metrics": {
+            "partitions": parts,
+            "files": len(files),
+            "linked": links,
+            "documents": samples,
+            "tokens": sum(file["tokens"] for file in files),
+            "bytes": sum(file["bytes"] for file in files),
+        },
+    }
+
+
+def _link(file: Path, to: Path) -> bool:
+    try:
+        os.link(file, to)
+    except FileNotFoundError:
+        raise UserError(f"{file} is gone; run again with shuffle among the stages") from None
+    except OSError:
+        shutil.copyfile(file, to)
+        return False
+    return True
+
+
+def _info(sources: dict[str, Any], uuid: str, parts: int, samples: int) -> str:
+    """What a partitioned store holds, for people: counts, then each file's sizes."""
+    files = sorted(
+        (file["path"], file["documents"], file["tokens"], file["bytes"])
+        for source in sources.values()
+        for file in source["files"]
+    )
+    lines = [
+        f"Data: {' '.join(source['dataset'] for source in sources.values())}",
+        f"Partitions: {parts}",
+        f"Files: {len(files)}",
+        f"Samples: {samples}",
+        f"UUID: {uuid}",
+        "",
+        *(
+            f"{path}\t{rows} rows\t{tokens} tokens\t{size} bytes"
+            for path, rows, tokens, size in files
+        ),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,198 @@
+"""Texts to the token store, on as many processes as there are cores."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easyllm.data import store
+from easyllm.data.encoding import Document, encode, load_tokenizer
+from easyllm.data.manifest import Manifest, make, tokenizer_identity
+from easyllm.data.pool import ordered_map
+from easyllm.data.templates import end_of_sequence
+from easyllm.errors import UserError
+from easyllm.files import digest, fingerprint, new_folder
+from easyllm.paths import RunPaths, StorePaths
+from easyllm.progress import progress
+from easyllm.spec.roles import Reader, Template
+from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import write
+
+CHUNK = 1 << 22
+"""Characters of text in a parquet file, about: the unit of work of a process."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive documents of one input file, which become one parquet file."""
+
+    source: str
+    path: str
+    file: Path
+    documents: list[Document]
+
+
+def tokenize(run: RunSpec) -> dict[str, Any]:
+    """Tokenize the run's sources into its store; returns the stage's metrics."""
+    place = RunPaths(run).store
+    return make(place, "tokenize", made_from(run), functools.partial(_fill, run, place))
+
+
+def made_from(run: RunSpec) -> Any:
+    """All that determines the tokens. A source's weight does not: it counts in training."""
+    sources = {}
+    for name, reader in run.data.sources.items():
+        settings = {key: value for key, value in write(reader).items() if key != "weight"}
+        sources[name] = [settings, [(str(f), fingerprint(f)) for f in _files(name, reader)]]
+    tokenizer = run.data.tokenizer
+    return {
+        "sources": sources,
+        "tokenizer": [
+            write(tokenizer),
+            tokenizer.label(run),
+            [(str(f), fingerprint(f)) for f in tokenizer.files(run)],
+        ],
+        "template": write(run.data.template),
+        "compression": run.data.compression,
+        "rows_per_file": run.data.rows_per_file,
+        "limit": run.data.limit,
+    }
+
+
+def _files(name: str, reader: Reader) -> list[Path]:
+    try:
+        return reader.files()
+    except FileNotFoundError as error:
+        raise UserError(f"data.sources.{name}: {error}; give data.sources.{name}.path") from None
+
+
+def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
+    with new_folder(place.tokenizer) as aside:
+        run.data.tokenizer.make(run, aside)
+    identity = tokenizer_identity(place.tokenizer)
+    tokenizer = _loaded(place.tokenizer, identity)
+    eos = end_of_sequence(tokenizer)
+    began = time.perf_counter()
+
+    made: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(run.data.sources)}
+    text_bytes = 0
+    total = None
+    if run.data.limit is None:
+        total = sum(f.stat().st_size for r in run.data.sources.values() for f in r.files())
+    work = functools.partial(
+        _encode_chunk, place.tokenizer, identity, run.data.template, folder, run.data.compression
+    )
+    with progress("tokenize", total, "B") as bar:
+        for source, size, entry in ordered_map(work, _chunks(run), run.data.workers):
+            made[source].append(entry)
+            text_bytes += size
+            bar.update(size)
+    for name, files in made.items():
+        if not files:
+            raise UserError(
+                f"data.sources.{name} holds no document: every file is empty; give another "
+                f"path, or remove the source with ~data.sources.{name}"
+            )
+    sources = {
+        name: {
+            "dataset": f"{name}_{run.data.tokenizer.label(run)}",
+            "weight": run.data.sources[name].weight,
+            **store.totals(files),
+        }
+        for name, files in made.items()
+    }
+    seconds = time.perf_counter() - began
+    counts = {
+        key: sum(source[key] for source in sources.values())
+        for key in ("documents", "tokens", "trained_tokens", "bytes")
+    }
+    return {
+        "tokenizer": identity,
+        "template": digest(write(run.data.template)),
+        "vocab_size": len(tokenizer),
+        "eos_id": eos,
+        "pad_id": eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        "sources": sources,
+        "metrics": {
+            **counts,
+            "text_bytes": text_bytes,
+            "vocab_size": len(tokenizer),
+            "tokens_per_second": round(counts["tokens"] / seconds, 1),
+            "mb_per_second": round(text_bytes / seconds / 1e6, 3),
+        },
+    }
+
+
+def _chunks(run: RunSpec) -> Iterator[Chunk]:
+    for name, reader in sorted(run.data.sources.items()):
+        left = run.data.limit
+        for number, file in enumerate(_files(name, reader)):
+            stem = f"{name}-part-{number:02}"
+            folder = f"{name}_{run.data.tokenizer.label(run)}/{stem}"
+            seen = 0
+            for part, documents in enumerate(_cut(reader, file, run.data.rows_per_file, left)):
+                path = f"{folder}/{store.file_name(stem, part, run.data.compression)}"
+                yield Chunk(name, path, file, documents)
+                seen += len(documents)
+            if left is not None:
+                left -= seen
+                if left <= 0:
+                    break
+
+
+def _cut(reader: Reader, file: Path, rows: int, limit: int | None) -> Iterator[list[Document]]:
+    """The documents of a file, at most ``limit``, in parts that depend on nothing else."""
+    part: list[Document] = []
+    size = seen = 0
+    for document in reader.documents(file):
+        if seen == limit:
+            break
+        if not document:
+            continue
+        seen += 1
+        part.append(document)
+        size += _length(document)
+        if len(part) == rows or size >= CHUNK:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _length(document: Document) -> int:
+    if isinstance(document, str):
+        return len(document)
+    return sum(len(message["content"]) for message in document)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(folder: Path, identity: str) -> Any:
+    """A process loads a tokenizer once; ``identity`` tells one from its successor."""
+    return load_tokenizer(folder)
+
+
+def _encode_chunk(
+    tokenizer: Path,
+    identity: str,
+    template: Template,
+    folder: Path,
+    compression: str,
+    chunk: Chunk,
+) -> tuple[str, int, dict[str, Any]]:
+    """Write a chunk's parquet file; returns source, bytes of text and the manifest's entry."""
+    try:
+        shard = encode(_loaded(tokenizer, identity), template, chunk.documents)
+    except UserError as error:
+        raise UserError(f"{chunk.file}, {Path(chunk.path).name}: {error}") from None
+    size = sum(
+        len(text.encode())
+        for document in chunk.documents
+        for text in (
+            [document] if isinstance(document, str) else [turn["content"] for turn in document]
+        )
+    )
+    return chunk.source, size, store.save(folder, chunk.path, shard, compression)

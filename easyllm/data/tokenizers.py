@@ -1,0 +1,137 @@
+"""Tokenizers: where a run's vocabulary comes from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from easyllm.errors import UserError
+from easyllm.models import source
+from easyllm.paths import RunPaths
+from easyllm.spec.problems import Problem
+from easyllm.spec.roles import Tokenizer
+from easyllm.spec.types import Count, ModelPath
+
+if TYPE_CHECKING:
+    from easyllm.spec.run import RunSpec
+
+FILES = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "vocab.*",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "*.tiktoken",
+    "tokenization_*.py",
+)
+"""What a tokenizer consists of in a folder in Hugging Face's format."""
+
+END = "<|endoftext|>"
+SPEAKERS = ("<|system|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder in Hugging Face's format that make its tokenizer, sorted."""
+    found = (file for file in folder.rglob("*") if file.is_file())
+    return sorted(f for f in found if any(fnmatch(str(f.relative_to(folder)), p) for p in FILES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(Tokenizer):
+    """A published tokenizer, taken as it is."""
+
+    path: ModelPath | None = None
+    """A folder, hub id, ``.gguf`` file or ``package:NAME/FILE``, as in ``model.path``;
+    null takes the model's own."""
+
+    def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        if "tokenize" in run.stages and not self._path(run):
+            yield Problem(
+                f"{key}.path",
+                None,
+                "neither a tokenizer nor a model to take it from is given",
+                f"give {key}.path or model.path, or "
+                f"{key}._target_=easyllm.data.tokenizers.ByteLevelBPE",
+                also=("model.path",),
+            )
+
+    def label(self, run: RunSpec) -> str:
+        path = Path(self._path(run) or "tokenizer")
+        return path.stem if path.suffix == ".gguf" else path.name
+
+    def files(self, run: RunSpec) -> list[Path]:
+        path = self._path(run)
+        try:
+            place = source.local(path) if path else None
+        except UserError:
+            return []
+        if place is None:
+            return []
+        return tokenizer_files(place) if place.is_dir() else [place]
+
+    def make(self, run: RunSpec, folder: Path) -> None:
+        path = self._path(run)
+        assert path, "checked by problems()"
+        origin = source.local(path)
+        if origin is None or not origin.is_dir():
+            origin = source.folder(path, RunPaths(run).models, with_weights=False)
+        files = tokenizer_files(origin)
+        if not files:
+            raise UserError(
+                f"{path} holds no tokenizer; give data.tokenizer.path=<folder or hub id>"
+            )
+        # copied as they are: what transformers saves anew older versions cannot always read
+        for file in files:
+            to = folder / file.relative_to(origin)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, to)
+
+    def _path(self, run: RunSpec) -> str | None:
+        return self.path or run.model.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByteLevelBPE(Tokenizer):
+    """A byte-level BPE vocabulary trained on the run's own sources.
+
+    Has the special tokens ``<|endoftext|>`` (end, begin and padding) and, for
+    conversations, ``<|system|>``, ``<|user|>``, ``<|assistant|>`` with a chat template.
+    """
+
+    vocab_size: Count = 4096
+    """Tokens, special ones included; small texts may yield fewer."""
+
+    def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        least = 256 + 1 + len(SPEAKERS)
+        if self.vocab_size < least:
+            yield Problem(
+                f"{key}.vocab_size",
+                self.vocab_size,
+                f"the 256 bytes and the special tokens take {least}",
+                f"give at least {least}",
+            )
+
+    def label(self, run: RunSpec) -> str:
+        return f"bpe{self.vocab_size}"
+
+    def files(self, run: RunSpec) -> list[Path]:
+        return []
+
+    def make(self, run: RunSpec, folder: Path) -> None:
+        from easyllm.data.bpe import train
+
+        train(run, folder, self.vocab_size)

@@ -1,0 +1,27 @@
+"""The shuffled files are dealt into partitions, each with a share of every data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyllm.data import manifest
+from easyllm.spec.run import RunSpec
+from easyllm.stages.base import Rank, Stage
+
+
+class Repartition(Stage):
+    name = "repartition"
+    reads = ("data.dir", "data.partitions")
+
+    def inputs(self, run: RunSpec) -> list[Path]:
+        return manifest.paths(self.paths(run).store, "shuffle")
+
+    def outputs(self, run: RunSpec) -> list[Path]:
+        return manifest.paths(self.paths(run).store, self.name)
+
+    def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
+        from easyllm.data.repartition import repartition
+
+        return repartition(run)

@@ -1,0 +1,27 @@
+"""The documents of each data set are put into a random order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyllm.data import manifest
+from easyllm.spec.run import RunSpec
+from easyllm.stages.base import Rank, Stage
+
+
+class Shuffle(Stage):
+    name = "shuffle"
+    reads = ("data.dir", "data.partitions", "data.compression", "seed")
+
+    def inputs(self, run: RunSpec) -> list[Path]:
+        return manifest.paths(self.paths(run).store, "tokenize")
+
+    def outputs(self, run: RunSpec) -> list[Path]:
+        return manifest.paths(self.paths(run).store, self.name)
+
+    def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
+        from easyllm.data.shuffle import shuffle
+
+        return shuffle(run)

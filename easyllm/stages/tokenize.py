@@ -1,0 +1,37 @@
+"""Texts become token ids in parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyllm.data import manifest
+from easyllm.spec.run import RunSpec
+from easyllm.stages.base import Rank, Stage
+
+
+class Tokenize(Stage):
+    name = "tokenize"
+    reads = (
+        "data.sources",
+        "data.dir",
+        "data.tokenizer",
+        "data.template",
+        "data.compression",
+        "data.rows_per_file",
+        "data.limit",
+        "model.path",
+    )
+
+    def inputs(self, run: RunSpec) -> list[Path]:
+        sources = [file for reader in run.data.sources.values() for file in reader.files()]
+        return [*sources, *run.data.tokenizer.files(run)]
+
+    def outputs(self, run: RunSpec) -> list[Path]:
+        return manifest.paths(self.paths(run).store, self.name)
+
+    def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
+        from easyllm.data.tokenize import tokenize
+
+        return tokenize(run)
