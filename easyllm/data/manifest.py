@@ -85,13 +85,19 @@ def make(
 
     ``made_from`` is all that determines the result. ``work`` gets an empty folder and
     returns the manifest with ``metrics``; these are returned, with ``reused`` where another
-    run had done the work. Processes with the same store wait for each other.
+    run had done the work. Processes with the same store wait for each other. Raises UserError
+    where the folder holds something else: a store is never overwritten.
     """
     key = digest(made_from)
     with exclusive(store.root / f"{STAGES[stage]}.lock"):
         there = find(store, stage)
         if there and there["made_from"] == key and _whole(store, stage, there):
             return {**there["metrics"], "reused": True}
+        if there and there["made_from"] != key:
+            raise UserError(
+                f"data.dir={store.root}: its {STAGES[stage]}/ was made from other data or with "
+                f"other settings; give another data.dir, or remove {folder(store, stage)}"
+            )
         sweep(folder(store, stage))
         location(store, stage).unlink(missing_ok=True)
         with new_folder(folder(store, stage)) as aside:

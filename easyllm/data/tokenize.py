@@ -11,11 +11,12 @@ from typing import Any
 
 from easyllm.data import store
 from easyllm.data.encoding import Document, encode, load_tokenizer
+from easyllm.data.identity import tokens_identity
 from easyllm.data.manifest import Manifest, make, tokenizer_identity
 from easyllm.data.pool import ordered_map
 from easyllm.data.templates import end_of_sequence
 from easyllm.errors import UserError
-from easyllm.files import digest, fingerprint, new_folder
+from easyllm.files import digest, new_folder
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.roles import Reader, Template
@@ -38,29 +39,10 @@ class Chunk:
 
 def tokenize(run: RunSpec) -> dict[str, Any]:
     """Tokenize the run's sources into its store; returns the stage's metrics."""
-    place = RunPaths(run).store
-    return make(place, "tokenize", made_from(run), functools.partial(_fill, run, place))
-
-
-def made_from(run: RunSpec) -> Any:
-    """All that determines the tokens. A source's weight does not: it counts in training."""
-    sources = {}
     for name, reader in run.data.sources.items():
-        settings = {key: value for key, value in write(reader).items() if key != "weight"}
-        sources[name] = [settings, [(str(f), fingerprint(f)) for f in _files(name, reader)]]
-    tokenizer = run.data.tokenizer
-    return {
-        "sources": sources,
-        "tokenizer": [
-            write(tokenizer),
-            tokenizer.label(run),
-            [(str(f), fingerprint(f)) for f in tokenizer.files(run)],
-        ],
-        "template": write(run.data.template),
-        "compression": run.data.compression,
-        "rows_per_file": run.data.rows_per_file,
-        "limit": run.data.limit,
-    }
+        _files(name, reader)  # said before any work
+    place = RunPaths(run).store
+    return make(place, "tokenize", tokens_identity(run), functools.partial(_fill, run, place))
 
 
 def _files(name: str, reader: Reader) -> list[Path]:
@@ -82,7 +64,7 @@ def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
     text_bytes = 0
     total = None
     if run.data.limit is None:
-        total = sum(f.stat().st_size for r in run.data.sources.values() for f in r.files())
+        total = sum(f.stat().st_size for n, r in run.data.sources.items() for f in _files(n, r))
     work = functools.partial(
         _encode_chunk, place.tokenizer, identity, run.data.template, folder, run.data.compression
     )

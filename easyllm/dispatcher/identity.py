@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easyllm.files import digest, fingerprint
+from easyllm.data.identity import tokens_identity
+from easyllm.files import digest
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import hints, write
 from easyllm.spec.types import Location
@@ -67,21 +68,7 @@ def run_folder(run: RunSpec) -> str:
 
 def store_address(run: RunSpec) -> str:
     """A hash of everything that decides what the token store holds, the sources' files included."""
-    data = run.data
-    files: dict[str, Any] = {}
-    for name, reader in data.sources.items():
-        try:
-            files[name] = {str(file): fingerprint(file) for file in reader.files()}
-        except OSError:
-            files[name] = "absent"
-    tokenizer = {
-        "spec": write(data.tokenizer),
-        "label": data.tokenizer.label(run),
-        "files": {str(file): fingerprint(file) for file in data.tokenizer.files(run)},
-    }
-    plain = write(data)
-    kept = ("sources", "template", "compression", "partitions", "rows_per_file", "limit")
-    return digest([{key: plain[key] for key in kept}, files, tokenizer, run.seed], 12)
+    return digest([tokens_identity(run), run.data.partitions, run.seed], 12)
 
 
 def _absolute(part: Any) -> Any:

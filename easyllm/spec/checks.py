@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from easyllm.spec.problems import Problem, near
+from easyllm.spec.problems import ABSENT, Problem, near
 from easyllm.spec.roles import Component, Family, ModelShape
 from easyllm.spec.run import STAGES, RunSpec
 
@@ -52,8 +52,12 @@ def _stages(run: RunSpec) -> Iterator[Problem]:
             "stages run once each, in the order in which they feed each other",
             f"give stages=[{','.join(right)}]",
         )
-    if not run.name or set(run.name) & set("/\\\0") or run.name.startswith("."):
+    if not _names_a_folder(run.name):
         yield Problem("name", run.name, "names a folder", "give letters, digits, '-' and '_'")
+
+
+def _names_a_folder(name: str) -> bool:
+    return bool(name) and not set(name) & set("/\\\0") and not name.startswith(".")
 
 
 def _batch(run: RunSpec) -> Iterator[Problem]:
@@ -136,6 +140,12 @@ def _training(run: RunSpec) -> Iterator[Problem]:
 
 
 def _data(run: RunSpec) -> Iterator[Problem]:
+    for name in run.data.sources:
+        if not _names_a_folder(name):
+            yield Problem(
+                f"data.sources.{name}", ABSENT, "a source's name becomes a folder's",
+                "give letters, digits, '-' and '_'",
+            )  # fmt: skip
     if "tokenize" in run.stages and not run.data.sources:
         yield Problem(
             "data.sources",

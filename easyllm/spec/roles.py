@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Component(abc.ABC):  # noqa: B024: the roles below have the abstract methods
+class Component(abc.ABC):  # noqa: B024  (the roles below have the abstract methods)
     """Base of every role."""
 
     requires: ClassVar[Mapping[str, str]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -226,6 +227,7 @@ def test_a_store_that_does_not_fit_the_run_is_refused(spec: Spec, tmp_path: Path
     with pytest.raises(UserError, match="add tokenize to stages"):
         open_rows(spec(tmp_path, stages=[]))
     work(spec(tmp_path), "tokenize", "shuffle", "repartition")
+    shutil.rmtree(tmp_path / "store/tokens")
     work(spec(tmp_path, data={"limit": 20}), "tokenize")
     with pytest.raises(UserError, match=r"other tokens.*add shuffle and repartition"):
         open_rows(spec(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,21 @@ def test_work_that_is_done_is_not_done_again(spec: Spec, tmp_path: Path) -> None
     assert [metrics["reused"] for metrics in work(heavier, *stages)] == [True] * 3
     outputs = load("tokenize").outputs(spec(tmp_path))
     assert tmp_path / "store" / TOKENS in outputs and outputs[-1].name == "manifest.json"
-    fewer = spec(tmp_path, data={"limit": 30})
-    again = work(fewer, *stages)
-    assert [metrics["reused"] for metrics in again] == [False] * 3
+
+
+def test_a_store_is_never_overwritten(spec: Spec, tmp_path: Path) -> None:
+    stages = ("tokenize", "shuffle", "repartition")
+    work(spec(tmp_path), *stages)
+    before = {stage: (tmp_path / "store" / stage / "manifest.json").read_bytes()
+              for stage in ("tokens", "shuffled", "partitions")}  # fmt: skip
+    with pytest.raises(UserError, match=r"its tokens/ was made from other data.*remove"):
+        work(spec(tmp_path, data={"limit": 30}), "tokenize")
+    with pytest.raises(UserError, match=r"its shuffled/ was made .*other settings"):
+        work(spec(tmp_path, seed=8), "shuffle")
+    for stage, content in before.items():
+        assert (tmp_path / "store" / stage / "manifest.json").read_bytes() == content
+    shutil.rmtree(tmp_path / "store")
+    again = work(spec(tmp_path, data={"limit": 30}), *stages)
     assert [metrics["documents"] for metrics in again] == [60] * 3
 
 
@@ -191,6 +204,7 @@ def test_an_absent_stage_is_asked_for(spec: Spec, tmp_path: Path) -> None:
     work(run, "tokenize", "shuffle")
     with pytest.raises(UserError, match=r"data\.partitions=2; add shuffle to stages"):
         work(spec(tmp_path, data={"partitions": 2}), "repartition")
+    shutil.rmtree(tmp_path / "store/shuffled")
     with pytest.raises(UserError, match=r"partitions=50.*dialogues has 40.*partitions=40 at most"):
         work(spec(tmp_path, data={"partitions": 50}), "shuffle")
 

@@ -50,7 +50,7 @@ def test_a_published_tokenizer_is_taken_as_it_is(spec: Spec, store: Path, tmp_pa
     assert config in run.data.tokenizer.files(run)
     empty = tmp_path / "empty"
     empty.mkdir()
-    run = pretrained(spec(tmp_path), empty)
+    run = pretrained(spec(tmp_path / "other"), empty)
     with pytest.raises(UserError, match="holds no tokenizer"):
         work(run, "tokenize")
 
