@@ -73,7 +73,8 @@ def test_a_batch_changes_nothing_where_positions_are_learned(folder: Path, tmp_p
     )
     GPT2LMHeadModel(shape).save_pretrained(tmp_path)
     one, all_ = load(tmp_path, batch_size=1), load(tmp_path, batch_size=8)
-    assert one.generate(encode(one), GREEDY) == all_.generate(encode(all_), GREEDY)
+    prompts = [*encode(one), [5] * 120]  # the last one comes to the last position first
+    assert one.generate(prompts, GREEDY) == all_.generate(prompts, GREEDY)
     assert all_.max_positions == 128
 
 
@@ -146,3 +147,10 @@ def test_weights_are_held_in_the_runs_dtype(folder: Path, dtype: str) -> None:
 def test_a_missing_device_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"hardware\.device=cuda"):
         load(folder, hardware={"device": "cuda"})
+
+
+def test_a_folder_without_its_tokenizer_is_named(folder: Path, tmp_path: Path) -> None:
+    for file in ("config.json", "model.safetensors"):
+        shutil.copyfile(folder / file, tmp_path / file)
+    with pytest.raises(UserError, match=f"{tmp_path}: transformers cannot load"):
+        load(tmp_path)

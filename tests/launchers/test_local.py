@@ -36,7 +36,7 @@ def started(logs: Path, code: str, ranks: int) -> subprocess.Popen[bytes]:
     return process
 
 
-def wait_for(condition, seconds: float = 20) -> None:
+def wait_for(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -62,16 +62,17 @@ def test_every_rank_finds_its_place(tmp_path: Path) -> None:
     assert len({line[6] for line in lines}) == 1
 
 
-def test_threads_are_shared_out_unless_told(tmp_path: Path, monkeypatch) -> None:
+def test_threads_are_shared_out_and_do_not_spin_unless_told(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    code = "import os; print(os.environ.get('OMP_NUM_THREADS'))"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    code = "import os; print(*map(os.environ.get, ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY')))"
     log = tmp_path / "rank-0.log"
     launch(tmp_path, code, ranks=2)
-    assert log.read_text() == "1\n"
+    assert log.read_text() == "1 passive\n"
     launch(tmp_path, code, ranks=1)
-    assert log.read_text() == "None\n"
-    launch(tmp_path, code, ranks=2, OMP_NUM_THREADS="3")
-    assert log.read_text() == "3\n"
+    assert log.read_text() == "None passive\n"
+    launch(tmp_path, code, ranks=2, OMP_NUM_THREADS="3", OMP_WAIT_POLICY="active")
+    assert log.read_text() == "3 active\n"
 
 
 def test_rank_0_is_shown_as_it_comes_and_logs_hold_all(tmp_path: Path, capfd) -> None:
@@ -95,7 +96,7 @@ def test_output_arrives_before_the_rank_ends(tmp_path: Path) -> None:
     ) % (tmp_path / "go")
     process = started(tmp_path, code, 1)
     (tmp_path / "go").touch()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_a_failing_rank_ends_the_others_and_its_status_counts(tmp_path: Path) ->
     )
     begin = time.monotonic()
     assert launch(tmp_path, code, ranks=3, grace=0.5) == 4
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     assert not any(alive(int((tmp_path / f"rank-{n}.log").read_text())) for n in range(3))
 
 
@@ -132,7 +133,7 @@ def test_the_others_are_asked_before_they_are_killed(tmp_path: Path) -> None:
     )
     begin = time.monotonic()
     assert launch(tmp_path, code, ranks=2, grace=30) == 4
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 25
     assert (tmp_path / "rank-0.log").read_text() == "asked\n"
 
 
@@ -144,7 +145,7 @@ def test_what_a_rank_leaves_behind_is_ended(tmp_path: Path) -> None:
     )
     begin = time.monotonic()
     assert launch(tmp_path, code) == 0
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     child = int((tmp_path / "rank-0.log").read_text())
     wait_for(lambda: not alive(child))
 
@@ -166,7 +167,7 @@ def test_sigterm_lets_the_ranks_save(tmp_path: Path) -> None:
     )
     process = started(tmp_path, code, 2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 75
+    assert process.wait(60) == 75
     assert all("saved" in (tmp_path / f"rank-{n}.log").read_text() for n in range(2))
 
 
@@ -181,7 +182,7 @@ def test_ctrl_c_ends_every_rank(tmp_path: Path, deaf: bool) -> None:
     )
     process = started(tmp_path, code, 2)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == -signal.SIGINT  # KeyboardInterrupt reached the top
+    assert process.wait(60) == -signal.SIGINT  # KeyboardInterrupt reached the top
     pids = [
         int(pid) for n in range(2) for pid in (tmp_path / f"rank-{n}.log").read_text().split()[:2]
     ]
@@ -198,7 +199,7 @@ def test_launches_from_a_thread(tmp_path: Path) -> None:
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(launch(tmp_path, "exit(2)")))
     thread.start()
-    thread.join(20)
+    thread.join(60)
     assert found == [2]
 
 

@@ -47,7 +47,7 @@ class Served:
         self.server = uvicorn.Server(config)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.client = httpx.Client(base_url=self.url, timeout=120)
         run_server = partial(self.server.run, sockets=[self.listener])
         self.thread = threading.Thread(target=run_server, daemon=True)
         self.thread.start()
@@ -64,7 +64,7 @@ class Served:
 
     def close(self) -> None:
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(60)
         self.service.close()
         assert not self.thread.is_alive()
 
@@ -88,7 +88,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     served.close()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -229,9 +229,9 @@ def test_a_client_that_leaves_ends_the_work(served: Served, stream: bool) -> Non
     def resting() -> bool:
         tokens = served.service.tokens
         time.sleep(0.3)
-        return served.service.tokens == tokens
+        return served.service.tokens == tokens > before
 
-    wait_for(resting, 10)
+    wait_for(resting)
     assert 0 < served.service.tokens - before < LONG - 100
 
 
@@ -252,7 +252,7 @@ def test_the_stage_serves_until_it_is_stopped(
     assert process.stdout is not None
     welcome = b"".join(process.stdout.readline() for _ in range(3)).decode()
     assert str(model) in welcome and f"localhost:{port}/generate" in welcome
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
 
     def up() -> bool:
         try:
@@ -269,7 +269,7 @@ def test_the_stage_serves_until_it_is_stopped(
     with client.stream("POST", "/generate", json=endless) as response:
         next(response.iter_raw())
         process.send_signal(number)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     result = json.loads((RunPaths(run).logs("serve") / "result.json").read_text())
     assert result["requests"] == 2
     assert 8 < result["generated_tokens"] < LONG

@@ -1,0 +1,193 @@
+"""Where a model comes from: a folder, the hub, a GGUF file, a file inside a package."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from easyllm import files
+from easyllm.errors import UserError
+
+PACKAGE = "package:"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+FORMATS = (
+    "give a folder in Hugging Face's format, a hub id, a .gguf file, or package:NAME/FILE.gguf"
+)
+SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+"""Configuration and tokenizer of a repository on the hub."""
+WEIGHTS = "*.safetensors"
+
+
+class Unusable(UserError):
+    """A model path behind which there is no model: what is wrong, and the remedy."""
+
+    def __init__(self, path: str | Path, what: str, remedy: str = ""):
+        super().__init__(f"{path}: {what}; {remedy}" if remedy else f"{path}: {what}")
+        self.what = what
+
+
+def local(path: str) -> Path | None:
+    """The file or folder that a model path means; None for a hub id.
+
+    Raises UserError where a file, a folder or a package is meant and is not there.
+    """
+    if path.startswith(PACKAGE):
+        return _in_package(path)
+    place = Path(path).expanduser()
+    if place.exists():
+        return place
+    if path.endswith(".gguf"):
+        raise Unusable(path, "no such file", FORMATS)
+    if not HUB_ID.fullmatch(path):
+        raise Unusable(path, "no such folder", FORMATS)
+    return None
+
+
+def problem(path: str) -> str | None:
+    """What is wrong with a model path, as far as that shows without loading or downloading."""
+    try:
+        _checked(path)
+    except Unusable as error:
+        return error.what
+    return None
+
+
+def local_config(path: str) -> dict[str, Any] | None:
+    """``config.json`` of a local folder; None where ``path`` is not a local folder.
+
+    Raises UserError when the folder has none that can be read.
+    """
+    place = Path(path).expanduser()
+    if path.startswith(PACKAGE) or not place.is_dir():
+        return None
+    return _config(place)
+
+
+def weights(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, sorted."""
+    return sorted(folder.glob(WEIGHTS))
+
+
+def folder(path: str, cache: Path, with_weights: bool = True) -> Path:
+    """A folder in Hugging Face's format that holds the model at ``path``.
+
+    It has ``config.json``, the tokenizer's files and, unless ``with_weights`` is false,
+    ``*.safetensors``. A hub id is downloaded into the hub's own cache. A GGUF file is
+    converted once, under a lock, into ``cache/<name>-<digest>/``. Raises UserError.
+    """
+    place = _checked(path)
+    if place is None:
+        place = _downloaded(path, with_weights)
+    elif place.is_file():
+        return _converted(place, cache)
+    if with_weights and not weights(place):
+        raise Unusable(
+            path,
+            f"has no {WEIGHTS} files",
+            "load it with transformers and save it with save_pretrained, which writes them",
+        )
+    return place
+
+
+def _checked(path: str) -> Path | None:
+    """What ``local`` gives, when it can be read."""
+    place = local(path)
+    if place is None:
+        return None
+    if place.is_dir():
+        _config(place)
+    elif place.suffix != ".gguf":
+        raise Unusable(path, "is neither a folder nor a .gguf file", FORMATS)
+    elif importlib.util.find_spec("gguf") is None:
+        raise Unusable(path, "reading GGUF needs the gguf package: pip install 'easyllm[gguf]'")
+    return place
+
+
+def _config(place: Path) -> dict[str, Any]:
+    file = place / "config.json"
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        what = "has no config.json, so it is not a model in Hugging Face's format"
+        raise Unusable(place, what, FORMATS) from None
+    except (OSError, ValueError) as error:
+        raise Unusable(place, f"its config.json cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise Unusable(place, "its config.json does not hold a map of keys")
+    return config
+
+
+def _in_package(path: str) -> Path:
+    """The file behind ``package:NAME/FILE``, found without importing the package."""
+    name, _, file = path.removeprefix(PACKAGE).partition("/")
+    if not (name.isidentifier() and file):
+        raise Unusable(path, "must be written package:NAME/FILE, e.g. package:my_model/a.gguf")
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        distribution = name.replace("_", "-")
+        raise Unusable(path, f"{name} is not installed: pip install {distribution}")
+    homes = [Path(home) for home in spec.submodule_search_locations or ()]
+    for home in homes:
+        if (home / file).exists():
+            return home / file
+    carried = sorted(found.name for home in homes for found in home.glob("*.gguf"))
+    there = f"it carries {', '.join(carried)}" if carried else "it carries no .gguf file"
+    raise Unusable(path, f"{name} has no {file}; {there}")
+
+
+def _downloaded(hub_id: str, with_weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    wanted = [*SMALL_FILES, WEIGHTS] if with_weights else [*SMALL_FILES]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except GatedRepoError:
+        consent = f"accept the terms on https://huggingface.co/{hub_id}, then set HF_TOKEN"
+        raise Unusable(hub_id, "its owner asks for consent", consent) from None
+    except RepositoryNotFoundError:
+        what = "no such folder here and no such model on the hub"
+        raise Unusable(hub_id, what, FORMATS) from None
+    except OSError as error:
+        why = str(error).splitlines()[0]
+        what = f"no such folder here, and the hub does not answer ({why})"
+        raise Unusable(hub_id, what, FORMATS) from None
+
+
+def _converted(file: Path, cache: Path) -> Path:
+    """The folder that holds the model of a GGUF file, made where it is not there yet."""
+    identity = files.digest([file.name, files.fingerprint(file)])
+    target = cache / f"{file.stem}-{identity}"
+    if not target.exists():
+        with files.exclusive(cache / f".{target.name}.lock"):
+            if not target.exists():
+                with files.new_folder(target) as aside:
+                    _convert(file, aside)
+    return target
+
+
+def _convert(file: Path, aside: Path) -> None:
+    """Write model and tokenizer of a GGUF file into ``aside``.
+
+    In float32, which holds the value of every quantized weight.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = {"gguf_file": file.name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **source)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(file.parent),
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            **source,
+        )
+    except (ValueError, LookupError, OSError, NotImplementedError, struct.error) as error:
+        raise Unusable(file, f"transformers cannot read it: {error}") from error
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)

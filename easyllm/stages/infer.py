@@ -1,0 +1,37 @@
+"""Complete the prompts with the trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyllm.inference import prompts
+from easyllm.spec.run import RunSpec
+from easyllm.stages.base import Rank, Stage
+
+
+class Infer(Stage):
+    name = "infer"
+    reads = (
+        "seed",
+        "inference",
+        "data.template",
+        "model.path",
+        "model.init",
+        "model.dtype",
+        "model.attention",
+        "hardware.device",
+    )
+
+    def inputs(self, run: RunSpec) -> list[Path]:
+        given = run.inference.prompts
+        return [*prompts.model_files(run), *([Path(given)] if isinstance(given, str) else [])]
+
+    def outputs(self, run: RunSpec) -> list[Path]:
+        return [self.paths(run).results]
+
+    def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
+        from easyllm.inference.batch import infer
+
+        return infer(run)

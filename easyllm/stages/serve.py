@@ -1,0 +1,39 @@
+"""Answer requests over HTTP with the trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyllm.inference import prompts
+from easyllm.spec.run import RunSpec
+from easyllm.stages.base import Rank, Stage
+
+
+class Serve(Stage):
+    """Runs until it is stopped and leaves no files."""
+
+    name = "serve"
+    reads = (
+        "seed",
+        "serving",
+        "inference",
+        "data.template",
+        "model.path",
+        "model.init",
+        "model.dtype",
+        "model.attention",
+        "hardware.device",
+    )
+
+    def inputs(self, run: RunSpec) -> list[Path]:
+        return prompts.model_files(run)
+
+    def outputs(self, run: RunSpec) -> list[Path]:
+        return []
+
+    def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
+        from easyllm.serving.server import serve
+
+        return serve(run)

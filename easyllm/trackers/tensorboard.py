@@ -1,0 +1,54 @@
+"""Training metrics for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easyllm.errors import UserError
+from easyllm.spec.roles import Tracker
+from easyllm.spec.types import Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoard(Tracker):
+    """Event files that ``tensorboard --logdir`` reads."""
+
+    folder: Place | None = None
+    """Folder of the event files; null writes ``tensorboard`` in the run directory."""
+
+    def open(self, name: str, folder: Path, settings: Mapping[str, Any]) -> Writer:
+        """Start an event file; ``settings`` become its text panel.
+
+        ``folder`` is the run directory. Raises UserError when tensorboard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "training.trackers names TensorBoard, which is not installed: "
+                "pip install 'easyllm[tensorboard]'"
+            ) from None
+        writer = SummaryWriter(str(Path(self.folder) if self.folder else folder / "tensorboard"))
+        rows = "\n".join(f"    {key}: {value}" for key, value in settings.items())
+        writer.add_text(name, rows)
+        return Writer(writer)
+
+
+class Writer:
+    """An open event file."""
+
+    def __init__(self, writer: Any):
+        self._writer = writer
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record the numbers among ``values`` at ``step``."""
+        for key, value in values.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
