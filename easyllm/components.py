@@ -42,8 +42,8 @@ def resolver(allow: Iterable[str] = (), path: Iterable[str] = ()) -> Resolve:
         if not any(target.startswith(prefix + ".") for prefix in prefixes):
             raise UnknownComponent(
                 f"is not under an allowed prefix ({', '.join(prefixes)})",
-                near_target(target, role)
-                or f"to allow your own class, give components.allow=[{target.split('.')[0]}]",
+                f"{near_target(target, role)}; for a class of your own give "
+                f"components.allow=[{target.split('.')[0]}]",
             )
         try:
             module = importlib.import_module(module_name)

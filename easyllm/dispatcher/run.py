@@ -15,6 +15,7 @@ from typing import Any
 from easyllm import runfile
 from easyllm.dispatcher import directory, records, summary
 from easyllm.dispatcher.lock import Occupied, held
+from easyllm.errors import UserError
 from easyllm.files import read_json
 from easyllm.launchers.local import Local
 from easyllm.paths import RunPaths
@@ -39,7 +40,7 @@ def dispatch(run: RunSpec) -> int:
     Raises SpecError, with nothing started, where the directory belongs to another run.
     """
     paths = RunPaths(run)
-    if found := directory.problems(run):
+    if found := [*directory.problems(run), *_lacking(run)]:
         raise SpecError(found)
     try:
         with held(paths.root):
@@ -55,6 +56,17 @@ def dispatch(run: RunSpec) -> int:
                 )
             ]
         ) from None  # fmt: skip
+
+
+def _lacking(run: RunSpec) -> list[Problem]:
+    """What the stages stand on and no stage of the run makes."""
+    found = []
+    for name in run.stages:
+        try:
+            load(name).require(run)
+        except UserError as error:
+            found.append(Problem("stages", list(run.stages), f"{name}: {error}"))
+    return found
 
 
 def _stages(run: RunSpec) -> int:

@@ -74,7 +74,7 @@ def _made(stage: str, metrics: Mapping[str, Any]) -> str:
         text = f"loss {metrics['first_loss']:.3f} -> {metrics['last_loss']:.3f}"
         if metrics.get("eval_loss") is not None:
             text += f", held out {metrics['eval_loss']:.3f}"
-        return text + f"; {metrics['tokens_per_second']:,.0f} tokens/s"
+        return text + f"; {_rate(metrics['tokens_per_second'])} tokens/s"
     words = []
     for key, label in (
         ("documents", "documents"), ("tokens", "tokens"), ("partitions", "partitions"),
@@ -85,10 +85,14 @@ def _made(stage: str, metrics: Mapping[str, Any]) -> str:
             words.append(f"{metrics[key]:,} {label}")
     rate = metrics.get("tokens_per_second")
     if rate and not metrics.get("reused"):
-        words.append(f"{rate:,.0f} tokens/s")
+        words.append(f"{_rate(rate)} tokens/s")
     if metrics.get("reused"):
         words.append("from the shared store")
     return "; ".join(words)
+
+
+def _rate(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
 
 
 def _where(run: RunSpec, stage: str) -> str:

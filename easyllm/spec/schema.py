@@ -158,6 +158,13 @@ class _Walk:
         self.unknown.append((problem, siblings))
 
     def component(self, role: Any, config: Any, key: str, default: str | None) -> Any:
+        """The component in ``config``; in place of one with a problem the default, if any."""
+        built = self._component(role, config, key, default)
+        if built is BAD and default is not None:
+            return _Walk(self.resolve).dataclass(self.resolve(default, role), {}, key)
+        return built
+
+    def _component(self, role: Any, config: Any, key: str, default: str | None) -> Any:
         if not isinstance(config, Mapping):
             return self.note(
                 key, config, "must be a component", f"give {key}._target_=<class> and its fields"
@@ -168,21 +175,13 @@ class _Walk:
                 f"{key}.{TARGET}",
                 ABSENT if target is None else target,
                 f"must name a {role.__name__} class",
-                f"give {key}._target_=<module>.<class>",
+                f"give {key}.{TARGET}=<module>.<class>",
             )
         try:
             cls = self.resolve(target, role)
         except UnknownComponent as error:
-            built = self.note(f"{key}.{TARGET}", target, str(error), error.remedy)
-            return built if default is None else self._fallback(role, key, default)
-        built = self.dataclass(cls, config, key)
-        if built is BAD and default is not None:
-            return self._fallback(role, key, default)
-        return built
-
-    def _fallback(self, role: Any, key: str, default: str) -> Any:
-        """The default component, in place of one with a problem."""
-        return _Walk(self.resolve).dataclass(self.resolve(default, role), {}, key)
+            return self.note(f"{key}.{TARGET}", target, str(error), error.remedy)
+        return self.dataclass(cls, config, key)
 
     def value(self, hint: Any, value: Any, key: str) -> Any:
         """``value`` as ``hint``, or BAD with the problem noted."""
@@ -200,6 +199,8 @@ class _Walk:
             return self._union(typing.get_args(hint), value, key)
         if hint is Any:
             return value
+        if _is_group(hint):
+            return self.dataclass(hint, value, key)
         if value is None:
             return self.note(key, value, f"must be {_named(hint)}", "null is not allowed here")
         if origin is Literal:
@@ -219,8 +220,6 @@ class _Walk:
             return self._map(typing.get_args(hint)[1], value, key)
         if isinstance(hint, type) and issubclass(hint, Component):
             return self.component(hint, value, key, None)
-        if dataclasses.is_dataclass(hint):
-            return self.dataclass(hint, value, key)  # type: ignore[arg-type]
         return self._scalar(hint, value, key)
 
     def _union(self, arms: tuple[Any, ...], value: Any, key: str) -> Any:

@@ -43,6 +43,10 @@ class Stage(abc.ABC):
         """Processes the stage runs on."""
         return 1
 
+    def require(self, run: RunSpec) -> None:
+        """Raises UserError when the stage stands on something that is not there and that no
+        earlier stage of the run makes. Called before anything is started."""
+
     @abc.abstractmethod
     def inputs(self, run: RunSpec) -> list[Path]:
         """Files that can change what the stage makes."""

@@ -24,6 +24,10 @@ class Infer(Stage):
         "hardware.device",
     )
 
+    def require(self, run: RunSpec) -> None:
+        if "export" not in run.stages:
+            prompts.model_path(run)
+
     def inputs(self, run: RunSpec) -> list[Path]:
         given = run.inference.prompts
         return [*prompts.model_files(run), *([Path(given)] if isinstance(given, str) else [])]

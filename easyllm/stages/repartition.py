@@ -15,6 +15,10 @@ class Repartition(Stage):
     name = "repartition"
     reads = ("data.dir", "data.partitions")
 
+    def require(self, run: RunSpec) -> None:
+        if "shuffle" not in run.stages:
+            manifest.require(self.paths(run).store, "shuffle")
+
     def inputs(self, run: RunSpec) -> list[Path]:
         return manifest.paths(self.paths(run).store, "shuffle")
 

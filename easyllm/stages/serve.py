@@ -27,6 +27,10 @@ class Serve(Stage):
         "hardware.device",
     )
 
+    def require(self, run: RunSpec) -> None:
+        if "export" not in run.stages:
+            prompts.model_path(run)
+
     def inputs(self, run: RunSpec) -> list[Path]:
         return prompts.model_files(run)
 

@@ -15,6 +15,10 @@ class Shuffle(Stage):
     name = "shuffle"
     reads = ("data.dir", "data.partitions", "data.compression", "seed")
 
+    def require(self, run: RunSpec) -> None:
+        if "tokenize" not in run.stages:
+            manifest.require(self.paths(run).store, "tokenize")
+
     def inputs(self, run: RunSpec) -> list[Path]:
         return manifest.paths(self.paths(run).store, "tokenize")
 

@@ -232,3 +232,20 @@ def test_killed_parent_takes_its_ranks_along(folder):
     process.kill()
     process.communicate()
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children), 10)
+
+
+@pytest.mark.parametrize(
+    "stage, told",
+    [
+        ("shuffle", "add tokenize to stages"),
+        ("repartition", "add shuffle to stages"),
+        ("train", "add tokenize to stages"),
+        ("export", "add train to stages"),
+        ("infer", "run the stages train and export first"),
+        ("serve", "run the stages train and export first"),
+    ],
+)
+def test_a_stage_without_what_it_stands_on_is_refused(folder, stage, told, capsys):
+    assert main(["+recipe=demo", f"stages=[{stage}]"]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not list(folder.iterdir())

@@ -1,0 +1,52 @@
+"""Turns a checkpoint into a plain Hugging Face folder, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyllm.errors import UserError
+from easyllm.spec.run import RunSpec
+from easyllm.stages.base import Rank, Stage
+from easyllm.training import checkpoints
+
+
+class Export(Stage):
+    name = "export"
+    reads = ("export",)
+
+    def require(self, run: RunSpec) -> None:
+        if "train" not in run.stages and self._found(run) is None:
+            raise UserError(_missing(run, self.paths(run).checkpoints))
+
+    def inputs(self, run: RunSpec) -> list[Path]:
+        found = self._found(run)
+        return [found.path / checkpoints.MANIFEST] if found else []
+
+    def outputs(self, run: RunSpec) -> list[Path]:
+        return [self.paths(run).export / "config.json"]
+
+    def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
+        checkpoint = self._found(run)
+        if checkpoint is None:
+            raise UserError(_missing(run, self.paths(run).checkpoints))
+        from easyllm.training.exporting import export
+
+        return export(checkpoint, self.paths(run).export, run.export)
+
+    def _found(self, run: RunSpec) -> checkpoints.Checkpoint | None:
+        if run.export.checkpoint:
+            return checkpoints.opened(Path(run.export.checkpoint).expanduser())
+        return checkpoints.newest(self.paths(run).checkpoints)[0]
+
+
+def _missing(run: RunSpec, root: Path) -> str:
+    if run.export.checkpoint:
+        return (
+            f"export.checkpoint={run.export.checkpoint} is not a whole checkpoint; give a folder "
+            f"such as {checkpoints.location(root, 100)}"
+        )
+    return (
+        f"{root} has no whole checkpoint to export; add train to stages, or give export.checkpoint"
+    )

@@ -1,0 +1,88 @@
+"""Trains the model on the token store, on as many ranks as the hardware has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyllm.data import manifest
+from easyllm.models import source
+from easyllm.spec.run import RunSpec
+from easyllm.stages.base import Interrupted, Rank, Stage
+from easyllm.training import checkpoints
+from easyllm.training.stopping import Stopped, on_sigterm
+
+
+class Train(Stage):
+    name = "train"
+    reads = (
+        "seed",
+        "model.path",
+        "model.init",
+        "model.dtype",
+        "model.attention",
+        "model.family",
+        "model.config",
+        "model.overrides",
+        "data.seq_len",
+        "data.packing",
+        "parallelism",
+        "hardware.nodes",
+        "hardware.devices_per_node",
+        "hardware.device",
+        "training.steps",
+        "training.epochs",
+        "training.optimizer",
+        "training.schedule",
+        "training.gradient_clipping",
+        "training.evaluate",
+    )
+
+    def ranks(self, run: RunSpec) -> int:
+        return run.hardware.ranks
+
+    def require(self, run: RunSpec) -> None:
+        store = self.paths(run).store
+        if not any(stage in run.stages or manifest.find(store, stage) for stage in manifest.STAGES):
+            manifest.require(store, "tokenize")
+
+    def inputs(self, run: RunSpec) -> list[Path]:
+        store = self.paths(run).store
+        stages = [stage for stage in manifest.STAGES if stage in run.stages] or [
+            stage for stage in manifest.STAGES if manifest.find(store, stage)
+        ]
+        files = [manifest.location(store, stage) for stage in stages[-1:]]
+        place = source.local(run.model.path) if run.model.path else None
+        if place and place.is_dir():
+            files.append(place / "config.json")
+            if run.model.init == "pretrained":
+                files += source.weights(place)
+        elif place:
+            files.append(place)
+        return files
+
+    def outputs(self, run: RunSpec) -> list[Path]:
+        root = self.paths(run).checkpoints
+        if run.training.steps is not None:
+            last = checkpoints.location(root, run.training.steps)
+        else:
+            found, _ = checkpoints.newest(root)
+            last = found.path if found else checkpoints.location(root, 0)
+        return [last / checkpoints.MANIFEST]
+
+    def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
+        with on_sigterm() as stop:
+            from easyllm.parallelism import world
+
+            device = world.start(run.hardware.device)
+            # these import DeepSpeed, which settles its accelerator for good
+            from easyllm.data.rows import open_rows
+            from easyllm.training.loop import train
+
+            try:
+                metrics = train(run, open_rows(run), device, stop)
+            except Stopped as stopped:
+                raise Interrupted(str(stopped)) from None
+            world.stop()
+            return metrics
