@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from easyllm.cli import arguments as command_line
@@ -77,8 +76,6 @@ def _hydra(arguments: Arguments, overrides: list[Override]) -> int:
     if arguments.sweep and not arguments.hydra_flags:
         return hydra_app.sweep(arguments, overrides)
     hydra_app.checked(arguments, overrides)
-    if arguments.sweep:
-        arguments = replace(arguments, hydra_flags=["--multirun", *arguments.hydra_flags])
     return hydra_app.inspect(arguments, overrides)
 
 

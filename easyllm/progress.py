@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 ON_TERMINAL = "EASYLLM_ON_TERMINAL"
 """Set for ranks, whose output goes through a pipe, when the parent has a terminal."""
 
+SCALED = ("B", "token")
+"""Units that come in millions."""
+
 
 def on_terminal() -> bool:
     return ON_TERMINAL in os.environ or sys.stderr.isatty()
@@ -29,7 +32,7 @@ def progress(label: str, total: float | None, unit: str, visible: bool = True) -
         desc=label,
         total=total,
         unit=unit,
-        unit_scale=True,
+        unit_scale=unit in SCALED,
         delay=2,
         mininterval=0.2 if on_terminal() else 10,
         maxinterval=1 if on_terminal() else 10,

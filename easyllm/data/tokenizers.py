@@ -124,6 +124,15 @@ class ByteLevelBPE(Tokenizer):
                 f"the 256 bytes and the special tokens take {least}",
                 f"give at least {least}",
             )
+        model = {**run.model.config, **run.model.overrides}.get("vocab_size")
+        if "train" in run.stages and isinstance(model, int) and model < self.vocab_size:
+            yield Problem(
+                f"{key}.vocab_size",
+                self.vocab_size,
+                f"the model has {model} tokens only",
+                f"give at most {model}, or model.overrides.vocab_size={self.vocab_size}",
+                also=("model.config.vocab_size", "model.overrides.vocab_size"),
+            )
 
     def label(self, run: RunSpec) -> str:
         return f"bpe{self.vocab_size}"

@@ -73,6 +73,7 @@ def _stages(run: RunSpec) -> int:
     begun = time.monotonic()
     made: list[tuple[dict[str, Any], bool]] = []
     status = DONE
+    summary.say(f"{run.name} in {summary.shown(RunPaths(run).root)}")
     try:
         for name in run.stages:
             stage = load(name)

@@ -43,7 +43,7 @@ class Stage(abc.ABC):
         """Processes the stage runs on."""
         return 1
 
-    def require(self, run: RunSpec) -> None:
+    def require(self, run: RunSpec) -> None:  # noqa: B027  (most stages stand on nothing)
         """Raises UserError when the stage stands on something that is not there and that no
         earlier stage of the run makes. Called before anything is started."""
 

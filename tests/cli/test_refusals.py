@@ -95,6 +95,10 @@ REFUSALS = {
         ["+recipe=demo", "data.seq_len=4096"],
         ["data.seq_len = 4096", "2048 positions"],
     ),
+    "a vocabulary larger than the model's": (
+        ["+recipe=demo", "data.tokenizer.vocab_size=8000"],
+        ["data.tokenizer.vocab_size = 8000", "4096 tokens only", "give at most 4096"],
+    ),
     "memory": (
         ["+recipe=llama13b_pipe", "parallelism.pipeline_stages=1", "stages=[tokenize,train]"],
         ["hardware.memory_gb = 40", "conf/hardware/a100_40gb_8x8.yaml", "GB a device"],

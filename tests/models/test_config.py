@@ -44,6 +44,11 @@ def test_a_group_that_agrees_with_its_files_is_taken(folder: Path) -> None:
     hf_config(spec(folder, {"path": str(folder / "llama"), "config": stated}))
 
 
+def test_numbers_may_differ_by_the_rounding_of_fp32(folder: Path) -> None:
+    stated = {**LLAMA, "rms_norm_eps": 9.999999974752427e-07}
+    hf_config(spec(folder, {"path": str(folder / "llama"), "config": stated}))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "published"),
     [("hidden_size", 64, 32), ("rms_norm_eps", 1e-5, 1e-6), ("tie_word_embeddings", True, False)],

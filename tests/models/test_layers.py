@@ -66,6 +66,22 @@ def test_logits_and_loss_are_transformers_own(tmp_path: Path, variant: str, atte
     torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
 
 
+def test_positions_are_exact_in_bfloat16(tmp_path: Path) -> None:
+    config = LlamaConfig(**{**LLAMA, "max_position_embeddings": 4096})
+    expected = LlamaForCausalLM(config).model.rotary_emb
+    layer = llama_layers(config, "sdpa")[1].build()
+    layer = fill(
+        layer, "model.layers.0", RandomWeights(config, 0), torch.bfloat16, torch.device("cpu")
+    ).bfloat16()
+    positions = torch.arange(4096)[None]
+    hidden = torch.zeros(1, 4096, 32, dtype=torch.bfloat16)
+    for ours, theirs in zip(
+        layer.rotary(hidden, positions), expected(hidden, positions), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    assert {parameter.dtype for parameter in layer.parameters()} == {torch.bfloat16}
+
+
 def test_random_weights_depend_on_seed_and_name_alone() -> None:
     config = LlamaConfig(**LLAMA, initializer_range=0.05, pad_token_id=7)
     first, again, other = (RandomWeights(config, seed) for seed in (1, 1, 2))

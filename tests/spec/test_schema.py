@@ -142,3 +142,13 @@ def test_what_makes_another_run_and_another_store(
     before, after = (resolved(read_config(c)[0]) for c in (DEMO, put(DEMO, key, value)))
     assert (before.run_dir != after.run_dir) == other_run
     assert (before.data.dir != after.data.dir) == other_store
+
+
+@pytest.mark.parametrize("key", ["data.sources.a/b", "data.sources..hidden"])
+def test_a_source_whose_name_is_no_folders(key):
+    from easyllm.spec.checks import problems
+
+    name = key.removeprefix("data.sources.")
+    reader = {"_target_": "easyllm.data.readers.PythonDocs"}
+    run, _ = read_config({**DEMO, "data": {**DEMO["data"], "sources": {name: reader}}})
+    assert [p.key for p in problems(run)] == [key]

@@ -29,7 +29,7 @@ MODELS = {
         "num_hidden_layers": 4,
         "num_key_value_heads": 4,
         "tie_word_embeddings": True,
-        "pad_token_id": 3,
+        "pad_token_id": 0,
     },
 }
 """Grouped-query attention in the one, shared embeddings and a padding row in the other."""
@@ -195,7 +195,16 @@ def lives(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
         for model in MODELS:
             add(f"untrained-{model}-{name}", layout, {"training": {"steps": 0}}, model=model)
         add(f"bf16-{name}", layout, {"model": {"dtype": "bfloat16"}})
-    often = {"training": {"checkpoint": {"every": 1, "keep": 2}, "evaluate": {"every": 2}}}
+        add(f"unclipped-{name}", layout, {"training": {"steps": 1, "gradient_clipping": 0}})
+    board = {"board": {"_target_": "easyllm.trackers.tensorboard.TensorBoard"}}
+    often = {
+        "training": {
+            "checkpoint": {"every": 1, "keep": 2},
+            "evaluate": {"every": 2},
+            "trackers": board,
+        },
+        "hardware": {"peak_tflops": 0.01},
+    }
     zero = RESUMED["zero1"]
     add("often", zero, often)
     damage = f"step-0000000{STEPS}/weights/*.safetensors"

@@ -24,7 +24,7 @@ from easyllm.data.rows import open_rows  # noqa: E402
 from easyllm.errors import UserError  # noqa: E402
 from easyllm.paths import RunPaths  # noqa: E402
 from easyllm.training.loop import train  # noqa: E402
-from easyllm.training.stopping import Stopped  # noqa: E402
+from easyllm.training.stopping import Stopped, on_sigterm  # noqa: E402
 from tests.support import run_spec  # noqa: E402
 
 
@@ -56,7 +56,8 @@ def main(cases: Path) -> None:
         rows = Watched(open_rows(run), case.get("sigterm_at"))
         seen: dict[str, Any] = {"case": case["name"], "samples": rows.samples}
         try:
-            seen["report"] = train(run, rows, DEVICE)  # type: ignore[arg-type]
+            with on_sigterm() as stop:
+                seen["report"] = train(run, rows, DEVICE, stop)  # type: ignore[arg-type]
         except (Stopped, UserError) as error:
             seen["error"] = f"{type(error).__name__}: {error}"
         result = Path(case["folder"]) / f"{case['name']}.rank-{rank}.json"

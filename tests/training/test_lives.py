@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from easyllm.paths import RunPaths
 from easyllm.stages import load
 from easyllm.stages.base import Rank
-from tests.support import merged, run_spec
+from tests.support import LLAMA, merged, run_spec
 from tests.training.conftest import GLOBAL_BATCH, MODELS, RESUMED, STEPS, Small, Trained
 
 
@@ -134,6 +134,29 @@ def test_a_mistake_is_told(lives: Trained, case: str, run: str, words: tuple[str
         assert seen["error"].startswith("UserError")
         for word in words:
             assert word in seen["error"]
+
+
+@pytest.mark.parametrize("layout", RESUMED)
+def test_the_norm_is_told_where_nothing_is_clipped(lives: Trained, layout: str) -> None:
+    clipped, unclipped = (
+        lives.metrics(f"{kind}-{layout}")[0]["grad_norm"] for kind in ("whole", "unclipped")
+    )
+    assert unclipped == pytest.approx(clipped, rel=1e-5)
+
+
+def test_mfu_is_speed_over_the_peak_of_all_devices(lives: Trained) -> None:
+    report = lives.seen("longer", "often")[0]["report"]
+    width = LLAMA["hidden_size"]
+    flops = 6 * report["parameters"] + 12 * 4 * width * 48
+    for line in lives.metrics("", "often"):
+        expected = line["tokens_per_second"] * flops / (2 * 0.01e12)
+        assert line["mfu"] == pytest.approx(expected)
+    assert "mfu" not in lives.metrics("whole-pipe")[0]
+
+
+def test_trackers_are_fed(lives: Trained) -> None:
+    folder = lives.root / "often" / "run" / "tensorboard"
+    assert any("tfevents" in file.name for file in folder.iterdir())
 
 
 def test_a_run_gone_wild_keeps_what_was_saved(lives: Trained) -> None:

@@ -1,0 +1,164 @@
+"""The Hugging Face configuration of a run's model."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from easyllm.errors import UserError
+from easyllm.models.families import FAMILIES, family_named
+from easyllm.models.source import folder
+from easyllm.paths import RunPaths
+from easyllm.spec.roles import Family
+from easyllm.spec.run import RunSpec
+
+DESCRIPTIVE = frozenset(
+    "architectures auto_map bos_token_id dtype eos_token_id pad_token_id torch_dtype "  # noqa: SIM905
+    "transformers_version use_cache".split()
+)
+"""Keys that change no dimension; a group and the files it stands for may differ in them."""
+
+
+def model_folder(run: RunSpec) -> Path | None:
+    """The local folder of ``model.path``, fetched or converted first where need be."""
+    if run.model.path is None:
+        return None
+    return _fetched(run.model.path, RunPaths(run).models, run.model.init == "pretrained")
+
+
+@functools.cache
+def _fetched(path: str, models: Path, with_weights: bool) -> Path:
+    """Asked for once a process: a hub that does not answer must not stop a running training."""
+    return folder(path, models, with_weights)
+
+
+def family_of(run: RunSpec, model_type: str) -> Family:
+    """The family that trains models of this type. Raises UserError where there is none."""
+    family = run.model.family or family_named(model_type)
+    if family is None:
+        known = ", ".join(f.model_type for f in FAMILIES if not f.unsupported)
+        raise UserError(f"model.path: models of type {model_type} are not known; known: {known}")
+    if family.model_type != model_type:
+        raise UserError(
+            f"model.family reads models of type {family.model_type}, the configuration says "
+            f"{model_type}; leave model.family out"
+        )
+    if family.unsupported:
+        raise UserError(f"model.family: {family.unsupported}")
+    return family
+
+
+def hf_config(run: RunSpec) -> PretrainedConfig:
+    """``model.path``'s configuration, or ``model.config``, with ``model.overrides`` laid over.
+
+    Raises UserError where the path's files contradict ``model.config``, the values make no
+    model, or no family trains it.
+    """
+    model, source = run.model, model_folder(run)
+    published = json.loads((source / "config.json").read_text("utf-8")) if source else {}
+    if source:
+        _agree(run, published, source)
+    values = {**(published or model.config), **model.overrides}
+    model_type = values.get("model_type") or (model.family and model.family.model_type)
+    if not model_type:
+        raise UserError("model.config.model_type is not given; give model.family or the key")
+    family_of(run, model_type)
+    config = _built(model_type, values)
+    if run.data.seq_len > config.max_position_embeddings:
+        raise UserError(
+            f"data.seq_len={run.data.seq_len}: the model has {config.max_position_embeddings} "
+            f"positions; give at most that, or model.overrides.max_position_embeddings"
+        )
+    return config
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return ours.keys() == theirs.keys() and all(_same(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return math.isclose(ours, theirs, rel_tol=1e-6)  # GGUF keeps them in fp32
+    return bool(ours == theirs)
+
+
+def fit_tokenizer(run: RunSpec, config: PretrainedConfig) -> None:
+    """Check that the store's tokenizer fits the model; random weights take its special tokens.
+
+    Raises UserError where the tokenizer has more tokens than the model.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(RunPaths(run).store.tokenizer)
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"model.config.vocab_size={config.vocab_size}, but the tokenizer has "
+            f"{len(tokenizer)} tokens; use the model's own tokenizer, or give "
+            f"model.init=random model.overrides.vocab_size={len(tokenizer)}"
+        )
+    if run.model.init == "random":
+        config.bos_token_id = tokenizer.bos_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+        # a padding token's embedding is never trained: the end of a text must not be one
+        taken = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        config.pad_token_id = None if tokenizer.pad_token_id in taken else tokenizer.pad_token_id
+
+
+def write_description(run: RunSpec, config: PretrainedConfig, to: Path) -> None:
+    """Write what stands beside the weights: configuration, generation defaults, tokenizer."""
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    config.dtype = run.model.dtype
+    config.save_pretrained(to)
+    tokenizer = RunPaths(run).store.tokenizer
+    shutil.copytree(tokenizer, to, dirs_exist_ok=True)
+    source = model_folder(run)
+    published = source / "generation_config.json" if source else None
+    if published and published.exists() and run.model.init == "pretrained":
+        shutil.copyfile(published, to / published.name)
+    else:
+        pad = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
+        GenerationConfig(
+            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=pad
+        ).save_pretrained(to)
+
+
+def _built(model_type: str, values: dict[str, Any]) -> PretrainedConfig:
+    try:
+        dimensions = {key: value for key, value in values.items() if key != "model_type"}
+        return AutoConfig.for_model(model_type, **dimensions)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise UserError(
+            f"model.config and model.overrides make no {model_type} model: {error}"
+        ) from error
+
+
+def _agree(run: RunSpec, published: dict[str, Any], source: Path) -> None:
+    """The group's dimensions must be those of the files, but for what overrides change."""
+    model = run.model
+    if not model.config:
+        return
+    model_type = published.get("model_type", "")
+    stated_type = model.config.get("model_type", model_type)
+    if stated_type != model_type:
+        raise UserError(
+            f"model.config.model_type={stated_type}, but {source / 'config.json'} says "
+            f"{model_type}; choose the model group that belongs to model.path"
+        )
+    # built first, so that defaults and older spellings compare equal
+    ours = _built(model_type, dict(model.config)).to_dict()
+    theirs = _built(model_type, published).to_dict()
+    for key in ours:
+        stated = key in model.config or key == "rope_parameters"
+        if not stated or key in DESCRIPTIVE or key in model.overrides:
+            continue
+        if not _same(ours[key], theirs.get(key)):
+            raise UserError(
+                f"model.config.{key}={ours[key]}, but {source / 'config.json'} says "
+                f"{theirs.get(key)}; choose the model group that belongs to model.path, or "
+                f"give model.overrides.{key} to change it"
+            )

@@ -1,0 +1,145 @@
+"""A model as one list of layers over transformers' own classes.
+
+Each layer takes the tensor the one before it gives: token ids ``(rows, tokens)`` into the
+embedding, hidden states ``(rows, tokens, hidden)`` through the decoder layers, logits
+``(rows, tokens, vocabulary)`` out of the head. Parameters keep their Hugging Face names, so
+a pipeline stage, a ZeRO replica and a single process read and write the same tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig
+from transformers.masking_utils import create_causal_mask
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """How to build one layer."""
+
+    name: str
+    """What the names of its parameters begin with, e.g. ``model.layers.3``."""
+    build: Callable[[], nn.Module]
+    """Builds it with its parameters on the meta device, to be filled."""
+    decoder: bool = False
+    tied_to: str | None = None
+    """The layer whose ``weight`` it shares; it then has none of its own."""
+
+
+class Rotary(LlamaRotaryEmbedding):
+    """Rotary positions whose frequencies stay in fp32 when the model is cast.
+
+    Rounded to bfloat16, as DeepSpeed would have them, they are radians off after a thousand
+    tokens.
+    """
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Rotary:
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            setattr(self, name, buffer.to(getattr(self, name).device))
+        return self
+
+
+class LlamaLayer(LlamaDecoderLayer):
+    """A decoder layer from hidden states to hidden states, causal, without padding on the left."""
+
+    def __init__(self, config: LlamaConfig, index: int):
+        with torch.device("meta"):
+            super().__init__(config, index)
+        self.config = config
+        self.rotary = Rotary(config)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """``hidden`` and the result are ``(rows, tokens, hidden_size)``."""
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        mask: Any = None
+        if self.config._attn_implementation == "eager":  # the others are causal by themselves
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden,
+                attention_mask=None,
+                past_key_values=None,
+                position_ids=positions,
+            )
+        return super().forward(
+            hidden, attention_mask=mask, position_embeddings=self.rotary(hidden, positions)
+        )
+
+
+def llama_layers(config: LlamaConfig, attention: str) -> list[LayerSpec]:
+    """The layers of a Llama; ``attention`` is an implementation by its name in transformers."""
+    config._attn_implementation = attention
+    embedding, head = "model.embed_tokens", "lm_head"
+    vocabulary, hidden = config.vocab_size, config.hidden_size
+    return [
+        LayerSpec(
+            embedding,
+            partial(
+                nn.Embedding,
+                vocabulary,
+                hidden,
+                padding_idx=config.pad_token_id,
+                device="meta",
+            ),
+        ),
+        *(
+            LayerSpec(f"model.layers.{index}", partial(LlamaLayer, config, index), decoder=True)
+            for index in range(config.num_hidden_layers)
+        ),
+        LayerSpec("model.norm", partial(_norm, config)),
+        LayerSpec(
+            head,
+            partial(nn.Linear, hidden, vocabulary, bias=False, device="meta"),
+            tied_to=embedding if config.tie_word_embeddings else None,
+        ),
+    ]
+
+
+def _norm(config: LlamaConfig) -> nn.Module:
+    with torch.device("meta"):
+        return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+def checkpoint_activations(layer: nn.Module) -> None:
+    """Make a decoder layer recompute its activations in the backward pass."""
+    hooks: Any = layer
+    hooks.gradient_checkpointing = True
+    hooks._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+
+def parameter_shapes(layers: Sequence[LayerSpec]) -> dict[str, torch.Size]:
+    """Shapes by parameter name, shared parameters once."""
+    return {
+        f"{spec.name}.{name}": parameter.shape
+        for spec in layers
+        if spec.tied_to is None
+        for name, parameter in spec.build().named_parameters()
+    }
+
+
+def causal_loss(
+    logits: torch.Tensor, labels: torch.Tensor, scale: torch.Tensor | float = 1.0
+) -> torch.Tensor:
+    """Cross entropy in fp32, summed over the trained tokens and multiplied by ``scale``.
+
+    ``logits`` is ``(rows, tokens, vocabulary)``; ``labels`` ``(rows, tokens)`` holds at each
+    position its own token, or -100 where that token is not trained.
+    """
+    # labels move rather than logits, whose shifted copy would be the largest tensor of all
+    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    return scale * nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), reduction="sum"
+    )

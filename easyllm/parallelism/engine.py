@@ -1,0 +1,203 @@
+"""The training engine: DeepSpeed behind one face, whatever the layout."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+from tqdm import tqdm
+
+from easyllm.errors import UserError
+from easyllm.models.layers import LayerSpec, checkpoint_activations
+from easyllm.models.weights import DTYPES, Weights, fill
+from easyllm.parallelism.world import quiet
+from easyllm.progress import progress
+from easyllm.spec.roles import Parallelism
+from easyllm.spec.run import RunSpec
+
+Batch = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
+"""A micro-batch: token ids ``(rows, tokens)``, labels of the same shape (-100 untrained), and
+the scale that turns its summed cross entropy into its part of the step's loss."""
+
+ENGINE = "engine"
+"""The folder of DeepSpeed's own state within a checkpoint."""
+TAG = "state"
+
+
+class TrainEngine(abc.ABC):
+    """A model, its optimizer and their share on this rank.
+
+    The loss of a step is the mean over its micro-batches and replicas of
+    ``scale * summed cross entropy``.
+    """
+
+    data_rank: int
+    """Which replica this rank belongs to."""
+    data_size: int
+    """Replicas."""
+    reads_data: bool
+    """Whether this rank wants micro-batches; the others are given none."""
+    modules: dict[str, nn.Module]
+    """The layers this rank answers for, by the beginning of their parameters' names."""
+    runtime: deepspeed.DeepSpeedEngine
+
+    def __init__(
+        self,
+        run: RunSpec,
+        layout: Parallelism,
+        *,
+        layers: Sequence[LayerSpec],
+        weights: Weights,
+        device: torch.device,
+    ):
+        self.run, self.layout, self.layers, self.weights = run, layout, layers, weights
+        self.device, self.dtype = device, DTYPES[run.model.dtype]
+        self.accumulation = layout.accumulation(run.hardware.ranks)
+        self.modules = {}
+
+    @abc.abstractmethod
+    def train_batch(self, batches: Iterable[Batch]) -> float:
+        """One optimizer step over ``accumulation`` micro-batches a replica; returns its loss."""
+
+    @abc.abstractmethod
+    def evaluate(self, batches: Iterable[Batch], count: int) -> float:
+        """The loss over ``count`` micro-batches a replica, without training."""
+
+    @property
+    @abc.abstractmethod
+    def replica_group(self) -> dist.ProcessGroup:
+        """The ranks that hold the same layers in the other replicas."""
+
+    @contextlib.contextmanager
+    def whole(self, module: nn.Module) -> Iterator[None]:
+        """Within the block the module's parameters are whole on this rank."""
+        yield
+
+    def sum_over_replicas(self, number: int) -> int:
+        """The sum of a number over the replicas."""
+        total = torch.tensor(number, device=self.device)
+        dist.all_reduce(total, group=self.replica_group)
+        return int(total.item())
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.runtime.optimizer.param_groups:
+            group["lr"] = lr
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient over all parameters, before clipping."""
+        return float(self.runtime.get_global_grad_norm())
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that the engine left out because of non-finite gradients."""
+        return int(self.runtime.skipped_steps)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's share of the state under ``folder``; every rank must call it."""
+        with quiet():
+            self.runtime.save_checkpoint(str(folder / ENGINE), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Take up the state that the same layout saved under ``folder``."""
+        with quiet():
+            found, _ = self.runtime.load_checkpoint(
+                str(folder / ENGINE), tag=TAG, load_lr_scheduler_states=False
+            )
+        if found is None:
+            raise UserError(f"{folder / ENGINE} holds no state of this layout; remove {folder}")
+
+    def loading(self, layers: int) -> tqdm[Any]:
+        """A bar over the layers that ``build`` makes within the block."""
+        self.loaded = progress("load weights", layers, "layer", visible=dist.get_rank() == 0)
+        return self.loaded
+
+    def build(self, spec: LayerSpec) -> nn.Module:
+        """A layer of the model, filled with its weights."""
+        self.loaded.update()
+        module = fill(spec.build(), spec.name, self.weights, self.dtype, self.device)
+        if spec.decoder and self.layout.checkpoint_activations:
+            checkpoint_activations(module)
+        return module
+
+    def initialize(self, model: nn.Module) -> deepspeed.DeepSpeedEngine:
+        """DeepSpeed's engine around ``model``."""
+        optimizer = self.run.training.optimizer.build(parameter_groups(model))
+        if not any(self.layout.state_shards):
+            _clip_before_steps(optimizer, self.run.training.gradient_clipping, self._norm_group())
+        with quiet():
+            runtime, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=self.config(), dist_init_required=False
+            )
+        return runtime
+
+    def _norm_group(self) -> dist.ProcessGroup | None:
+        """The ranks over which a gradient is spread; None where each holds all of it."""
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """DeepSpeed's configuration."""
+        layout = self.layout
+        stage = sum(layout.state_shards)
+        return {
+            "train_batch_size": layout.global_batch_size,
+            "train_micro_batch_size_per_gpu": layout.micro_batch_size,
+            "gradient_accumulation_steps": self.accumulation,
+            "gradient_clipping": self.run.training.gradient_clipping if stage else 0.0,
+            "steps_per_print": None,
+            "bf16": {"enabled": self.dtype is torch.bfloat16},
+            # without it ZeRO 1 adds up bf16 gradients in bf16
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "zero_optimization": {"stage": stage},
+            # the user's own optimizer class is as good as torch's
+            "zero_allow_untested_optimizer": True,
+            "pipeline": {"use_reentrant": False},
+        }
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Parameters with weight decay (matrices) and without (biases, norms)."""
+    parameters = list(model.parameters())
+
+    def dimensions(parameter: nn.Parameter) -> int:
+        return len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 flattens
+
+    groups = [
+        {"params": [p for p in parameters if dimensions(p) >= 2], "decay": True},
+        {"params": [p for p in parameters if dimensions(p) < 2], "decay": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _clip_before_steps(optimizer: Any, limit: float, spread_over: dist.ProcessGroup | None) -> None:
+    """Clip the whole gradient's norm, and keep it where DeepSpeed looks for it.
+
+    Without ZeRO DeepSpeed neither tells the norm nor counts the pipeline's shared weights once.
+    """
+
+    def clip(*_: Any) -> None:
+        grads = [
+            (p.grad, getattr(p, "ds_pipe_replicated", False))
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        squares = [grad.float().square().sum() for grad, repeated in grads if not repeated]
+        total = torch.stack(squares).sum()
+        if spread_over is not None:
+            dist.all_reduce(total, group=spread_over)
+        norm = math.sqrt(total.item())
+        if limit and norm > limit:
+            for grad, _repeated in grads:
+                grad.mul_(limit / norm)
+        optimizer._global_grad_norm = norm
+
+    optimizer.register_step_pre_hook(clip)

@@ -1,0 +1,86 @@
+"""Layouts of training over the ranks, each building the engine that carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from easyllm.spec.problems import Problem
+from easyllm.spec.roles import Parallelism
+from easyllm.spec.types import Count
+
+if TYPE_CHECKING:
+    from easyllm.parallelism.engine import TrainEngine
+    from easyllm.spec.run import RunSpec
+
+
+def _precision(zero_stage: int, key: str, run: RunSpec) -> Iterator[Problem]:
+    if zero_stage == 0 and run.model.dtype == "bfloat16":
+        yield Problem(
+            f"{key}.zero_stage",
+            zero_stage,
+            "keeps no fp32 copy of bfloat16 weights for the optimizer",
+            "give 1, or model.dtype=float32",
+            also=("model.dtype",),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline(Parallelism):
+    """Consecutive layers on consecutive ranks, micro-batches flowing through them (1F1B)."""
+
+    pipeline_stages: Count = 2
+    """Ranks that one replica of the model is spread over."""
+    partition: Literal["parameters", "uniform"] = "parameters"
+    """Give each stage about as many parameters, or about as many layers."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What is split over the replicas: 0 nothing, 1 the optimizer's state."""
+
+    @property
+    def stages(self) -> int:
+        return self.pipeline_stages
+
+    @property
+    def state_shards(self) -> tuple[bool, bool, bool]:
+        return (self.zero_stage >= 1, False, False)
+
+    def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        yield from _precision(self.zero_stage, key, run)
+        if self.zero_stage >= 2:
+            yield Problem(
+                f"{key}.zero_stage",
+                self.zero_stage,
+                "a pipeline adds up gradients over its micro-batches on every replica, "
+                "so they cannot be split",
+                "give 0 or 1, or parallelism=zero",
+            )
+
+    def engine(self, run: RunSpec, **parts: Any) -> TrainEngine:
+        from easyllm.parallelism.pipeline import PipelineTrainEngine
+
+        return PipelineTrainEngine(run, self, **parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zero(Parallelism):
+    """Every rank a replica, with the states of training split over them (ZeRO)."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What is split: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 weights too."""
+
+    @property
+    def stages(self) -> int:
+        return 1
+
+    @property
+    def state_shards(self) -> tuple[bool, bool, bool]:
+        return (self.zero_stage >= 1, self.zero_stage >= 2, self.zero_stage >= 3)
+
+    def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        yield from _precision(self.zero_stage, key, run)
+
+    def engine(self, run: RunSpec, **parts: Any) -> TrainEngine:
+        from easyllm.parallelism.zero import ZeroTrainEngine
+
+        return ZeroTrainEngine(run, self, **parts)

@@ -1,0 +1,130 @@
+"""A pipeline of stages, each on a rank of its own, in one or more replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.pipe import LayerSpec as DeepSpeedLayer
+from deepspeed.pipe import PipelineModule
+from deepspeed.pipe import TiedLayerSpec as DeepSpeedTiedLayer
+from torch import nn
+
+from easyllm.errors import UserError
+from easyllm.models.layers import LayerSpec, causal_loss
+from easyllm.parallelism import partition
+from easyllm.parallelism.engine import Batch, TrainEngine
+from easyllm.parallelism.world import quiet
+from easyllm.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from easyllm.parallelism.layouts import Pipeline
+
+
+class PipelineTrainEngine(TrainEngine):
+    layout: Pipeline
+
+    def __init__(self, run: RunSpec, layout: Pipeline, **parts: Any):
+        super().__init__(run, layout, **parts)
+        bounds = self._bounds()
+        with quiet(), self.loading(max(b - a for a, b in pairwise(bounds))):
+            self.pipeline = _Stages(self._specs(), bounds, layout.pipeline_stages)
+        self.grid: Any = self.pipeline.mpu()
+        self.data_rank = self.grid.get_data_parallel_rank()
+        self.data_size = self.grid.get_data_parallel_world_size()
+        self.runtime = self.initialize(self.pipeline)
+        # the last stage needs the labels, the first the token ids
+        self.reads_data = self.runtime.is_first_stage() or self.runtime.is_last_stage()
+
+    def _bounds(self) -> list[int]:
+        decoders = [spec.decoder for spec in self.layers]
+        weights = [float(decoder) for decoder in decoders]
+        if self.layout.partition == "parameters":
+            weights = [
+                float(sum(p.numel() for p in spec.build().parameters())) for spec in self.layers
+            ]
+        try:
+            return partition.bounds(weights, decoders, self.layout.pipeline_stages)
+        except ValueError as error:
+            raise UserError(
+                f"parallelism.pipeline_stages={self.layout.pipeline_stages}: {error}; "
+                f"give at most {sum(decoders)}"
+            ) from None
+
+    def _specs(self) -> list[DeepSpeedLayer]:
+        shared = {spec.tied_to for spec in self.layers} - {None}
+        sources = {spec.name: spec for spec in self.layers if spec.name in shared}
+        return [
+            _Tied(self, spec, sources[spec.tied_to or spec.name])
+            if spec.tied_to or spec.name in shared
+            else _Own(self, spec)
+            for spec in self.layers
+        ]
+
+    @property
+    def replica_group(self) -> dist.ProcessGroup:
+        group: dist.ProcessGroup = self.grid.get_data_parallel_group()
+        return group
+
+    def _norm_group(self) -> dist.ProcessGroup | None:
+        group: dist.ProcessGroup = self.grid.get_pipe_parallel_group()
+        return group
+
+    def train_batch(self, batches: Iterable[Batch]) -> float:
+        return float(self.runtime.train_batch(iter(batches)).item())
+
+    def evaluate(self, batches: Iterable[Batch], count: int) -> float:
+        loss = self.runtime.eval_batch(iter(batches), num_micro_batches=count)
+        return float(loss.item())
+
+
+class _Stages(PipelineModule):
+    """DeepSpeed's pipeline, split at bounds of ours: its own may leave a stage empty, and
+    builds every layer to count its parameters."""
+
+    def __init__(self, layers: Sequence[DeepSpeedLayer], bounds: list[int], stages: int):
+        super().__init__(
+            layers=layers,
+            num_stages=stages,
+            loss_fn=lambda logits, target: causal_loss(logits, *target),
+            partition_method=bounds,
+        )
+
+    def _partition_layers(self, method: list[int]) -> None:
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self.parts = method
+        self._set_bounds(start=method[stage], stop=method[stage + 1])
+
+
+class _Own(DeepSpeedLayer):
+    """A layer with weights of its own."""
+
+    def __init__(self, engine: TrainEngine, spec: LayerSpec):
+        super().__init__(nn.Module)
+        self.engine, self.spec = engine, spec
+
+    def build(self, log: bool = False) -> nn.Module:
+        module = self.engine.modules[self.spec.name] = self.engine.build(self.spec)
+        return module
+
+
+class _Tied(DeepSpeedTiedLayer):
+    """The embedding, or the head that uses its weight; each of their stages keeps a copy."""
+
+    def __init__(self, engine: TrainEngine, spec: LayerSpec, source: LayerSpec):
+        forward = _project if spec.tied_to else None
+        super().__init__(source.name.replace(".", "_"), nn.Module, forward_fn=forward)
+        self.engine, self.spec, self.source = engine, spec, source
+
+    def build(self, log: bool = False) -> nn.Module:
+        module = self.engine.build(self.source)
+        if self.spec is self.source:
+            self.engine.modules[self.spec.name] = module
+        return module
+
+
+def _project(embedding: Any, hidden: torch.Tensor) -> torch.Tensor:
+    return nn.functional.linear(hidden, embedding.weight)

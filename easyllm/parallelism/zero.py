@@ -1,0 +1,111 @@
+"""Every rank a whole replica of the model, its states split by ZeRO."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from easyllm.models.layers import causal_loss
+from easyllm.parallelism.engine import Batch, TrainEngine
+from easyllm.parallelism.world import quiet
+from easyllm.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from easyllm.parallelism.layouts import Zero
+
+
+class ZeroTrainEngine(TrainEngine):
+    reads_data = True
+
+    def __init__(self, run: RunSpec, layout: Zero, **parts: Any):
+        super().__init__(run, layout, **parts)
+        self.data_rank, self.data_size = dist.get_rank(), dist.get_world_size()
+        self.split_weights = layout.zero_stage == 3
+        self.runtime = self.initialize(self._model())
+
+    def _model(self) -> nn.Module:
+        model = _Chain()
+        with self.loading(len(self.layers)):
+            for spec in self.layers:
+                if spec.tied_to is None:
+                    module = self.modules[spec.name] = self.build(spec)
+                    if self.split_weights:
+                        self._split(module)
+                else:
+                    module = spec.build()
+                    module.weight = self.modules[spec.tied_to].weight
+                model.append(spec.name, module)
+        return model
+
+    def _split(self, module: nn.Module) -> None:
+        """Leave this rank its share of a layer's weights, so that none ever holds the model."""
+        with quiet():
+            deepspeed.zero.Init(module=module, config_dict_or_path=self.config(), dtype=self.dtype)
+
+    @property
+    def replica_group(self) -> dist.ProcessGroup:
+        group: dist.ProcessGroup = dist.group.WORLD  # type: ignore[assignment]
+        return group
+
+    def train_batch(self, batches: Iterable[Batch]) -> float:
+        self.runtime.train()
+        total = torch.zeros((), device=self.device)
+        for batch in islice(batches, self.accumulation):
+            loss = self._loss(batch)
+            self.runtime.backward(loss)
+            self.runtime.step()
+            total += loss.detach()
+        return self._mean(total, self.accumulation)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch], count: int) -> float:
+        self.runtime.eval()
+        losses = [self._loss(batch) for batch in islice(batches, count)]
+        return self._mean(torch.stack(losses).sum(), count)
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        ids, (labels, scale) = batch
+        logits = self.runtime(ids.to(self.device))
+        return causal_loss(logits, labels.to(self.device), scale.to(self.device))
+
+    def _mean(self, total: torch.Tensor, count: int) -> float:
+        dist.all_reduce(total)
+        return total.item() / (count * self.data_size)
+
+    @contextlib.contextmanager
+    def whole(self, module: nn.Module) -> Iterator[None]:
+        if not self.split_weights:
+            yield
+            return
+        with deepspeed.zero.GatheredParameters(list(module.parameters())):
+            yield
+
+
+class _Chain(nn.Module):
+    """Layers one after the other, nested so that parameters have their Hugging Face names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def append(self, name: str, layer: nn.Module) -> None:
+        owner: nn.Module = self
+        *path, last = name.split(".")
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.add_module(last, layer)
+        self.names.append(name)
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        for name in self.names:
+            value = self.get_submodule(name)(value)
+        return value

@@ -1,0 +1,101 @@
+"""Metrics of training: a line a step in ``metrics.jsonl``, and the run's trackers."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from easyllm.files import new_file
+from easyllm.paths import RunPaths
+from easyllm.spec.roles import ModelShape
+from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import flatten, write
+
+
+class MetricsLog:
+    """Appends to ``metrics.jsonl`` and feeds the trackers; to be used as a context manager.
+
+    One rank keeps it, the others' does nothing. Lines after step ``done``, left by a run that
+    was stopped before it could save, go first.
+    """
+
+    def __init__(self, run: RunSpec, done: int, keep: bool):
+        self._file: TextIO | None = None
+        self._trackers: list[Any] = []
+        if not keep:
+            return
+        paths = RunPaths(run)
+        lines = [line for line in read(paths.metrics) if line["step"] <= done]
+        with new_file(paths.metrics) as aside:
+            aside.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        self._file = paths.metrics.open("a", encoding="utf-8")
+        settings = flatten(write(run))
+        self._trackers = [
+            tracker.open(name, paths.root, settings)
+            for name, tracker in run.training.trackers.items()
+        ]
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Record a step; ``line["step"]`` counts from 1."""
+        if self._file:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        for tracker in self._trackers:
+            tracker.log(line["step"], line)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file:
+            self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; a last one that was cut off is left out."""
+    lines = []
+    for text in file.read_text("utf-8").splitlines() if file.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the record of training says of all steps: tokens, losses, seconds and speed."""
+    if not lines:
+        return {"tokens": 0, "seconds": 0.0}
+    evaluated = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    found = {
+        "tokens": sum(line["tokens"] for line in lines),
+        "tokens_per_second": statistics.median(line["tokens_per_second"] for line in lines),
+        "first_loss": lines[0]["loss"],
+        "last_loss": lines[-1]["loss"],
+        "seconds": sum(line["seconds"] for line in lines),
+    }
+    if "mfu" in lines[-1]:
+        found["mfu"] = statistics.median(line["mfu"] for line in lines)
+    if evaluated:
+        found["eval_loss"] = evaluated[-1]
+    return found
+
+
+def flops_per_token(shape: ModelShape, parameters: int, seq_len: int) -> float:
+    """Floating point operations of forward and backward pass: 6 N + 12 L H Q T.
+
+    The formula of PaLM (Chowdhery et al., 2022, appendix B) with N all parameters; what is
+    recomputed does not count, and attention is counted in full though it is causal.
+    """
+    return 6 * parameters + 12 * shape.layers * shape.heads * shape.head_dim * seq_len

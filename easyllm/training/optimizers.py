@@ -1,0 +1,41 @@
+"""Optimizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from easyllm.spec.roles import Optimizer
+from easyllm.spec.types import Fraction, NonNegativeFloat, PositiveFloat
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    beta1: Fraction = 0.9
+    """Decay of the mean of the gradients."""
+    beta2: Fraction = 0.95
+    """Decay of the mean of their squares."""
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    """Applied to matrices; biases and norms get none."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+        import torch
+
+        return torch.optim.AdamW(
+            [
+                {
+                    "params": group["params"],
+                    "weight_decay": self.weight_decay if group.get("decay", True) else 0.0,
+                }
+                for group in groups
+            ],
+            lr=self.lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+        )

@@ -1,0 +1,94 @@
+"""Saving a checkpoint from all ranks as one folder that is whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from easyllm.files import new_folder
+from easyllm.models.config import write_description
+from easyllm.models.weights import plan_shards, shard_name, write_index, write_shard
+from easyllm.parallelism import world
+from easyllm.parallelism.engine import TrainEngine
+from easyllm.paths import RunPaths
+from easyllm.progress import progress
+from easyllm.training import checkpoints
+
+SHARD_BYTES = 5e9
+
+
+def save(engine: TrainEngine, config: PretrainedConfig, facts: dict[str, Any]) -> Path:
+    """Write ``checkpoints/step-N`` for ``facts["step"]``; every rank must call it.
+
+    All ranks write into one folder aside, which rank 0 names when they are done.
+    """
+    run = engine.run
+    root = RunPaths(run).checkpoints
+    target = checkpoints.location(root, facts["step"])
+    with contextlib.ExitStack() as stack:
+        aside = None
+        if world.first():
+            aside = stack.enter_context(new_folder(target))
+            (aside / checkpoints.WEIGHTS).mkdir()
+        folder: Path = world.from_first(aside)
+        engine.save(folder)
+        write_weights(engine, folder / checkpoints.WEIGHTS)
+        if world.first():
+            write_description(run, config, folder / checkpoints.WEIGHTS)
+        world.wait_for_all()
+        if world.first():
+            checkpoints.seal(folder, facts)
+    if world.first():
+        checkpoints.tidy(root, run.training.checkpoint.keep)
+    world.wait_for_all()
+    return target
+
+
+def write_weights(engine: TrainEngine, folder: Path) -> None:
+    """Hugging Face shards, each written by a rank that holds its layers, and their index."""
+    names = list(engine.modules)
+    owners = [place * engine.data_size // len(names) for place in range(len(names))]
+    mine = [name for name, owner in zip(names, owners, strict=True) if owner == engine.data_rank]
+    sizes = _sizes(engine, mine)
+    plan = plan_shards(sizes, SHARD_BYTES)
+    counts = world.from_all(len(plan))
+    begin, total = sum(counts[: torch.distributed.get_rank()]), sum(counts)
+    files = {
+        tensor: shard_name(begin + number, total)
+        for number, shard in enumerate(plan)
+        for tensor in shard
+    }
+    waiting: dict[str, torch.Tensor] = {}
+    last = {shard[-1] for shard in plan}
+    with progress("save weights", len(names), "layer", visible=world.first()) as bar:
+        for name in names:
+            with engine.whole(engine.modules[name]):
+                own = engine.modules[name].named_parameters() if name in mine else ()
+                for path, parameter in own:
+                    tensor = f"{name}.{path}"
+                    waiting[tensor] = parameter.detach().to("cpu", copy=True)
+                    if tensor in last:
+                        write_shard(folder / files[tensor], waiting)
+                        waiting = {}
+            bar.update()
+    everything = world.from_all((files, sizes))
+    if world.first():
+        write_index(
+            folder,
+            {name: file for part, _ in everything for name, file in part.items()},
+            {name: size for _, part in everything for name, size in part.items()},
+        )
+
+
+def _sizes(engine: TrainEngine, modules: list[str]) -> dict[str, int]:
+    """Bytes by parameter name, without gathering what is split."""
+    return {
+        f"{name}.{path}": engine.dtype.itemsize
+        * torch.Size(getattr(parameter, "ds_shape", parameter.shape)).numel()
+        for name in modules
+        for path, parameter in engine.modules[name].named_parameters()
+    }

@@ -1,0 +1,55 @@
+"""Learning rate schedules, pure functions of the step."""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+
+from easyllm.spec.roles import Schedule
+from easyllm.spec.types import Fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Warmed(Schedule):
+    """Linear warm-up, then ``after``."""
+
+    def factor(self, step: int, total: int) -> float:
+        warmup = self.warmup_steps(total)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return self.after((step - warmup) / max(1, total - warmup))
+
+    @abc.abstractmethod
+    def after(self, share: float) -> float:
+        """The factor when ``share`` (0 to 1) of the steps after the warm-up are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(_Warmed):
+    """The peak all along."""
+
+    def after(self, share: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(_Warmed):
+    """Falls in a straight line."""
+
+    floor: Fraction = 0.0
+    """The learning rate at the end, as a share of the peak."""
+
+    def after(self, share: float) -> float:
+        return 1 - (1 - self.floor) * min(1.0, share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(_Warmed):
+    """Falls along half a cosine (Loshchilov and Hutter, 2017)."""
+
+    floor: Fraction = 0.1
+    """The learning rate at the end, as a share of the peak."""
+
+    def after(self, share: float) -> float:
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * min(1.0, share))) / 2

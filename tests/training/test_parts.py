@@ -1,0 +1,164 @@
+"""Schedules, samples, stage bounds, optimizer and checkpoints' bookkeeping, without ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from easyllm.files import write_json
+from easyllm.models.families import Llama
+from easyllm.parallelism.layouts import Pipeline, Zero
+from easyllm.parallelism.partition import bounds
+from easyllm.spec.problems import SpecError
+from easyllm.spec.roles import Schedule
+from easyllm.stages.train import Train
+from easyllm.training import checkpoints
+from easyllm.training.metrics import flops_per_token, read, summary
+from easyllm.training.optimizers import AdamW
+from easyllm.training.sampling import samples_of
+from easyllm.training.schedules import Constant, Cosine, Linear
+from tests.support import LLAMA, run_spec
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_replicas_share_a_step_out(replicas: int) -> None:
+    layout = Zero(global_batch_size=16, micro_batch_size=2)
+    parts = [samples_of(48, layout, rank, replicas) for rank in range(replicas)]
+    assert all(len(part) == layout.accumulation(replicas) for part in parts)
+    assert all(len(micro) == 2 for part in parts for micro in part)
+    drawn = [index for part in parts for micro in part for index in micro]
+    assert sorted(drawn) == list(range(48, 64))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "at_end"), [(Constant(), 1.0), (Linear(floor=0.2), 0.2), (Cosine(), 0.1)]
+)
+def test_schedules_warm_up_and_reach_their_floor(schedule: Schedule, at_end: float) -> None:
+    warmed = type(schedule)(**{**vars(schedule), "warmup": 0.1})
+    factors = [warmed.factor(step, 100) for step in range(101)]
+    assert factors[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert factors[10] == 1.0
+    assert factors[100] == pytest.approx(at_end)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert type(schedule)(**{**vars(schedule), "warmup": 7}).factor(7, 100) == 1.0
+
+
+def test_stages_are_balanced_and_each_has_a_decoder() -> None:
+    decoders = [False, *[True] * 6, False, False]
+    assert bounds([50, *[10] * 6, 0, 50], decoders, 2) == [0, 4, 9]
+    # heavy ends draw no decoder layer away from the stages between them
+    assert bounds([1000, *[1] * 6, 0, 1000], decoders, 4) == [0, 2, 4, 6, 9]
+    with pytest.raises(ValueError, match="6 decoder layers"):
+        bounds([1.0] * 9, decoders, 7)
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "decay": d} for d in (True, False)]
+    optimizer = AdamW(weight_decay=0.3, beta2=0.5).build(groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.5)
+
+
+def refusals(folder: Path, **config: object) -> list[str]:
+    from easyllm.spec.checks import problems
+
+    run = run_spec(folder, {"model": {"dtype": "float32"}, **config})
+    return [f"{p.key}={p.value}: {p.message} {p.remedy}" for p in problems(run)]
+
+
+def test_a_pipeline_refuses_to_split_gradients(tmp_path: Path) -> None:
+    layout = {"_target_": "easyllm.parallelism.layouts.Pipeline", "zero_stage": 2}
+    hardware = {"devices_per_node": 2, "device": "cpu"}
+    told = refusals(tmp_path, parallelism=layout, hardware=hardware)
+    assert len(told) == 1
+    assert "parallelism.zero_stage=2" in told[0] and "parallelism=zero" in told[0]
+    assert refusals(tmp_path, parallelism={**layout, "zero_stage": 1}, hardware=hardware) == []
+
+
+def test_bfloat16_without_an_fp32_copy_is_refused(tmp_path: Path) -> None:
+    for layout in ("Zero", "Pipeline"):
+        told = refusals(
+            tmp_path,
+            model={"dtype": "bfloat16"},
+            parallelism={"_target_": f"easyllm.parallelism.layouts.{layout}", "zero_stage": 0},
+            hardware={"devices_per_node": 2},
+        )
+        assert len(told) == 1 and "parallelism.zero_stage=0" in told[0]
+
+
+def test_layouts_say_what_they_split() -> None:
+    assert [sum(Zero(zero_stage=stage).state_shards) for stage in (0, 1, 2, 3)] == [0, 1, 2, 3]
+    assert [sum(Pipeline(zero_stage=stage).state_shards) for stage in (0, 1)] == [0, 1]
+    assert (Pipeline(pipeline_stages=4).stages, Zero().stages) == (4, 1)
+
+
+def test_flops_of_a_token() -> None:
+    shape = Llama().shape(LLAMA)
+    assert flops_per_token(shape, 1000, 16) == 6 * 1000 + 12 * 2 * 4 * 8 * 16
+
+
+def test_metrics_survive_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    line = '{"step": 1, "loss": 2.5, "tokens": 8, "tokens_per_second": 4.0, "seconds": 2.0}\n'
+    file.write_text(line + '{"step": 2, "lo', "utf-8")
+    told = summary(read(file))
+    assert (told["tokens"], told["first_loss"], told["last_loss"]) == (8, 2.5, 2.5)
+    assert summary(read(tmp_path / "absent")) == {"tokens": 0, "seconds": 0.0}
+
+
+def checkpoint(root: Path, step: int) -> Path:
+    folder = checkpoints.location(root, step)
+    (folder / "weights").mkdir(parents=True)
+    (folder / "weights" / "model.safetensors").write_bytes(b"12345")
+    facts = {"step": step, "samples": 8 * step, "layout": {}, "data": "d"}
+    checkpoints.seal(folder, facts)
+    return folder
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
+    assert checkpoints.newest(tmp_path) == (None, [])
+    for step in (2, 9, 10):
+        checkpoint(tmp_path, step)
+    found, damaged = checkpoints.newest(tmp_path)
+    assert found and (found.step, found.samples, damaged) == (10, 80, [])
+    (found.weights / "model.safetensors").write_bytes(b"1234")
+    (checkpoints.location(tmp_path, 9) / "manifest.json").unlink()
+    fallback, damaged = checkpoints.newest(tmp_path)
+    assert fallback and fallback.step == 2
+    assert [path.name for path in damaged] == ["step-00000010", "step-00000009"]
+
+
+def test_tidying_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        checkpoint(tmp_path, step)
+    (checkpoints.location(tmp_path, 3) / "weights" / "model.safetensors").unlink()
+    (tmp_path / ".step-00000005.77.part").mkdir()
+    write_json(checkpoints.location(tmp_path, 6) / "manifest.json", {"files": {"gone": 1}})
+    checkpoints.tidy(tmp_path, keep=2)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["step-00000002", "step-00000004", "step-00000006"]
+
+
+def test_specs_name_the_choices_of_a_stage(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="zero_stage"):
+        run_spec(tmp_path, {"parallelism": {"zero_stage": 4}})
+
+
+def test_train_declares_what_it_reads_and_leaves(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text("{}", "utf-8")
+    stages = ["shuffle", "train"]
+    config = {"stages": stages, "model": {"path": str(model)}, "training": {"steps": 7}}
+    run = run_spec(tmp_path, config)
+    root = tmp_path / "store"
+    assert Train().inputs(run) == [
+        root / "shuffled" / "manifest.json",
+        model / "config.json",
+        model / "model.safetensors",
+    ]
+    last = tmp_path / "run" / "checkpoints" / "step-00000007" / "manifest.json"
+    assert Train().outputs(run) == [last]
