@@ -24,6 +24,7 @@ FACES = (
     "easyllm.models.families",
     "easyllm.parallelism.layouts",
     "easyllm.trackers.tensorboard",
+    "easyllm.trackers.wandb",
     "easyllm.training.optimizers",
     "easyllm.training.schedules",
 )

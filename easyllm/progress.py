@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 ON_TERMINAL = "EASYLLM_ON_TERMINAL"
 """Set for ranks, whose output goes through a pipe, when the parent has a terminal."""
 
-SCALED = ("B", "token")
+SCALED = ("B", "char", "tok")
 """Units that come in millions."""
 
 

@@ -25,6 +25,8 @@ class Train(Stage):
         "model.family",
         "model.config",
         "model.overrides",
+        "data.sources",
+        "data.dir",
         "data.seq_len",
         "data.packing",
         "parallelism",

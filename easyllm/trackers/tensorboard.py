@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyllm.errors import UserError
 from easyllm.spec.roles import Tracker
 from easyllm.spec.types import Place
 
@@ -19,18 +18,15 @@ class TensorBoard(Tracker):
     folder: Place | None = None
     """Folder of the event files; null writes ``tensorboard`` in the run directory."""
 
+    requires = {"tensorboard": "tensorboard"}  # noqa: RUF012  (a constant of the class)
+
     def open(self, name: str, folder: Path, settings: Mapping[str, Any]) -> Writer:
         """Start an event file; ``settings`` become its text panel.
 
-        ``folder`` is the run directory. Raises UserError when tensorboard is not installed.
+        ``folder`` is the run directory.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "training.trackers names TensorBoard, which is not installed: "
-                "pip install 'easyllm[tensorboard]'"
-            ) from None
+        from torch.utils.tensorboard import SummaryWriter
+
         writer = SummaryWriter(str(Path(self.folder) if self.folder else folder / "tensorboard"))
         rows = "\n".join(f"    {key}: {value}" for key, value in settings.items())
         writer.add_text(name, rows)

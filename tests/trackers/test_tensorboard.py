@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from easyllm.errors import UserError
 from easyllm.trackers.tensorboard import TensorBoard
 
 
@@ -39,11 +36,3 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     writer.close()
     assert events(folder).Tags()["scalars"] == ["loss"]
     assert not (tmp_path / "run").exists()
-
-
-def test_without_tensorboard_the_extra_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"easyllm\[tensorboard\]"):
-        TensorBoard().open("mine", tmp_path, {})

@@ -1,0 +1,55 @@
+"""Training metrics for Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from easyllm.spec.roles import Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandB(Tracker):
+    """A run on a Weights & Biases server, or files in the run directory to send there later."""
+
+    project: str = "easyllm"
+    mode: Literal["online", "offline"] = "online"
+    """``offline`` writes ``wandb`` in the run directory, for ``wandb sync``."""
+
+    requires = {"wandb": "wandb"}  # noqa: RUF012  (a constant of the class)
+
+    def open(self, name: str, folder: Path, settings: Mapping[str, Any]) -> Writer:
+        """Start a run; ``settings`` become its configuration. ``folder`` is the run directory,
+        whose name is the run's id, so that a resumed run goes on in the same one."""
+        import wandb
+
+        return Writer(
+            wandb.init(
+                project=self.project,
+                name=folder.name,
+                id=folder.name,
+                resume="allow" if self.mode == "online" else None,
+                dir=folder,
+                mode=self.mode,
+                config=dict(settings),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        )
+
+
+class Writer:
+    """An open run."""
+
+    def __init__(self, run: Any):
+        self._run = run
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record the numbers among ``values`` at ``step``."""
+        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        self._run.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Flush and end the run."""
+        self._run.finish()
