@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -29,6 +30,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for words in ("tokens/s", "loss", "Next", "export"):
         assert words in done.stdout
     return run_dir
+
+
+def test_what_it_says_to_try_next_works(demo):
+    done = make_demo(demo)
+    (line,) = [line for line in done.stdout.splitlines() if "ask it something" in line]
+    command = shlex.split(line.partition("python -m ")[2])
+    asked = [sys.executable, "-m", *command, f"run_dir={demo.parent / 'asked'}"]
+    answer = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "Once upon a time" in answer.stdout
 
 
 def test_learns(demo):

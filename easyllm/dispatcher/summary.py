@@ -76,13 +76,14 @@ def _made(stage: str, metrics: Mapping[str, Any]) -> str:
             text += f", held out {metrics['eval_loss']:.3f}"
         return text + f"; {_rate(metrics['tokens_per_second'])} tokens/s"
     words = []
-    for key, label in (
-        ("documents", "documents"), ("tokens", "tokens"), ("partitions", "partitions"),
-        ("parameters", "parameters"), ("bytes", "bytes"), ("prompts", "prompts"),
-        ("generated_tokens", "tokens"), ("requests", "requests"),
+    for key, unit in (
+        ("documents", "document"), ("tokens", "token"), ("partitions", "partition"),
+        ("prompts", "prompt"), ("generated_tokens", "token"), ("requests", "request"),
     ):  # fmt: skip
-        if isinstance(metrics.get(key), int | float):
-            words.append(f"{metrics[key]:,} {label}")
+        if key in metrics:
+            words.append(f"{metrics[key]:,} {unit}{'' if metrics[key] == 1 else 's'}")
+    if "bytes" in metrics:
+        words.append(f"{metrics['bytes'] / 1e6:,.1f} MB")
     rate = metrics.get("tokens_per_second")
     if rate and not metrics.get("reused"):
         words.append(f"{_rate(rate)} tokens/s")
@@ -116,13 +117,19 @@ def _next(run: RunSpec) -> list[tuple[str, str]]:
     if paths.export.is_dir():
         ideas += [
             ("serve the model", f"python -m easyllm {spec} stages=[serve]"),
-            ("ask it something", "python -m easyllm stages=[infer] "
+            ("ask it something", f"python -m easyllm stages=[infer]{_like(run)} "
              f"inference.model={shown(paths.export)} inference.prompts.mine='Once upon a time'"),
         ]  # fmt: skip
     elif "train" not in run.stages:
         ideas.append(("train on it", f"python -m easyllm {spec} stages=[train,export]"))
     ideas.append(("run it with another value", f"python -m easyllm {spec} seed=1"))
     return ideas
+
+
+def _like(run: RunSpec) -> str:
+    """Words that make another run use this one's kind of device and prompt."""
+    words = " inference.chat=true" if run.inference.chat else ""
+    return words + (" hardware=h100 model.dtype=bfloat16" if run.hardware.device == "cuda" else "")
 
 
 def _seconds(seconds: float) -> str:

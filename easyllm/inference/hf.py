@@ -1,18 +1,26 @@
-"""Generation with transformers' own model classes."""
+"""Generation by transformers' own ``generate``."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch.overrides import TorchFunctionMode
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.utils import logging
 
 from easyllm.errors import UserError
-from easyllm.inference.engines import Completion, Steps
-from easyllm.inference.sampling import choose
+from easyllm.inference.engines import Completion, room
 from easyllm.spec.run import RunSpec, SamplingSpec
 
 
@@ -25,6 +33,7 @@ class HFGenerator:
             raise UserError(
                 "hardware.device=cuda: torch finds no CUDA device; give hardware.device=cpu"
             )
+        logging.disable_progress_bar()
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -37,13 +46,12 @@ class HFGenerator:
                 f"{folder}: transformers cannot load this model and its tokenizer: {error}"
             ) from error
         self.model = model.to(device).eval()
-        self.device = torch.device(device)
         self.seed = run.seed
         self.batch_size = run.inference.batch_size
-        config = self.model.config.get_text_config()
-        self.vocab_size: int = config.vocab_size
-        self.max_positions: int = config.max_position_embeddings
-        self.stops = _stops(self.model, self.tokenizer)
+        self.max_positions: int = model.config.get_text_config().max_position_embeddings
+        self.stops = _stops(model, self.tokenizer)
+        # generate() takes from here what it is not given, so a sampling spec would not be all.
+        model.generation_config = GenerationConfig()
 
     def generate(
         self,
@@ -51,115 +59,127 @@ class HFGenerator:
         sampling: SamplingSpec,
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> list[Completion]:
-        limits = [self._room(prompt, sampling) for prompt in prompts]
-        # Prompts of like length share a batch, so that little of it is padding.
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        rooms = [room(self, prompt, sampling) for prompt in prompts]
+        # Prompts of like length share a batch, so that little of it is padding, and none is
+        # in a batch that goes on past its last position.
+        order = sorted(range(len(prompts)), key=lambda index: (rooms[index], len(prompts[index])))
         done: dict[int, Completion] = {}
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            rows = [_Row(index, prompts[index], limits[index], self, sampling) for index in batch]
-            for made in self._decode(rows, sampling):
-                advance(made)
-            done |= {row.index: row.completion() for row in rows}
+        with self._draws(sampling):
+            for limit, alike in groupby(order, key=rooms.__getitem__):
+                indices = list(alike)
+                for start in range(0, len(indices), self.batch_size):
+                    batch = indices[start : start + self.batch_size]
+                    rows = [prompts[index] for index in batch]
+                    count = _counter(self.stops, advance)
+                    made = self._complete(rows, limit, sampling, count)
+                    done |= zip(batch, made, strict=True)
         return [done[index] for index in range(len(prompts))]
 
-    def stream(self, prompt: Sequence[int], sampling: SamplingSpec) -> Steps:
-        row = _Row(0, prompt, self._room(prompt, sampling), self, sampling)
-        return (row.completion() for _ in self._decode([row], sampling))
+    def stream(
+        self, prompt: Sequence[int], sampling: SamplingSpec, tell: Callable[[Completion], bool]
+    ) -> None:
+        limit = room(self, prompt, sampling)
+        tokens: list[int] = []
 
-    def _room(self, prompt: Sequence[int], sampling: SamplingSpec) -> int:
-        """Tokens that may follow a prompt."""
-        room = self.max_positions - len(prompt)
-        if not prompt:
-            raise UserError("a prompt is empty; give it at least one token")
-        if room < 1:
-            raise UserError(
-                f"the prompt that begins {self.tokenizer.decode(prompt[:12])!r} has {len(prompt)} "
-                f"tokens, and the model has {self.max_positions} positions for the prompt and "
-                "what follows; shorten it"
-            )
-        return min(room, sampling.max_tokens)
+        def grow(step: list[int]) -> bool:
+            tokens.extend(step)
+            return tell(self._completion(tokens, limit))
 
-    @torch.inference_mode()
-    def _decode(self, rows: list[_Row], sampling: SamplingSpec) -> Iterator[int]:
-        """Write one more token to each unfinished row at a time; yields how many were written.
+        with self._draws(sampling):
+            self._complete([prompt], limit, sampling, grow)
 
-        Prompts are padded on the left, so that every row's next token is its last column.
-        """
-        width = max(len(row.prompt) for row in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row.prompt) :] = torch.tensor(row.prompt)
-            mask[i, width - len(row.prompt) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        seen = torch.zeros(len(rows), self.vocab_size, dtype=torch.bool, device=self.device)
-        for i, row in enumerate(rows):
-            seen[i, ids[i, width - len(row.prompt) :]] = True
-        cache = None
-        while True:
-            out = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = out.past_key_values
-            draws = [row.random.random() for row in rows]
-            ids = choose(out.logits[:, -1], seen, sampling, draws)
-            made = sum(row.take(token) for row, token in zip(rows, ids.tolist(), strict=True))
-            yield made
-            if all(row.reason for row in rows):
-                return
-            ids = ids[:, None]
-            seen.scatter_(1, ids, True)
-            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-            # A finished row goes on beside the others and must not run out of positions.
-            positions = (positions[:, -1:] + 1).clamp(max=self.max_positions - 1)
-
-
-class _Row:
-    """One prompt and its growing completion."""
-
-    def __init__(
+    def _complete(
         self,
-        index: int,
-        prompt: Sequence[int],
+        prompts: Sequence[Sequence[int]],
         limit: int,
-        generator: HFGenerator,
         sampling: SamplingSpec,
-    ):
-        self.index = index
-        self.prompt = list(prompt)
-        self.limit = limit
-        self.stops = generator.stops
-        self.tokens: list[int] = []
-        self.reason: Any = None
-        seed = generator.seed if sampling.seed is None else sampling.seed
-        # Drawn from the prompt's place in the list: the batch it falls into does not matter.
-        self.random = random.Random(f"{seed}:{index}")
+        tell: Callable[[list[int]], bool],
+    ) -> list[Completion]:
+        """Complete a batch, ``limit`` tokens each at most; ``tell`` as in ``_Listener``."""
+        width = max(map(len, prompts))
+        gaps = [width - len(prompt) for prompt in prompts]
+        # The repetition penalty does not see the mask: a row is padded with a token of its own.
+        ids = [[p[0]] * gap + list(p) for gap, p in zip(gaps, prompts, strict=True)]
+        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+        device = self.model.device
+        rows = self.model.generate(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            generation_config=self._settings(limit, sampling),
+            stopping_criteria=StoppingCriteriaList([_Listener(tell)]),
+        )
+        return [self._completion(row, limit) for row in rows[:, width:].tolist()]
 
-    def take(self, token: int) -> int:
-        """Add a token to an unfinished row; returns how many were added, 0 or 1."""
-        if self.reason:
-            return 0
-        if token in self.stops:
-            self.reason = "stop"
-            return 0
-        self.tokens.append(token)
-        if len(self.tokens) == self.limit:
-            self.reason = "length"
-        return 1
+    def _settings(self, limit: int, sampling: SamplingSpec) -> GenerationConfig:
+        drawn: dict[str, Any] = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+        return GenerationConfig(
+            max_new_tokens=limit,
+            repetition_penalty=sampling.repetition_penalty,
+            eos_token_id=self.stops or None,
+            pad_token_id=self.stops[0] if self.stops else 0,  # fills a row after its end
+            **(drawn if sampling.temperature else {}),
+        )
 
-    def completion(self) -> Completion:
-        return Completion(list(self.tokens), self.reason)
+    def _completion(self, tokens: list[int], limit: int) -> Completion:
+        ends = [tokens.index(stop) for stop in self.stops if stop in tokens]
+        if ends:
+            return Completion(tokens[: min(ends)], "stop")
+        return Completion(list(tokens), "length" if len(tokens) == limit else None)
+
+    def _draws(self, sampling: SamplingSpec) -> AbstractContextManager[Any]:
+        if not sampling.temperature:
+            return nullcontext()
+        seed = self.seed if sampling.seed is None else sampling.seed
+        return _Draws(torch.Generator(self.model.device).manual_seed(seed))
 
 
-def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
+class _Draws(TorchFunctionMode):
+    """Draws this thread's samples from ``generator``.
+
+    ``generate`` has no argument for one, and torch's global one is shared by all threads.
+    """
+
+    def __init__(self, generator: torch.Generator):
+        super().__init__()
+        self.generator = generator
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        more = {"generator": self.generator} if func is torch.multinomial else {}
+        return func(*args, **(kwargs or {}), **more)
+
+
+class _Listener(StoppingCriteria):
+    """Tells of each step's tokens, one a row, and ends all rows once ``tell`` returns False."""
+
+    def __init__(self, tell: Callable[[list[int]], bool]):
+        self.tell = tell
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        done = not self.tell(input_ids[:, -1].tolist())
+        return torch.full((len(input_ids),), done, device=input_ids.device)
+
+
+def _counter(stops: list[int], advance: Callable[[int], None]) -> Callable[[list[int]], bool]:
+    """A ``tell`` that counts the tokens of the rows that have not ended."""
+    ended: set[int] = set()
+
+    def tell(step: list[int]) -> bool:
+        ended.update(row for row, token in enumerate(step) if token in stops)
+        advance(len(step) - len(ended))
+        return True
+
+    return tell
+
+
+def _stops(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end a completion: those of the generation config and the tokenizer's."""
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(id_ for id_ in (*ids, tokenizer.eos_token_id) if id_ is not None)
+    return sorted({id_ for id_ in (*ids, tokenizer.eos_token_id) if id_ is not None})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -15,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from easyllm.errors import UserError
-from easyllm.inference.engines import Completion, Generator, Steps
+from easyllm.inference.engines import Completion, Generator, room
 from easyllm.inference.prompts import decode
 from easyllm.serving.requests import GenerateRequest
 from easyllm.spec.run import SamplingSpec
@@ -29,11 +30,18 @@ CLIENT_LEFT = 499
 class Service:
     """Completes the prompts of concurrent requests with one model.
 
-    The model runs on one thread, a token of each request in turn, so that a short
-    request does not wait for a long one to end.
+    Each request has a thread while it generates, ``together`` of them at a time, so that a
+    short request does not wait for a long one to end; the others wait for their turn.
     """
 
-    def __init__(self, generator: Generator, encode: Encode, sampling: SamplingSpec, seed: int):
+    def __init__(
+        self,
+        generator: Generator,
+        encode: Encode,
+        sampling: SamplingSpec,
+        seed: int,
+        together: int,
+    ):
         self.generator = generator
         self.encode = encode
         self.sampling = sampling
@@ -42,7 +50,7 @@ class Service:
         """Requests accepted so far."""
         self.tokens = 0
         """Tokens generated so far."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(together, thread_name_prefix="generate")
 
     def start(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
         """The growing answer to a request. Raises UserError for an unusable prompt."""
@@ -51,21 +59,35 @@ class Service:
             # The same question gets a new answer each time, the same ones each time the
             # server is started.
             sampling = dataclasses.replace(sampling, seed=self.seed + self.requests)
-        steps = self.generator.stream(self.encode(request.messages), sampling)
+        prompt = self.encode(request.messages)
+        room(self.generator, prompt, sampling)  # raises while the status can still say so
         self.requests += 1
-        return self._completions(steps)
+        return self._completions(prompt, sampling)
 
-    async def _completions(self, steps: Steps) -> AsyncGenerator[Completion, None]:
+    async def _completions(
+        self, prompt: Sequence[int], sampling: SamplingSpec
+    ) -> AsyncGenerator[Completion, None]:
         loop = asyncio.get_running_loop()
+        grown: asyncio.Queue[Completion | None] = asyncio.Queue()
+        gone = threading.Event()
+
+        def tell(completion: Completion) -> bool:
+            if not gone.is_set():
+                loop.call_soon_threadsafe(grown.put_nowait, completion)
+            return not gone.is_set()
+
+        work = loop.run_in_executor(self._threads, self.generator.stream, prompt, sampling, tell)
+        work.add_done_callback(lambda _: grown.put_nowait(None))
         told = 0
         try:
-            while completion := await loop.run_in_executor(self._thread, next, steps, None):
+            while completion := await grown.get():
                 self.tokens += len(completion.tokens) - told
                 told = len(completion.tokens)
                 yield completion
+            await work  # raises what the thread raised
         finally:
-            # On the model's thread, where a step may still be under way.
-            self._thread.submit(steps.close)
+            gone.set()
+            work.cancel()  # where it still waits for a thread
 
     def text(self, completion: Completion) -> str:
         """The words of an answer so far."""
@@ -74,8 +96,8 @@ class Service:
         return text if completion.finish_reason else text.rstrip("\ufffd")
 
     def close(self) -> None:
-        """Wait for the step that is under way."""
-        self._thread.shutdown(cancel_futures=True)
+        """Wait for the steps that are under way."""
+        self._threads.shutdown(cancel_futures=True)
 
 
 def application(service: Service, model: str) -> FastAPI:

@@ -28,7 +28,8 @@ def serve(run: RunSpec) -> dict[str, Any]:
         folder = model_folder(run)
         generator = run.inference.engine.load(folder, run)
         encode = functools.partial(encode_messages, run, generator.tokenizer)
-        service = Service(generator, encode, run.inference.sampling, run.seed)
+        inference = run.inference
+        service = Service(generator, encode, inference.sampling, run.seed, inference.batch_size)
         config = uvicorn.Config(
             application(service, str(folder)),
             log_level="warning",

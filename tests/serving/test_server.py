@@ -42,7 +42,9 @@ class Served:
     def __init__(self, run: RunSpec, model: Path):
         generator = run.inference.engine.load(model, run)
         encode = partial(encode_messages, run, generator.tokenizer)
-        self.service = Service(generator, encode, run.inference.sampling, run.seed)
+        self.service = Service(generator, encode, run.inference.sampling, run.seed, together=4)
+        self.steps = 0
+        generator.model.register_forward_pre_hook(self.step)
         config = uvicorn.Config(application(self.service, "small"), log_level="warning")
         self.server = uvicorn.Server(config)
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -51,6 +53,9 @@ class Served:
         run_server = partial(self.server.run, sockets=[self.listener])
         self.thread = threading.Thread(target=run_server, daemon=True)
         self.thread.start()
+
+    def step(self, *_: object) -> None:
+        self.steps += 1
 
     def post(self, user: str = "hello", **body: Any) -> httpx.Response:
         return self.client.post("/generate", json={"messages": [{"user": user}], **body})
@@ -219,20 +224,29 @@ def test_answers_do_not_mix(served: Served) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_the_work(served: Served, stream: bool) -> None:
     body = {"messages": [{"user": "b"}], "stream": stream, "sampling": {"max_tokens": LONG}}
-    before = served.service.tokens
+    before = served.steps
     with httpx.Client(base_url=served.url) as client, pytest.raises(httpx.ReadTimeout):  # noqa: SIM117
         with client.stream("POST", "/generate", json=body, timeout=0.3) as response:
             for _ in response.iter_raw():
-                if served.service.tokens > before + 20:
+                if served.steps > before + 20:
                     raise httpx.ReadTimeout("left")
 
     def resting() -> bool:
-        tokens = served.service.tokens
+        steps = served.steps
         time.sleep(0.3)
-        return served.service.tokens == tokens > before
+        return served.steps == steps > before
 
     wait_for(resting)
-    assert 0 < served.service.tokens - before < LONG - 100
+    assert 0 < served.steps - before < LONG - 100
+
+
+def test_more_requests_than_threads(served: Served) -> None:
+    asked = {"sampling": {"temperature": 1.0, "seed": 3, "max_tokens": 12}}
+    questions = [f"question {n}" for n in range(12)]
+    alone = [served.text(question, **asked) for question in questions]
+    with ThreadPoolExecutor(len(questions)) as pool:
+        together = list(pool.map(lambda question: served.text(question, **asked), questions))
+    assert together == alone
 
 
 def worker(run: RunSpec) -> subprocess.Popen[bytes]:
