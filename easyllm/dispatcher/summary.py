@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,15 @@ def shown(path: Path | str) -> str:
 
 
 def again(run: RunSpec) -> str:
-    return f"python -m easyllm {shlex.quote(shown(RunPaths(run).spec))}"
+    return f"{command()} {shlex.quote(shown(RunPaths(run).spec))}"
+
+
+def command() -> str:
+    """How this program is started from the shell that started it."""
+    found = shutil.which("python")
+    here = Path(sys.executable)
+    name = "python" if found and Path(found).parent == here.parent else shown(here)
+    return f"{shlex.quote(name)} -m easyllm"
 
 
 def line(record: Record) -> str:
@@ -116,13 +125,13 @@ def _next(run: RunSpec) -> list[tuple[str, str]]:
         ideas.clear()
     if paths.export.is_dir():
         ideas += [
-            ("serve the model", f"python -m easyllm {spec} stages=[serve]"),
-            ("ask it something", f"python -m easyllm stages=[infer]{_like(run)} "
+            ("serve the model", f"{command()} {spec} stages=[serve]"),
+            ("ask it something", f"{command()} stages=[infer]{_like(run)} "
              f"inference.model={shown(paths.export)} inference.prompts.mine='Once upon a time'"),
         ]  # fmt: skip
     elif "train" not in run.stages:
-        ideas.append(("train on it", f"python -m easyllm {spec} stages=[train,export]"))
-    ideas.append(("run it with another value", f"python -m easyllm {spec} seed=1"))
+        ideas.append(("train on it", f"{command()} {spec} stages=[train,export]"))
+    ideas.append(("run it with another value", f"{command()} {spec} seed=1"))
     return ideas
 
 

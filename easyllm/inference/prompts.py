@@ -23,19 +23,24 @@ class Prompt:
 def model_path(run: RunSpec) -> str:
     """The model to generate with, as ``models.source`` understands it.
 
-    ``inference.model``, else the run's export, else the pretrained ``model.path``. Raises
-    UserError where there is none of them.
+    ``inference.model``, else the run's export, else, where the run trains nothing, the
+    pretrained ``model.path``. Raises UserError where there is none of them.
     """
     if run.inference.model:
         return run.inference.model
     export = RunPaths(run).export
     if (export / "config.json").exists():
         return str(export)
+    if "train" in run.stages or RunPaths(run).checkpoints.is_dir():
+        raise UserError(
+            f"the run's trained model is not exported to {export}: add export to stages, or give "
+            "inference.model=<folder or hub id>"
+        )
     if run.model.path and run.model.init == "pretrained":
         return run.model.path
     raise UserError(
-        f"inference.model is not given and {export} does not hold a model yet: run the stages "
-        "train and export first, or give inference.model=<folder or hub id>"
+        f"inference.model is not given and {export} holds no model: run the stages train "
+        "and export first, or give inference.model=<folder or hub id>"
     )
 
 

@@ -243,6 +243,7 @@ def test_killed_parent_takes_its_ranks_along(folder):
         ("export", "add train to stages"),
         ("infer", "run the stages train and export first"),
         ("serve", "run the stages train and export first"),
+        ("tokenize,train,infer", "add export to stages"),
     ],
 )
 def test_a_stage_without_what_it_stands_on_is_refused(folder, stage, told, capsys):

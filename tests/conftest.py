@@ -1,0 +1,17 @@
+"""GPU tests skip by name where there is no CUDA device."""
+
+from __future__ import annotations
+
+import pytest
+
+from easyllm.preflight.machine import cuda_devices
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    found = cuda_devices()
+    for item in items:
+        if mark := item.get_closest_marker("gpu"):
+            wanted = mark.kwargs.get("devices", 1)
+            if found < wanted:
+                reason = f"needs {wanted} CUDA devices, this machine has {found}"
+                item.add_marker(pytest.mark.skip(reason=reason))
