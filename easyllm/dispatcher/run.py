@@ -128,15 +128,15 @@ def _run(run: RunSpec, stage: Stage) -> tuple[int, dict[str, Any]]:
 
 def _failure(logs: Path, code: int) -> tuple[str, bool]:
     """Why a stage failed, and whether that says it all. The rank that failed first knows."""
+    if code == 128 + signal.SIGKILL:
+        return "a rank was killed by SIGKILL; the machine may have run out of memory", False
     left = sorted(logs.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)
     if left:
         error = read_json(left[0])
         rank = "" if len(list(logs.glob("rank-*.log"))) == 1 else f"rank {error['rank']}: "
         return ("" if error["mendable"] else rank) + error["message"], error["mendable"]
     if code > 128:
-        name = signal.Signals(code - 128).name
-        hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
-        return f"a rank was killed by {name}{hint}", False
+        return f"a rank was killed by {signal.Signals(code - 128).name}", False
     return f"a rank ended with status {code}", False
 
 

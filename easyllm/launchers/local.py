@@ -27,6 +27,9 @@ SAVED = 75
 POLL = 0.05
 """Seconds between looks at the ranks."""
 
+SETTLE = 0.3
+"""Seconds for the other ranks to end after one has failed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Local(Launcher):
@@ -79,7 +82,7 @@ class Local(Launcher):
             for rank in ranks:
                 status = rank.look()
                 if status not in (None, 0, SAVED):
-                    return int(status)
+                    return _cause(ranks, int(status))
                 saved = saved or status == SAVED
             time.sleep(POLL)
         return SAVED if saved else 0
@@ -145,6 +148,14 @@ class _Rank:
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def _cause(ranks: list[_Rank], status: int) -> int:
+    """The status that tells most: a rank that the machine killed takes the others, which
+    lose their connection to it, along within moments and may be seen first."""
+    time.sleep(SETTLE)
+    killed = 128 + signal.SIGKILL
+    return killed if killed in [rank.look() for rank in ranks] else status
 
 
 def _tee(output: IO[bytes], log: Path) -> None:

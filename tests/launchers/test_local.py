@@ -215,3 +215,13 @@ def test_many_nodes_are_refused_only_where_ranks_would_start(tmp_path: Path) -> 
     (problem,) = checks.problems(run_spec(tmp_path, config))
     assert (problem.key, problem.value) == ("hardware.nodes", 8)
     assert "hardware.launcher._target_" in problem.remedy
+
+
+def test_a_killed_rank_is_the_cause_though_another_fails_first(tmp_path: Path) -> None:
+    """Rank 1 is killed by the machine; rank 0 loses its connection and is looked at first."""
+    code = (
+        "import os, signal, sys, time\n"
+        "if os.environ['RANK'] == '0': sys.exit(1)\n"
+        "time.sleep(0.1); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert launch(tmp_path, code, ranks=2) == 128 + signal.SIGKILL
