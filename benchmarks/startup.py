@@ -8,6 +8,7 @@ should.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -90,7 +91,7 @@ def main() -> int:
                 f"{ratio:6.2f}"
             )
         left = [p.name for p in work.iterdir() if p.name != "empty.log"]
-    print(f"highest ratio {worst:.2f}, limit {LIMIT}; left behind: {left or 'nothing'}")
+    print(json.dumps({"highest_ratio": round(worst, 3), "limit": LIMIT, "left_behind": left}))
     return int(worst > LIMIT or bool(left))
 
 
