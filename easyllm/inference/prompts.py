@@ -13,6 +13,18 @@ from easyllm.models import source
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 
+KEYS = (
+    "seed",
+    "inference",
+    "data.template",
+    "model.path",
+    "model.init",
+    "model.dtype",
+    "model.attention",
+    "hardware.device",
+)
+"""Keys of the spec that decide what is generated."""
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -199,7 +199,7 @@ class InferenceSpec:
     output: Place | None = None
     """The file of results, JSON Lines; null writes ``inference/results.jsonl`` in the run."""
     batch_size: Count = 8
-    """Prompts generated together."""
+    """Prompts generated together; a server answers as many requests at a time."""
     sampling: SamplingSpec = nested(SamplingSpec)
 
 

@@ -13,16 +13,7 @@ from easyllm.stages.base import Rank, Stage
 
 class Infer(Stage):
     name = "infer"
-    reads = (
-        "seed",
-        "inference",
-        "data.template",
-        "model.path",
-        "model.init",
-        "model.dtype",
-        "model.attention",
-        "hardware.device",
-    )
+    reads = prompts.KEYS
 
     def require(self, run: RunSpec) -> None:
         if "export" not in run.stages:

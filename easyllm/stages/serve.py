@@ -15,17 +15,7 @@ class Serve(Stage):
     """Runs until it is stopped and leaves no files."""
 
     name = "serve"
-    reads = (
-        "seed",
-        "serving",
-        "inference",
-        "data.template",
-        "model.path",
-        "model.init",
-        "model.dtype",
-        "model.attention",
-        "hardware.device",
-    )
+    reads = ("serving", *prompts.KEYS)
 
     def require(self, run: RunSpec) -> None:
         if "export" not in run.stages:

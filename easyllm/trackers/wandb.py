@@ -51,5 +51,8 @@ class Writer:
         self._run.log(numbers, step=step)
 
     def close(self) -> None:
-        """Flush and end the run."""
+        """End the run and wait until all of it is written or sent."""
+        import wandb
+
         self._run.finish()
+        wandb.teardown()  # finish() alone can return before its service has written the file
