@@ -77,7 +77,7 @@ class RunPaths:
 
     @property
     def heldout(self) -> Path:
-        """The rows evaluation ran on, JSON Lines of ``input_ids`` and ``labels``."""
+        """What evaluation ran on, JSON Lines of ``input_ids`` and ``labels``, a document each."""
         return self.root / "heldout.jsonl"
 
     @property

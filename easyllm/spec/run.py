@@ -97,9 +97,11 @@ class DataSpec:
     template: Template = component("easyllm.data.templates.TokenizerTemplate")
     seq_len: Count = 2048
     """Tokens a row."""
-    packing: Literal["none", "concat"] = "concat"
-    """``concat`` joins the documents and cuts the stream into rows; ``none`` gives each
-    document rows of its own, padded."""
+    packing: Literal["none", "concat", "best_fit"] = "concat"
+    """``best_fit`` fits whole documents into rows, full to 99.9 % where lengths vary, and
+    cuts only those longer than a row; ``concat`` joins the documents and cuts the stream into
+    rows; ``none`` gives each document rows of its own, padded. In all of them positions
+    restart at each document and attention stays within it."""
     partitions: Count = 4
     """Parts the store is dealt into; each holds a share of every source."""
     compression: Literal["zstd", "gzip", "snappy", "none"] = "zstd"
