@@ -81,6 +81,11 @@ class RunPaths:
         return self.root / "heldout.jsonl"
 
     @property
+    def inspection(self) -> Path:
+        """The page that shows what training reads."""
+        return self.root / "inspect.html"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

@@ -95,6 +95,11 @@ class Rows:
         epoch, row = self._epochs.locate(index)
         return self._row(self._epochs.plan(epoch), row)
 
+    def filled(self, index: int) -> int:
+        """Tokens of a training row that are of documents; padding stands right of them."""
+        epoch, row = self._epochs.locate(index)
+        return len(self._epochs.plan(epoch).row(row)[0])
+
     def heldout(self) -> list[Row]:
         """Rows of the held-out documents in a fixed order, ``evaluate.max_rows`` at most."""
         rows = min(self._held_out.rows, self._max_heldout)

@@ -34,7 +34,7 @@ from easyllm.spec.types import (
     PositiveFloat,
 )
 
-STAGES = ("tokenize", "shuffle", "repartition", "train", "export", "infer", "serve")
+STAGES = ("tokenize", "shuffle", "repartition", "inspect", "train", "export", "infer", "serve")
 """The stages there are, in the order in which they feed each other."""
 
 
