@@ -11,7 +11,8 @@ from rich.text import Text
 from easyllm.data.inspection import Inspection, ShownRow, Span
 
 IN_TERMINAL = 2
-"""Rows shown in the terminal, where each is long."""
+"""Rows shown in the terminal, where each is long: those in which training begins and ends
+most often."""
 
 SHOWN = 2000
 """Characters of a row shown in the terminal."""
@@ -43,14 +44,16 @@ SOURCES = (
 def show(found: Inspection, console: Console) -> None:
     """Print it. Without colours untrained tokens stand between ⟦ and ⟧."""
     for heading, columns, rows in _tables(found):
-        table = Table(title=heading, title_justify="left")
+        console.print(Text(heading, style="bold"))
+        table = Table()
         for number, column in enumerate(columns):
             table.add_column(column, justify="right" if number else "left")
         for chosen, cells in rows:
             table.add_row(*map(Text, cells), style="bold" if chosen else None)
         console.print(table)
     colours = console.color_system is not None
-    for row in found.rows[:IN_TERMINAL]:
+    by_changes = sorted(found.rows, key=lambda row: -sum(map(len, row.documents)))
+    for row in by_changes[:IN_TERMINAL]:
         console.print(Text(_heading(row), style="bold"))
         text = Text("\n").join(
             Text().join(_coloured(span, colours) for span in spans) for spans in row.documents
@@ -136,5 +139,5 @@ def _tables(found: Inspection) -> list[tuple[str, list[str], _Rows]]:
 
 
 def _heading(row: ShownRow) -> str:
-    documents = f"{len(row.documents)} document{'' if len(row.documents) == 1 else 's'}"
-    return f"Row {row.index:,}: {documents}, {row.padding:,} tokens of padding"
+    documents = "1 document" if len(row.documents) == 1 else f"{len(row.documents)} documents"
+    return f"Row {row.index:,}: {documents}, {row.padding:,} padded"

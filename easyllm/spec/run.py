@@ -91,8 +91,8 @@ class DataSpec:
     """The token store. By default ``runs/stores/<address>``, addressed by what it holds,
     so that runs with the same data share it."""
     cache: Place | None = None
-    """Folder on this node's own disk for the uncompressed map of the store; by default
-    inside the store."""
+    """Folder on this node's own disk for the uncompressed map of the store and the plans of
+    how its documents lie in rows; by default inside the store."""
     tokenizer: Tokenizer = component("easyllm.data.tokenizers.Pretrained")
     template: Template = component("easyllm.data.templates.TokenizerTemplate")
     seq_len: Count = 2048

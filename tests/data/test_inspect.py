@@ -87,7 +87,7 @@ def test_the_terminal_tells_trained_from_untrained(found: Inspection) -> None:
     few = Inspection(**{**vars(found), "rows": [ShownRow(5, spans, 7)]})
     coloured, plain = (terminal(few, colours) for colours in (True, False))
     assert "\x1b[32manswered" in coloured and "\x1b[2masked [red]␛[2J" in coloured
-    for text in ("stories", "best_fit", "Row 5: 1 document, 7 tokens of padding"):
+    for text in ("stories", "best_fit", "Row 5: 1 document, 7 padded"):
         assert text in plain
     out = io.StringIO()
     show(few, Console(file=out, force_terminal=False, color_system=None, width=100))
