@@ -31,6 +31,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/packing.py
 
 wheel: setup
 	$(BIN)/python -m build --no-isolation --outdir dist .

@@ -77,8 +77,13 @@ class RunPaths:
 
     @property
     def heldout(self) -> Path:
-        """The rows evaluation ran on, JSON Lines of ``input_ids`` and ``labels``."""
+        """What evaluation ran on, JSON Lines of ``input_ids`` and ``labels``, a document each."""
         return self.root / "heldout.jsonl"
+
+    @property
+    def inspection(self) -> Path:
+        """The page that shows what training reads."""
+        return self.root / "inspect.html"
 
     @property
     def checkpoints(self) -> Path:

@@ -3,12 +3,15 @@
 Built once under a lock, whichever rank or run comes first; the others wait and map it.
 Lies in a folder named by the fingerprint of what it copies::
 
-    tokens.int32   trained.bool   offsets.int64   hashes.uint64   index.json
+    tokens.int32   trained.bool   offsets.int64   hashes.uint64   index.json   plans/
+
+``plans/`` holds how the documents lie in rows, for each way in which runs have read them.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,7 @@ class Cache:
     sources: dict[str, tuple[int, int]]
     """First document and the one after the last, by source."""
     fingerprint: str
+    folder: Path
     bytes: int
     seconds: float
     """What building it took."""
@@ -84,13 +88,22 @@ def open_cache(run: RunSpec) -> tuple[Cache, Manifest]:
     fingerprint = digest([VERSION, stage, manifests.identity(manifest)])
     root = Path(run.data.cache) if run.data.cache else place.root / "cache"
     folder = root / fingerprint
-    if not (folder / "index.json").exists():
-        with exclusive(root / f"{fingerprint}.lock"):
-            if not (folder / "index.json").exists():
-                manifests.sweep(folder)
-                with new_folder(folder) as aside:
-                    _build(place, stage, manifest, aside)
+    built_once(folder, lambda aside: _build(place, stage, manifest, aside))
     return _open(folder), manifest
+
+
+def built_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Have one process of this node fill ``folder``, unless it is there; the others wait.
+
+    ``build`` gets an empty folder. What it leaves is there whole or not at all.
+    """
+    if folder.exists():
+        return
+    with exclusive(folder.parent / f"{folder.name}.lock"):
+        if not folder.exists():
+            manifests.sweep(folder)
+            with new_folder(folder) as aside:
+                build(aside)
 
 
 def _build(place: StorePaths, stage: str, manifest: Manifest, folder: Path) -> None:
@@ -141,6 +154,7 @@ def _open(folder: Path) -> Cache:
         hashes=np.memmap(folder / "hashes.uint64", np.uint64, "r"),
         sources={name: (first, end) for name, (first, end) in index["sources"].items()},
         fingerprint=folder.name,
+        folder=folder,
         bytes=index["bytes"],
         seconds=index["seconds"],
     )

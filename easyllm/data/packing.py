@@ -1,131 +1,175 @@
-"""Which documents an epoch holds, in what order, and how they lie in rows.
-
-All of it follows from the documents' lengths: nothing here reads a token.
-"""
+"""How documents lie in rows: a plan made from their lengths alone; nothing here reads a token."""
 
 from __future__ import annotations
 
-import bisect
-import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from easyllm.data.random import generator
 from easyllm.data.shards import Int64, gather
 
-Packing = Literal["none", "concat"]
+Packing = Literal["none", "concat", "best_fit"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Documents laid into rows of ``seq_len`` slots.
+    """Pieces of documents laid into rows of ``seq_len`` slots.
 
-    Document ``order[i]`` begins at slot ``slots[i]`` of the stream of all rows; the slots
-    between its end and the next document's begin are padding, as are those after the last.
+    The slots of all rows are one stream. Piece ``i`` fills ``lengths[i]`` of them from slot
+    ``slots[i]`` on with the tokens from place ``starts[i]`` of the store on; slots that no
+    piece fills are padding. With ``best_fit`` a document longer than a row is cut into pieces
+    of a row and a rest, and no piece crosses rows. Otherwise a piece is a whole document,
+    which rows may cut.
     """
 
-    order: Int64
+    starts: Int64
+    lengths: Int64
     slots: Int64
-    """[documents + 1]; the last is where the stream ends."""
+    """Ascending."""
     seq_len: int
 
     @classmethod
-    def of(cls, order: Int64, lengths: Int64, seq_len: int, packing: Packing) -> Plan:
-        """``lengths`` are those of all documents, in tokens."""
-        _, slots = _slots(lengths[order], seq_len, packing)
-        return cls(order, slots, seq_len)
+    def of(
+        cls, starts: Int64, lengths: Int64, seq_len: int, packing: Packing, rng: np.random.Generator
+    ) -> Plan:
+        """A plan of documents in this order.
+
+        ``starts`` and ``lengths`` [documents] are in tokens. ``rng`` draws the order of the
+        rows, which ``best_fit`` fills from the longest piece down.
+        """
+        if packing == "best_fit":
+            return cls(*_best_fit(starts, lengths, seq_len, rng), seq_len)
+        taken = slots_taken(lengths, seq_len, packing)
+        return cls(starts, lengths, np.cumsum(taken) - taken, seq_len)
 
     @property
     def rows(self) -> int:
-        return -(-int(self.slots[-1]) // self.seq_len)
+        end = int(self.slots[-1] + self.lengths[-1]) if len(self.slots) else 0
+        return -(-end // self.seq_len)
 
-    def row(self, row: int, offsets: Int64) -> tuple[Int64, Int64]:
-        """For each token of a row, its place in the store and its slot in the row.
-
-        ``offsets`` [documents + 1] are those of the documents in the store.
-        """
+    def row(self, row: int) -> tuple[Int64, Int64, Int64]:
+        """For each token of a row its place in the store and its slot in the row, and the
+        slots at which the row's documents begin."""
         start, end = row * self.seq_len, (row + 1) * self.seq_len
-        first = int(np.searchsorted(self.slots, start, "right")) - 1
-        until = min(int(np.searchsorted(self.slots, end, "left")), len(self.order))
-        documents, slots = self.order[first:until], self.slots[first:until]
-        lengths = offsets[documents + 1] - offsets[documents]
+        first = max(int(np.searchsorted(self.slots, start, "right")) - 1, 0)
+        until = int(np.searchsorted(self.slots, end, "left"))
+        slots = self.slots[first:until]
         skipped = np.maximum(start - slots, 0)
-        counts = np.maximum(np.minimum(slots + lengths, end) - slots - skipped, 0)
-        places, _ = gather(offsets[documents] + skipped, counts)
-        targets, _ = gather(slots + skipped - start, counts)
-        return places, targets
+        counts = np.maximum(np.minimum(self.lengths[first:until], end - slots) - skipped, 0)
+        begins = slots + skipped - start
+        places, _ = gather(self.starts[first:until] + skipped, counts)
+        targets, _ = gather(begins, counts)
+        return places, targets, begins[counts > 0]
+
+    def save(self, folder: Path) -> None:
+        for name in ("starts", "lengths", "slots"):
+            np.save(folder / f"{name}.npy", getattr(self, name))
+
+    @classmethod
+    def open(cls, folder: Path, seq_len: int) -> Plan:
+        """A saved plan, mapped: processes of a node share its pages."""
+        starts, lengths, slots = (
+            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+            for name in ("starts", "lengths", "slots")
+        )
+        return cls(starts, lengths, slots, seq_len)
 
 
-def _slots(lengths: Int64, seq_len: int, packing: Packing) -> tuple[Int64, Int64]:
-    """Slots that documents take, and where each begins with the end of all."""
-    taken = -(-lengths // seq_len) * seq_len if packing == "none" else lengths
-    begins = np.zeros(len(taken) + 1, np.int64)
-    np.cumsum(taken, out=begins[1:])
-    return taken, begins
+def slots_taken(lengths: Int64, seq_len: int, packing: Packing) -> Int64:
+    """Slots that documents take up where each is laid down after the one before it."""
+    return -(-lengths // seq_len) * seq_len if packing == "none" else lengths
 
 
-@dataclass(frozen=True)
-class Part:
-    """A source's training documents and how often an epoch holds each."""
-
-    name: str
-    documents: Int64
-    weight: float
-
-    def chosen(self, epoch: int, seed: int) -> Int64:
-        """The documents of an epoch, those it holds twice named twice, in no useful order.
-
-        A fractional weight goes through a random order of all documents, epoch by epoch,
-        and draws a new one at its end: with 0.5 two epochs see every document once.
-        """
-        whole = int(self.weight)
-        share = self.weight - whole
-        chosen = [np.tile(self.documents, whole)]
-        at, until = (math.floor((epoch + e) * share * len(self.documents)) for e in (0, 1))
-        while at < until:
-            turn, begin = divmod(at, len(self.documents))
-            end = min(begin + until - at, len(self.documents))
-            order = generator(seed, "weight", self.name, turn).permutation(self.documents)
-            chosen.append(order[begin:end])
-            at += end - begin
-        return np.concatenate(chosen)
+def rows_needed(histogram: Int64, seq_len: int) -> int:
+    """Rows that ``best_fit`` makes of ``histogram[n]`` pieces of ``n`` tokens each."""
+    return max((fit.row + -(-fit.pieces // fit.per_row) for fit in _fits(histogram, seq_len)),
+               default=0)  # fmt: skip
 
 
-class Epochs:
-    """The endless sequence of training rows, by index."""
+def pieces(lengths: Int64, seq_len: int) -> tuple[Int64, Int64, Int64]:
+    """Documents cut into pieces no longer than a row: each piece's document, its first token
+    within that, and its length."""
+    counts = -(-lengths // seq_len)
+    documents = np.repeat(np.arange(len(lengths)), counts)
+    begins = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begins *= seq_len
+    return documents, begins, np.minimum(lengths[documents] - begins, seq_len)
 
-    def __init__(
-        self, parts: Sequence[Part], lengths: Int64, seq_len: int, packing: Packing, seed: int
-    ):
-        self.parts = [part for part in parts if len(part.documents)]
-        self.lengths = lengths
-        self.seq_len = seq_len
-        self.packing = packing
-        self.seed = seed
-        taken, _ = _slots(lengths, seq_len, packing)
-        slots = sum(part.weight * int(taken[part.documents].sum()) for part in self.parts)
-        self.per_epoch = math.ceil(slots / seq_len)
-        """Rows of an epoch; the mean where a weight is fractional and epochs differ."""
-        self._even = all(part.weight == int(part.weight) for part in self.parts)
-        self._ends: list[int] = []
-        # an instance's own caches: training reads one epoch, evaluation may look back
-        self.plan = functools.lru_cache(maxsize=2)(self._plan)
 
-    def locate(self, index: int) -> tuple[int, int]:
-        """The epoch of the row with this index (from 0), and its number within it."""
-        if self._even:
-            return divmod(index, self.per_epoch)
-        while not self._ends or self._ends[-1] <= index:
-            before = self._ends[-1] if self._ends else 0
-            self._ends.append(before + self.plan(len(self._ends)).rows)
-        epoch = bisect.bisect_right(self._ends, index)
-        return epoch, index - (self._ends[epoch - 1] if epoch else 0)
+class _Fit(NamedTuple):
+    """Pieces of one length put into consecutive rows, the same number into each; into the
+    last of them perhaps fewer."""
 
-    def _plan(self, epoch: int) -> Plan:
-        documents = np.concatenate([part.chosen(epoch, self.seed) for part in self.parts])
-        order = generator(self.seed, "epoch", epoch).permutation(documents)
-        return Plan.of(order, self.lengths, self.seq_len, self.packing)
+    length: int
+    pieces: int
+    per_row: int
+    row: int
+    """The first of the rows."""
+    slot: int
+    """The first free slot of each."""
+
+
+def _fits(histogram: Int64, seq_len: int) -> Iterator[_Fit]:
+    """Best-fit decreasing: the longest piece first, each into the fullest row that holds it.
+
+    Once a piece has gone into a row, that row is the fullest that can hold another as long,
+    until it cannot. So rows with equally many free slots take all the pieces of a length that
+    they can hold at once, and the work grows with the number of different lengths, not with
+    the number of pieces.
+    """
+    rows = 0
+    free: list[list[tuple[int, int]]] = [[] for _ in range(seq_len + 1)]
+    """By free slots: runs of consecutive rows, as the first and the number of rows."""
+    some = 1 << seq_len
+    """Bit n is set where ``free[n]`` holds a run; an empty row can always be had."""
+    for length in np.flatnonzero(histogram)[::-1].tolist():
+        left = int(histogram[length])
+        while left:
+            wide_enough = some >> length
+            room = length + (wide_enough & -wide_enough).bit_length() - 1
+            per_row = room // length
+            if room == seq_len:
+                row, count = rows, -(-left // per_row)
+                rows += count
+            else:
+                row, count = free[room].pop()
+            put = min(left, count * per_row)
+            yield _Fit(length, put, per_row, row, seq_len - room)
+            left -= put
+            full, rest = divmod(put, per_row)
+            for first, many, held in (
+                (row, full, per_row),
+                (row + full, int(rest > 0), rest),
+                (row + full + (rest > 0), count - full - (rest > 0), 0),
+            ):
+                if many and (still := room - held * length):
+                    free[still].append((first, many))
+                    some |= 1 << still
+            if room < seq_len and not free[room]:
+                some &= ~(1 << room)
+
+
+def _best_fit(
+    starts: Int64, lengths: Int64, seq_len: int, rng: np.random.Generator
+) -> tuple[Int64, Int64, Int64]:
+    """Starts, lengths and slots of the pieces of documents."""
+    documents, begins, sizes = pieces(lengths, seq_len)
+    fits = list(_fits(np.bincount(sizes, minlength=seq_len + 1), seq_len))
+    if not fits:
+        nothing = np.zeros(0, np.int64)
+        return nothing, nothing, nothing
+    # numpy sorts 16-bit keys by radix, many times faster than wider ones
+    key = seq_len - sizes
+    order = np.argsort(key.astype(np.uint16) if seq_len < 1 << 16 else key, kind="stable")
+    length, put, per_row, row, slot = np.array(fits, np.int64).T
+    at = np.arange(len(sizes)) - np.repeat(np.cumsum(put) - put, put)
+    nth_row, nth = np.divmod(at, np.repeat(per_row, put))
+    nth_row += np.repeat(row, put)
+    place = rng.permutation(int(nth_row.max()) + 1)
+    slots = place[nth_row] * seq_len + np.repeat(slot, put) + nth * np.repeat(length, put)
+    by_slot = np.argsort(slots)
+    order, slots = order[by_slot], slots[by_slot]
+    return (starts[documents] + begins)[order], sizes[order], slots

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from easyllm.data.cache import Cache, open_cache
+from easyllm.data.cache import Cache, built_once, open_cache
+from easyllm.data.epochs import Epochs, Split
 from easyllm.data.manifest import Manifest
-from easyllm.data.packing import Epochs, Part, Plan
-from easyllm.data.random import generator
-from easyllm.data.shards import UNTRAINED, Bool, Int64, UInt64, mix
-from easyllm.errors import UserError
-from easyllm.files import digest
+from easyllm.data.packing import Plan
+from easyllm.data.shards import UNTRAINED, Int64
+from easyllm.files import digest, read_json, write_json
 from easyllm.spec.run import RunSpec
 
-Row = tuple[Int64, Int64]
-"""``input_ids`` and ``labels``, both [seq_len]. Labels are not shifted: ``labels[i]`` is
-``input_ids[i]``, or -100 where that token is padding or is not trained."""
+PLAN_VERSION = 1
+"""Of how documents are laid into rows; raised where the same spec lays them otherwise."""
+
+
+class Row(NamedTuple):
+    """Three arrays of shape [seq_len]."""
+
+    input_ids: Int64
+    labels: Int64
+    """Not shifted: ``labels[i]`` is ``input_ids[i]``, or -100 where that token is padding, is
+    not trained, or is a document's first, which nothing predicts."""
+    positions: Int64
+    """Each token's place in its document; 0 where another begins. What a row holds of a
+    document that the row before began counts from 0 again, and padding counts on."""
 
 
 def open_rows(run: RunSpec) -> Rows:
@@ -33,40 +44,33 @@ class Rows:
     """Training rows without end, and the held-out ones.
 
     A row is a pure function of the seed, its epoch and its index: any process that opens
-    the same store finds the same, whatever was read before.
+    the same store finds the same, whatever was read before. The plan of an epoch is made by
+    the first process of a node that needs it and mapped by all.
     """
 
     def __init__(self, run: RunSpec, cache: Cache, manifest: Manifest):
-        fraction = run.training.evaluate.fraction
-        self.seq_len = run.data.seq_len
-        self._cache = cache
+        self.seq_len, self.packing = run.data.seq_len, run.data.packing
+        self._cache, self._seed = cache, run.seed
+        self._fraction = run.training.evaluate.fraction
         self._pad = int(manifest["pad_id"])
         self._max_heldout = run.training.evaluate.max_rows
-        lengths = np.diff(cache.offsets)
-        parts, apart, counts = [], [], {}
-        for name, (first, end) in cache.sources.items():
-            held, order = _held_out(cache.hashes[first:end], fraction, run.seed, name)
-            reader = run.data.sources.get(name)
-            weight = reader.weight if reader else float(manifest["sources"][name]["weight"])
-            parts.append(Part(name, first + np.flatnonzero(~held), weight))
-            apart.append(first + order)
-            counts[name] = {
-                "documents": end - first,
-                "tokens": int(lengths[first:end].sum()),
-                "heldout_documents": len(order),
-                "heldout_tokens": int(lengths[apart[-1]].sum()),
-                "weight": weight,
-            }
-        held_out = np.concatenate(apart)
-        if fraction and not len(held_out):
-            raise UserError(
-                f"training.evaluate.fraction={fraction:g} holds nothing out: no source has two "
-                "different documents; give training.evaluate.fraction=0 or more documents"
-            )
-        self._epochs = Epochs(parts, lengths, self.seq_len, run.data.packing, run.seed)
-        self._held_out = Plan.of(held_out, lengths, self.seq_len, run.data.packing)
-        self.per_epoch = self._epochs.per_epoch
-        """Training rows of an epoch; the mean where a source's weight is fractional."""
+        self._weights = {
+            name: reader.weight
+            if (reader := run.data.sources.get(name))
+            else float(manifest["sources"][name]["weight"])
+            for name in cache.sources
+        }
+        read_as = [self.seq_len, self.packing, self._seed, self._fraction, self._weights]
+        self.fingerprint = digest([cache.fingerprint, PLAN_VERSION, *read_as])
+        """Two runs with the same fingerprint read the same rows."""
+        self._plans = cache.folder / "plans" / self.fingerprint
+        heldout = self._plans / "heldout"
+        built_once(heldout, self._build_heldout)
+        self._held_out = Plan.open(heldout, self.seq_len)
+        facts = read_json(heldout / "facts.json")
+        self.per_epoch: int = facts["per_epoch"]
+        """Training rows of an epoch; about the mean where a source's weight is fractional."""
+        counts: dict[str, dict[str, Any]] = facts["sources"]
         self.manifest: dict[str, Any] = {
             **{
                 key: sum(source[key] for source in counts.values())
@@ -80,11 +84,7 @@ class Rows:
         }
         self.cache = {"bytes": cache.bytes, "seconds": cache.seconds}
         """Size of this node's map of the store, and what building it took."""
-        weights = {part.name: part.weight for part in parts}
-        self.fingerprint = digest(
-            [cache.fingerprint, run.seed, self.seq_len, run.data.packing, fraction, weights]
-        )
-        """Two runs with the same fingerprint read the same rows."""
+        self._epochs = Epochs(self.plan, self.per_epoch, self._weights.values())
 
     def epoch(self, index: int) -> int:
         """The epoch, from 0, to which a row belongs."""
@@ -95,36 +95,44 @@ class Rows:
         epoch, row = self._epochs.locate(index)
         return self._row(self._epochs.plan(epoch), row)
 
+    def filled(self, index: int) -> int:
+        """Tokens of a training row that are of documents; padding stands right of them."""
+        epoch, row = self._epochs.locate(index)
+        return len(self._epochs.plan(epoch).row(row)[0])
+
     def heldout(self) -> list[Row]:
         """Rows of the held-out documents in a fixed order, ``evaluate.max_rows`` at most."""
         rows = min(self._held_out.rows, self._max_heldout)
         return [self._row(self._held_out, row) for row in range(rows)]
 
+    def plan(self, epoch: int) -> Plan:
+        """How the training documents of an epoch lie in its rows."""
+        folder = self._plans / f"epoch-{epoch}"
+
+        def build(aside: Path) -> None:
+            self._split().epoch(epoch, self.seq_len, self.packing).save(aside)
+
+        built_once(folder, build)
+        return Plan.open(folder, self.seq_len)
+
+    def _build_heldout(self, folder: Path) -> None:
+        split = self._split()
+        split.evaluation(self.seq_len, self.packing).save(folder)
+        per_epoch = split.per_epoch(self.seq_len, self.packing)
+        write_json(folder / "facts.json", {"per_epoch": per_epoch, "sources": split.counts})
+
+    def _split(self) -> Split:
+        return Split(self._cache, self._weights, self._fraction, self._seed)
+
     def _row(self, plan: Plan, row: int) -> Row:
-        places, slots = plan.row(row, self._cache.offsets)
+        places, slots, begins = plan.row(row)
         input_ids = np.full(self.seq_len, self._pad, np.int64)
         labels = np.full(self.seq_len, UNTRAINED, np.int64)
         input_ids[slots] = self._cache.tokens[places]
         if self._cache.trained is not None:
-            trained = self._cache.trained[places]
-            places, slots = places[trained], slots[trained]
+            slots = slots[self._cache.trained[places]]
         labels[slots] = input_ids[slots]
-        return input_ids, labels
-
-
-def _held_out(hashes: UInt64, fraction: float, seed: int, source: str) -> tuple[Bool, Int64]:
-    """Which documents of a source are held out, as a mask and as places in a fixed order.
-
-    The choice is by content: neither shuffling nor partitioning moves it, and documents
-    that are alike stay on one side. At least one is held out, never all.
-    """
-    key = generator(seed, "heldout", source).integers(1 << 64, dtype=np.uint64)
-    drawn = mix(hashes ^ key)
-    held = np.zeros(len(drawn), np.bool_)
-    if fraction:
-        count = max(1, round(fraction * len(drawn)))
-        held = drawn <= np.partition(drawn, count - 1)[count - 1]
-    if held.all():
-        held[:] = False
-    places = np.flatnonzero(held)
-    return held, places[np.argsort(drawn[places], kind="stable")]
+        labels[begins] = UNTRAINED
+        positions = np.arange(self.seq_len)
+        positions -= np.repeat(begins, np.diff(begins, append=self.seq_len))
+        return Row(input_ids, labels, positions)

@@ -111,6 +111,7 @@ def _where(run: RunSpec, stage: str) -> str:
         "tokenize": paths.store.tokens,
         "shuffle": paths.store.shuffled,
         "repartition": paths.store.partitions,
+        "inspect": paths.inspection,
         "train": paths.checkpoints,
         "export": paths.export,
         "infer": paths.results,

@@ -2,13 +2,15 @@
 
 Each layer takes the tensor the one before it gives: token ids ``(rows, tokens)`` into the
 embedding, hidden states ``(rows, tokens, hidden)`` through the decoder layers, logits
-``(rows, tokens, vocabulary)`` out of the head. Parameters keep their Hugging Face names, so
-a pipeline stage, a ZeRO replica and a single process read and write the same tensors.
+``(rows, tokens, vocabulary)`` out of the head. Decoder layers are told besides where the
+documents lie. Parameters keep their Hugging Face names, so a pipeline stage, a ZeRO replica
+and a single process read and write the same tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,12 +19,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig
-from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
+
+from easyllm.models.attention import Documents, arguments, implementation
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class LayerSpec:
     build: Callable[[], nn.Module]
     """Builds it with its parameters on the meta device, to be filled."""
     decoder: bool = False
+    """Whether it is called with ``Documents`` besides the tensor."""
     tied_to: str | None = None
     """The layer whose ``weight`` it shares; it then has none of its own."""
 
@@ -54,7 +58,7 @@ class Rotary(LlamaRotaryEmbedding):
 
 
 class LlamaLayer(LlamaDecoderLayer):
-    """A decoder layer from hidden states to hidden states, causal, without padding on the left."""
+    """A decoder layer from hidden states to hidden states, causal within each document."""
 
     def __init__(self, config: LlamaConfig, index: int):
         with torch.device("meta"):
@@ -62,26 +66,21 @@ class LlamaLayer(LlamaDecoderLayer):
         self.config = config
         self.rotary = Rotary(config)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, hidden: torch.Tensor, documents: Documents
+    ) -> torch.Tensor:
         """``hidden`` and the result are ``(rows, tokens, hidden_size)``."""
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        mask: Any = None
-        if self.config._attn_implementation == "eager":  # the others are causal by themselves
-            mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=hidden,
-                attention_mask=None,
-                past_key_values=None,
-                position_ids=positions,
-            )
         return super().forward(
-            hidden, attention_mask=mask, position_embeddings=self.rotary(hidden, positions)
+            hidden,
+            position_embeddings=self.rotary(hidden, documents.positions),
+            **arguments(self.config, hidden, documents),
         )
 
 
 def llama_layers(config: LlamaConfig, attention: str) -> list[LayerSpec]:
     """The layers of a Llama; ``attention`` is an implementation by its name in transformers."""
-    config._attn_implementation = attention
+    config = copy.copy(config)
+    config._attn_implementation = implementation(attention)
     embedding, head = "model.embed_tokens", "lm_head"
     vocabulary, hidden = config.vocab_size, config.hidden_size
     return [
@@ -128,6 +127,15 @@ def parameter_shapes(layers: Sequence[LayerSpec]) -> dict[str, torch.Size]:
         if spec.tied_to is None
         for name, parameter in spec.build().named_parameters()
     }
+
+
+def chain(
+    layers: Iterable[tuple[nn.Module, bool]], value: torch.Tensor, documents: Documents
+) -> torch.Tensor:
+    """What consecutive layers, each with its ``LayerSpec.decoder``, make of ``value``."""
+    for layer, decoder in layers:
+        value = layer(value, documents) if decoder else layer(value)
+    return value
 
 
 def causal_loss(

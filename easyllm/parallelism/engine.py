@@ -23,9 +23,10 @@ from easyllm.progress import progress
 from easyllm.spec.roles import Parallelism
 from easyllm.spec.run import RunSpec
 
-Batch = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
-"""A micro-batch: token ids ``(rows, tokens)``, labels of the same shape (-100 untrained), and
-the scale that turns its summed cross entropy into its part of the step's loss."""
+Batch = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""A micro-batch: token ids and positions ``(rows, tokens)``; labels of the same shape (-100
+untrained), and the scale that turns its summed cross entropy into its part of the step's loss.
+A position is a token's place in its document, 0 where another begins."""
 
 ENGINE = "engine"
 """The folder of DeepSpeed's own state within a checkpoint."""

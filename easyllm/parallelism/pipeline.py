@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from deepspeed.pipe import TiedLayerSpec as DeepSpeedTiedLayer
 from torch import nn
 
 from easyllm.errors import UserError
-from easyllm.models.layers import LayerSpec, causal_loss
+from easyllm.models.attention import Documents
+from easyllm.models.layers import LayerSpec, causal_loss, chain
 from easyllm.parallelism import partition
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
@@ -31,7 +32,7 @@ class PipelineTrainEngine(TrainEngine):
         super().__init__(run, layout, **parts)
         bounds = self._bounds()
         with quiet(), self.loading(max(b - a for a, b in pairwise(bounds))):
-            self.pipeline = _Stages(self._specs(), bounds, layout.pipeline_stages)
+            self.pipeline = _Stages(self, bounds)
         self.grid: Any = self.pipeline.mpu()
         self.data_rank = self.grid.get_data_parallel_rank()
         self.data_size = self.grid.get_data_parallel_world_size()
@@ -54,7 +55,8 @@ class PipelineTrainEngine(TrainEngine):
                 f"give at most {sum(decoders)}"
             ) from None
 
-    def _specs(self) -> list[DeepSpeedLayer]:
+    def specs(self) -> list[DeepSpeedLayer]:
+        """The layers as DeepSpeed builds them."""
         shared = {spec.tied_to for spec in self.layers} - {None}
         sources = {spec.name: spec for spec in self.layers if spec.name in shared}
         return [
@@ -83,12 +85,17 @@ class PipelineTrainEngine(TrainEngine):
 
 class _Stages(PipelineModule):
     """DeepSpeed's pipeline, split at bounds of ours: its own may leave a stage empty, and
-    builds every layer to count its parameters."""
+    builds every layer to count its parameters.
 
-    def __init__(self, layers: Sequence[DeepSpeedLayer], bounds: list[int], stages: int):
+    Positions travel beside the activations, as integers: every stage has to know where
+    documents begin, and only the ends of the pipeline read data.
+    """
+
+    def __init__(self, engine: PipelineTrainEngine, bounds: list[int]):
+        self._decoders = [spec.decoder for spec in engine.layers]
         super().__init__(
-            layers=layers,
-            num_stages=stages,
+            layers=engine.specs(),
+            num_stages=engine.layout.pipeline_stages,
             loss_fn=lambda logits, target: causal_loss(logits, *target),
             partition_method=bounds,
         )
@@ -97,6 +104,13 @@ class _Stages(PipelineModule):
         stage = self._topo.get_coord(self.global_rank).pipe
         self.parts = method
         self._set_bounds(start=method[stage], stop=method[stage + 1])
+        self._own = slice(method[stage], method[stage + 1])
+
+    def forward(self, forward_input: tuple[torch.Tensor, torch.Tensor]) -> Any:
+        value, positions = forward_input
+        layers = zip(self.forward_funcs, self._decoders[self._own], strict=True)
+        value = chain(layers, value, Documents.of(positions))
+        return value if self._own.stop == len(self._decoders) else (value, positions)
 
 
 class _Own(DeepSpeedLayer):

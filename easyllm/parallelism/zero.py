@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from easyllm.models.layers import causal_loss
+from easyllm.models.attention import Documents
+from easyllm.models.layers import LayerSpec, causal_loss, chain
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
 from easyllm.spec.run import RunSpec
@@ -41,7 +42,7 @@ class ZeroTrainEngine(TrainEngine):
                 else:
                     module = spec.build()
                     module.weight = self.modules[spec.tied_to].weight
-                model.append(spec.name, module)
+                model.append(spec, module)
         return model
 
     def _split(self, module: nn.Module) -> None:
@@ -71,8 +72,8 @@ class ZeroTrainEngine(TrainEngine):
         return self._mean(torch.stack(losses).sum(), count)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        ids, (labels, scale) = batch
-        logits = self.runtime(ids.to(self.device))
+        (ids, positions), (labels, scale) = batch
+        logits = self.runtime(ids.to(self.device), positions.to(self.device))
         return causal_loss(logits, labels.to(self.device), scale.to(self.device))
 
     def _mean(self, total: torch.Tensor, count: int) -> float:
@@ -93,19 +94,18 @@ class _Chain(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: list[str] = []
+        self.specs: list[LayerSpec] = []
 
-    def append(self, name: str, layer: nn.Module) -> None:
+    def append(self, spec: LayerSpec, layer: nn.Module) -> None:
         owner: nn.Module = self
-        *path, last = name.split(".")
+        *path, last = spec.name.split(".")
         for part in path:
             if not hasattr(owner, part):
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
         owner.add_module(last, layer)
-        self.names.append(name)
+        self.specs.append(spec)
 
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
-        for name in self.names:
-            value = self.get_submodule(name)(value)
-        return value
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        layers = ((self.get_submodule(spec.name), spec.decoder) for spec in self.specs)
+        return chain(layers, ids, Documents.of(positions))

@@ -34,7 +34,7 @@ from easyllm.spec.types import (
     PositiveFloat,
 )
 
-STAGES = ("tokenize", "shuffle", "repartition", "train", "export", "infer", "serve")
+STAGES = ("tokenize", "shuffle", "repartition", "inspect", "train", "export", "infer", "serve")
 """The stages there are, in the order in which they feed each other."""
 
 
@@ -91,15 +91,17 @@ class DataSpec:
     """The token store. By default ``runs/stores/<address>``, addressed by what it holds,
     so that runs with the same data share it."""
     cache: Place | None = None
-    """Folder on this node's own disk for the uncompressed map of the store; by default
-    inside the store."""
+    """Folder on this node's own disk for the uncompressed map of the store and the plans of
+    how its documents lie in rows; by default inside the store."""
     tokenizer: Tokenizer = component("easyllm.data.tokenizers.Pretrained")
     template: Template = component("easyllm.data.templates.TokenizerTemplate")
     seq_len: Count = 2048
     """Tokens a row."""
-    packing: Literal["none", "concat"] = "concat"
-    """``concat`` joins the documents and cuts the stream into rows; ``none`` gives each
-    document rows of its own, padded."""
+    packing: Literal["none", "concat", "best_fit"] = "concat"
+    """``best_fit`` fits whole documents into rows, full to 99.9 % where lengths vary, and
+    cuts only those longer than a row; ``concat`` joins the documents and cuts the stream into
+    rows; ``none`` gives each document rows of its own, padded. In all of them positions
+    restart at each document and attention stays within it."""
     partitions: Count = 4
     """Parts the store is dealt into; each holds a share of every source."""
     compression: Literal["zstd", "gzip", "snappy", "none"] = "zstd"

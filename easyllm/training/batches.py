@@ -22,9 +22,9 @@ def scaled(
     the replica group. Raises UserError for a token that the model does not have.
     """
     tensors = [
-        tuple(map(torch.from_numpy, map(np.stack, zip(*micro, strict=True)))) for micro in rows
+        [torch.from_numpy(np.stack(part)) for part in zip(*micro, strict=True)] for micro in rows
     ]
-    for ids, _ in tensors:
+    for ids, _, _ in tensors:
         if (largest := int(ids.max())) >= vocab_size:
             raise UserError(
                 f"model.config.vocab_size={vocab_size}, but the data holds token {largest}; "
@@ -32,10 +32,10 @@ def scaled(
                 "model.overrides.vocab_size"
             )
     # a row's first token is predicted from nothing
-    own = sum(int((labels[:, 1:] != -100).sum()) for _, labels in tensors)
+    own = sum(int((labels[:, 1:] != -100).sum()) for _, labels, _ in tensors)
     trained = engine.sum_over_replicas(own)
     scale = torch.tensor(len(tensors) * engine.data_size / max(1, trained))
-    return [(ids, (labels, scale)) for ids, labels in tensors], trained
+    return [((ids, positions), (labels, scale)) for ids, labels, positions in tensors], trained
 
 
 def dealt(rows: Sequence[Row], size: int, data_rank: int, replicas: int) -> list[list[Row]]:
@@ -45,8 +45,8 @@ def dealt(rows: Sequence[Row], size: int, data_rank: int, replicas: int) -> list
     """
     count = micro_batches(len(rows), size, replicas)
     mine = list(rows[data_rank::replicas])
-    ids, labels = rows[0]
-    blank = (np.zeros_like(ids), np.full_like(labels, -100))
+    ids, labels, _ = rows[0]
+    blank = Row(np.zeros_like(ids), np.full_like(labels, -100), np.arange(len(ids)))
     mine += [blank] * (count * size - len(mine))
     return [mine[begin : begin + size] for begin in range(0, len(mine), size)]
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from easyllm.models.layers import causal_loss, llama_layers, parameter_shapes
+from easyllm.models.attention import Documents, arguments
+from easyllm.models.layers import causal_loss, chain, llama_layers, parameter_shapes
 from easyllm.models.weights import RandomWeights, WeightFiles, fill
 from tests.support import LLAMA
 
@@ -29,36 +30,124 @@ VARIANTS = {
 }
 
 
-def chained(config: LlamaConfig, folder: Path, ids: torch.Tensor, attention: str) -> torch.Tensor:
+def chained(
+    config: LlamaConfig,
+    folder: Path,
+    ids: torch.Tensor,
+    attention: str,
+    positions: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Logits of the layers filled from the folder's files, one after the other."""
+    if positions is None:
+        positions = torch.arange(ids.shape[1]).expand_as(ids)
     weights = WeightFiles(folder)
     layers = llama_layers(config, attention)
     weights.check(parameter_shapes(layers))
     sources = {spec.name: spec for spec in layers}
-    value = ids
+    built = []
     for spec in layers:
         source = spec.tied_to or spec.name
         owner = fill(sources[source].build(), source, weights, torch.float32, torch.device("cpu"))
         layer = spec.build() if spec.tied_to else owner
         if spec.tied_to:
             layer.weight = owner.weight
-        value = layer(value)
-    return value
+        built.append((layer, spec.decoder))
+    return chain(built, ids, Documents.of(positions))
+
+
+def saved(folder: Path, **changes: object) -> LlamaForCausalLM:
+    """A model with drawn weights: as they come, biases and norms would hide mistakes."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**LLAMA, **changes})).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return model
+
+
+PACKED = [[7, 1, 20, 12], [40], [12, 28]]
+"""Lengths of the documents in each row of a batch."""
+
+
+def packed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, positions and labels of ``PACKED``; documents' first tokens are untrained."""
+    torch.manual_seed(3)
+    ids = torch.randint(0, 512, (len(PACKED), 40))
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in PACKED])
+    labels = ids.where((torch.rand(ids.shape) < 0.6) & (positions > 0), -100)
+    return ids, positions, labels
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_documents_are_as_by_themselves(tmp_path: Path, attention: str) -> None:
+    model = saved(tmp_path)
+    ids, positions, labels = packed()
+    with torch.no_grad():
+        logits = chained(model.config, tmp_path, ids, attention, positions)
+        alone, loss = [], 0.0
+        for row, lengths in enumerate(PACKED):
+            for tokens, own in zip(
+                ids[row].split(lengths), labels[row].split(lengths), strict=True
+            ):
+                found = model(input_ids=tokens[None]).logits
+                alone.append(found[0])
+                loss += float(causal_loss(found, own[None]))
+    torch.testing.assert_close(logits.flatten(0, 1), torch.cat(alone), atol=1e-4, rtol=1e-4)
+    trained = int((labels != -100).sum())
+    assert float(causal_loss(logits, labels)) / trained == pytest.approx(loss / trained, abs=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_document_does_not_see_the_others_of_its_row(tmp_path: Path, attention: str) -> None:
+    model = saved(tmp_path)
+    ids, positions, _ = packed()
+    changed = ids.clone()
+    changed[0, 8:28] = (changed[0, 8:28] + 1) % 512
+    with torch.no_grad():
+        before = chained(model.config, tmp_path, ids, attention, positions)
+        after = chained(model.config, tmp_path, changed, attention, positions)
+    differs = (before != after).any(dim=2)
+    assert differs[0, 8:28].all()
+    differs[0, 8:28] = False
+    assert not differs.any()
+
+
+def test_gradients_are_those_of_a_mask_over_the_row(tmp_path: Path) -> None:
+    config = LlamaConfig(**LLAMA)
+    ids, positions, _ = packed()
+    documents = Documents.of(positions)
+    hidden = torch.randn(*ids.shape, 32)
+    found = []
+    for attention in ("sdpa", "eager"):
+        spec = llama_layers(config, attention)[1]
+        layer = spec.build()
+        fill(layer, spec.name, RandomWeights(config, 0), torch.float32, torch.device("cpu"))
+        given = hidden.clone().requires_grad_()
+        layer(given, documents).square().sum().backward()
+        found.append([given.grad, *(parameter.grad for parameter in layer.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+def test_flash_attention_is_told_where_documents_lie() -> None:
+    """Not what it makes of it, which needs a GPU."""
+    config = LlamaConfig(**LLAMA)
+    config._attn_implementation = "flash_attention_2"
+    told = arguments(config, torch.zeros(3, 40, 32), Documents.of(packed()[1]))
+    assert told["attention_mask"] is None
+    assert told["cu_seq_lens_q"].tolist() == [0, 7, 8, 28, 40, 80, 92, 120]
+    assert told["cu_seq_lens_q"].dtype == torch.int32
+    assert told["max_length_q"] == told["max_length_k"] == 40
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_and_loss_are_transformers_own(tmp_path: Path, variant: str, attention: str) -> None:
-    torch.manual_seed(0)
-    config = LlamaConfig(**{**LLAMA, **VARIANTS[variant]})
-    model = LlamaForCausalLM(config).eval()
-    for parameter in model.parameters():  # as they come, biases and norms would hide mistakes
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(tmp_path)
+    model = saved(tmp_path, **VARIANTS[variant])
     ids = torch.randint(0, 512, (2, 40))
     labels = ids.where(torch.rand(ids.shape) < 0.6, -100)
     with torch.no_grad():
-        logits = chained(config, tmp_path, ids, attention)
+        logits = chained(model.config, tmp_path, ids, attention)
         expected = model(input_ids=ids, labels=labels)
     torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
     trained = int((labels[:, 1:] != -100).sum())

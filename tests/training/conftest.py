@@ -52,7 +52,7 @@ class Small:
             "data": {
                 "dir": str(self.root / "store"),
                 "seq_len": 48,
-                "packing": "none",
+                "packing": "best_fit",
                 "tokenizer": {
                     "_target_": "easyllm.data.tokenizers.ByteLevelBPE",
                     "vocab_size": 400,

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from easyllm.data.rows import open_rows
+from easyllm.data.rows import Row, open_rows
 from tests.support import run_spec
 from tests.training.conftest import GLOBAL_BATCH, MODELS, STEPS, ZERO, Small, Trained, layouts
 
@@ -29,8 +29,7 @@ def plain_loop(small: Small, model: str) -> list[tuple[float, float]]:
     found = []
     for step, factor in enumerate([1 / 3, 2 / 3, 1, 2 / 3, 1 / 3]):
         picked = [rows.sample(step * GLOBAL_BATCH + place) for place in range(GLOBAL_BATCH)]
-        ids, labels = (torch.tensor(np.stack([row[part] for row in picked])) for part in (0, 1))
-        loss = network(input_ids=ids, labels=labels, use_cache=False).loss
+        loss = by_document(network, picked)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 0.2)
         for group in optimizer.param_groups:
@@ -39,6 +38,25 @@ def plain_loop(small: Small, model: str) -> list[tuple[float, float]]:
         optimizer.zero_grad()
         found.append((loss.item(), norm.item()))
     return found
+
+
+def by_document(network: LlamaForCausalLM, rows: list[Row]) -> torch.Tensor:
+    """The mean loss over trained tokens, each document computed by itself."""
+    total, trained = torch.zeros(()), 0
+    for row in rows:
+        begins = np.flatnonzero(row.positions == 0)[1:]
+        for ids, labels in zip(
+            np.split(row.input_ids, begins), np.split(row.labels, begins), strict=True
+        ):
+            count = int((labels[1:] != -100).sum())
+            if count:
+                tensors = {
+                    "input_ids": torch.tensor(ids)[None],
+                    "labels": torch.tensor(labels)[None],
+                }
+                total = total + network(**tensors, use_cache=False).loss * count
+                trained += count
+    return total / trained
 
 
 def check_losses(small: Small, trained: Trained, model: str, layout: str) -> None:

@@ -1,0 +1,54 @@
+"""Shows what training will read, in the terminal and as a page in the run's directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyllm.data import manifest
+from easyllm.files import new_file
+from easyllm.progress import on_terminal
+from easyllm.spec.run import RunSpec
+from easyllm.stages.base import Rank, Stage
+
+WIDTH = 100
+"""Columns of what is printed: a stage's output goes through a pipe that has none."""
+
+
+class Inspect(Stage):
+    """Looks anew each time: a record that it has been shown before helps nobody."""
+
+    name = "inspect"
+    reads = (
+        "seed",
+        "data.sources",
+        "data.dir",
+        "data.seq_len",
+        "data.packing",
+        "training.evaluate",
+    )
+
+    def require(self, run: RunSpec) -> None:
+        store = self.paths(run).store
+        if not any(stage in run.stages or manifest.find(store, stage) for stage in manifest.STAGES):
+            manifest.require(store, "tokenize")
+
+    def inputs(self, run: RunSpec) -> list[Path]:
+        store = self.paths(run).store
+        return [manifest.location(store, stage) for stage in manifest.STAGES]
+
+    def outputs(self, run: RunSpec) -> list[Path]:
+        return []
+
+    def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
+        from rich.console import Console
+
+        from easyllm.data.inspection import inspect
+        from easyllm.data.inspection_views import page, show
+
+        found = inspect(run)
+        show(found, Console(force_terminal=on_terminal(), width=WIDTH))
+        with new_file(self.paths(run).inspection) as aside:
+            aside.write_text(page(found), "utf-8")
+        return {**found.metrics, "page": str(self.paths(run).inspection)}
