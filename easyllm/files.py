@@ -91,9 +91,17 @@ def digest(content: Any, length: int = 16) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path | str) -> str:
     """What identifies a file's content: size and modification time, or the hash of a
-    small JSON file. 'absent' where there is none."""
+    small JSON file; for a URL what its file system says of it. 'absent' where there is none."""
+    if isinstance(path, str):
+        from fsspec.core import url_to_fs
+
+        try:
+            system, name = url_to_fs(path)
+            return str(system.ukey(name))
+        except Exception:  # every file system raises its own
+            return "absent"
     try:
         stat = path.stat()
     except OSError:

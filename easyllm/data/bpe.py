@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from easyllm.data.chunks import checked
 from easyllm.data.tokenizers import CHAT_TEMPLATE, END, SPEAKERS
 from easyllm.errors import UserError
 from easyllm.files import read_json, write_json
 from easyllm.progress import progress
+from easyllm.spec.roles import Record
 from easyllm.spec.run import RunSpec
 
 
@@ -59,7 +61,8 @@ def train(run: RunSpec, folder: Path, vocab_size: int) -> None:
 
 def _texts(run: RunSpec) -> Iterator[str]:
     for _, reader in sorted(run.data.sources.items()):
-        documents = itertools.chain.from_iterable(map(reader.documents, reader.files()))
+        records = itertools.chain.from_iterable(checked(reader, f) for f in reader.files())
+        documents = (r.document for r in records if isinstance(r, Record))
         for document in itertools.islice(documents, run.data.limit):
             if isinstance(document, str):
                 yield document

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from easyllm.data.chunks import length
 from easyllm.data.shards import Bool, Int32, Shard
 from easyllm.data.templates import end_of_sequence
-from easyllm.errors import UserError
-from easyllm.spec.roles import Template
-
-Document = str | Sequence[Mapping[str, str]]
+from easyllm.errors import BadRecord, UserError
+from easyllm.spec.roles import Record, Rejected, Template
 
 BATCH = 1 << 20
-"""Characters of text encoded at once, about."""
+"""Bytes of text encoded at once, about."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -36,44 +36,72 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def encode(tokenizer: Any, template: Template, documents: Sequence[Document]) -> Shard:
+@dataclass(frozen=True)
+class Encoded:
+    """What became of the records of a chunk."""
+
+    shard: Shard | None
+    """None where no document is left."""
+    rejected: list[Rejected]
+    """In the order of their lines."""
+    text_bytes: int
+    """Bytes of the documents' text in UTF-8."""
+
+
+def encode(tokenizer: Any, template: Template, records: Sequence[Record | Rejected]) -> Encoded:
     """The documents as token ids, each text followed by the end-of-sequence token.
 
-    A shard of texts only has every token trained. Raises UserError, naming the document
-    by its place from 1, for a conversation that cannot be encoded.
+    A shard of texts only has every token trained. A conversation that the template cannot
+    express, or that has no answer to train, is rejected.
     """
+    rejected = [record for record in records if isinstance(record, Rejected)]
     ids: list[Int32] = []
-    trained: list[Bool] = []
-    for first, batch in _batches(documents):
-        texts = iter(_encode_texts(tokenizer, [text for text in batch if isinstance(text, str)]))
-        for number, document in enumerate(batch, first + 1):
-            if isinstance(document, str):
+    trained: list[Bool | None] = []
+    text_bytes = 0
+    for batch in _batches([record for record in records if isinstance(record, Record)]):
+        texts = iter(
+            _encode_texts(tokenizer, [r.document for r in batch if isinstance(r.document, str)])
+        )
+        for record in batch:
+            if isinstance(record.document, str):
                 ids.append(next(texts))
-                trained.append(np.ones(len(ids[-1]), np.bool_))
-                continue
-            try:
-                tokens, mask = template.encode(tokenizer, document)
-                if not any(mask):
-                    raise UserError("has no answer to train; remove it")
-            except UserError as error:
-                raise UserError(f"conversation {number}: {error}") from None
-            ids.append(np.array(tokens, np.int32))
-            trained.append(np.array(mask, np.bool_))
+                trained.append(None)
+            else:
+                try:
+                    tokens, mask = template.encode(tokenizer, record.document)
+                    if not any(mask):
+                        raise BadRecord("the conversation has no answer to train")
+                except BadRecord as error:
+                    rejected.append(Rejected(record.line, str(error)))
+                    continue
+                ids.append(np.array(tokens, np.int32))
+                trained.append(np.array(mask, np.bool_))
+            text_bytes += length(record.document)
+    rejected.sort(key=lambda record: record.line)
+    if not ids:
+        return Encoded(None, rejected, 0)
     offsets = np.zeros(len(ids) + 1, np.int64)
     np.cumsum([len(tokens) for tokens in ids], out=offsets[1:])
-    texts_only = all(isinstance(document, str) for document in documents)
-    return Shard(np.concatenate(ids), offsets, None if texts_only else np.concatenate(trained))
+    masks = None
+    if any(mask is not None for mask in trained):
+        masks = np.concatenate(
+            [
+                np.ones(len(tokens), np.bool_) if mask is None else mask
+                for tokens, mask in zip(ids, trained, strict=True)
+            ]
+        )
+    return Encoded(Shard(np.concatenate(ids), offsets, masks), rejected, text_bytes)
 
 
-def _batches(documents: Sequence[Document]) -> Iterator[tuple[int, Sequence[Document]]]:
-    """The documents, a few at a time: what tokenizers returns takes 100 bytes a token."""
+def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """The records, a few at a time: what tokenizers return takes 100 bytes a token."""
     first = size = 0
-    for place, document in enumerate(documents):
-        size += len(document)
+    for place, record in enumerate(records):
+        size += length(record.document)
         if size >= BATCH:
-            yield first, documents[first : place + 1]
+            yield records[first : place + 1]
             first, size = place + 1, 0
-    yield first, documents[first:]
+    yield records[first:]
 
 
 def _encode_texts(tokenizer: Any, texts: list[str]) -> list[Int32]:

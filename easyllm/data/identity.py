@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,5 +43,5 @@ def _files(reader: Reader) -> Any:
         return "absent"  # a store that was made before can be used without its texts
 
 
-def _fingerprints(files: list[Path]) -> list[tuple[str, str]]:
+def _fingerprints(files: Sequence[Path | str]) -> list[tuple[str, str]]:
     return [(str(file), fingerprint(file)) for file in files]

@@ -1,148 +1,232 @@
-"""Readers: how files become documents. One small class each.
+"""Readers of text and JSON: how files become documents. One small class each.
 
 To add your own, subclass ``easyllm.spec.roles.Reader``, or ``FileReader`` below where the
 documents lie in files at a path, and name the class by ``_target_``.
+
+A bad record is given as ``Rejected``; the rest of its file goes on. Bad are a record that is
+not UTF-8, holds NUL bytes, is too long or is not of the reader's form, and once all that
+comes after the place at which a compressed file is cut short or damaged. An empty file holds
+no document and is no mistake; one that cannot be opened stops the stage.
 """
 
 from __future__ import annotations
 
-import glob
-import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from easyllm.errors import UserError
-from easyllm.spec.roles import Reader
-from easyllm.spec.types import Place
+from easyllm.data import inputs
+from easyllm.data.records import conversation, document_in, json_objects, keyed, turns_taken
+from easyllm.errors import BadRecord
+from easyllm.spec.problems import Problem
+from easyllm.spec.roles import Document, File, Part, Reader, Record, Rejected
+from easyllm.spec.run import RunSpec
+from easyllm.spec.types import Place, PositiveFloat
 
-ROLES = ("system", "user", "assistant")
-"""Who speaks in a conversation."""
-
-Document = str | list[dict[str, str]]
+BLANK_LINE = rb"\n[ \t\r\f\v]*\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileReader(Reader):
-    """Base of the readers of UTF-8 files."""
+    """Base of the readers of files, plain or compressed with gzip, zstd, xz or bzip2."""
 
     path: Place
-    """A file, a folder (every file below it with one of the format's suffixes) or a
-    glob pattern."""
+    """A file, a folder (every file below it with one of the format's suffixes), a glob
+    pattern, or a URL of any of them that fsspec opens, such as ``s3://bucket/texts/*.gz``."""
+    max_record_mb: PositiveFloat = 64.0
+    """Longest record in MB; a longer one is rejected and never held in memory."""
 
     suffixes: ClassVar[tuple[str, ...]]
+    separator: ClassVar[bytes | None] = None
+    """A regular expression for what parts two records, ending in a line's end, where files
+    may be read in parts."""
 
-    def files(self) -> list[Path]:
-        path = Path(self.path).expanduser()
-        if path.is_file():
-            return [path]
-        if path.is_dir():
-            found = [file for file in path.rglob("*") if file.suffix in self.suffixes]
-        elif glob.has_magic(self.path):
-            # Path.glob takes no absolute pattern
-            found = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207
-        else:
-            raise FileNotFoundError(f"no such file or folder: {self.path}")
-        found = sorted(file for file in found if file.is_file() and file.name[0] != ".")
-        if not found:
-            wanted = " or ".join(f"*{suffix}" for suffix in self.suffixes)
-            raise FileNotFoundError(
-                f"no {wanted} in the folder {self.path}"
-                if path.is_dir()
-                else f"no file matches {self.path}"
-            )
-        return found
+    def files(self) -> list[Path | str]:
+        return inputs.find(self.path, self.suffixes)
 
-    @staticmethod
-    def lines(file: Path) -> Iterator[tuple[int, str]]:
-        """The lines of a file from number 1, without their ends.
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest record."""
+        return int(self.max_record_mb * 1e6)
 
-        Raises UserError where the file is not UTF-8.
-        """
-        number = 0
-        # only \n and \r\n end a line: text may hold U+2028, form feeds and the like
-        with file.open(encoding="utf-8-sig", newline="\n") as handle:
-            try:
-                for number, line in enumerate(handle, 1):
-                    yield number, line.rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{file}: not UTF-8 after line {number}: {error.reason}; "
-                    f"convert it, e.g. with iconv -t UTF-8"
-                ) from None
+    def lines(self, file: File) -> Iterator[tuple[int, str | Rejected]]:
+        """The lines of a file with their numbers from 1, without their ends; ``Rejected`` in
+        place of a bad one."""
+        return inputs.lines(file, self.longest)
 
-
-def bad_line(file: Path, number: int, reason: str, remedy: str) -> UserError:
-    return UserError(f"{file}, line {number}: {reason}; {remedy}")
+    def parts(self, file: Path | str, size: int, rows: int) -> Iterator[Part] | None:
+        if self.separator is None or isinstance(file, str) or inputs.compression(file):
+            return None
+        return inputs.cut(file, self.separator, size, rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text(FileReader):
     """Plain text, UTF-8."""
 
-    split: Literal["blank_line", "file"] = "blank_line"
-    """What ends a document: a blank line, or only the end of the file."""
+    split: Literal["blank_line", "file", "pattern"] = "blank_line"
+    """What ends a document: a blank line, only the end of the file, or a line that
+    ``pattern`` matches."""
+    pattern: str | None = None
+    """A regular expression. A line in which it is found stands between two documents and
+    belongs to none, e.g. ``^={5,}$``."""
 
     suffixes = (".txt", ".text", ".md", ".rst")
+    separator = BLANK_LINE
 
-    def documents(self, file: Path) -> Iterator[str]:
+    def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        if (self.split == "pattern") != (self.pattern is not None):
+            yield Problem(
+                f"{key}.pattern",
+                self.pattern,
+                f"{key}.split is {self.split}",
+                f"give both {key}.split=pattern and {key}.pattern, or neither",
+                also=(f"{key}.split",),
+            )
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            yield Problem(
+                f"{key}.pattern", self.pattern, f"is no regular expression: {error}", "mend it"
+            )
+
+    def parts(self, file: Path | str, size: int, rows: int) -> Iterator[Part] | None:
+        return super().parts(file, size, rows) if self.split == "blank_line" else None
+
+    def documents(self, file: File) -> Iterator[Record | Rejected]:
+        ends = re.compile(self.pattern).search if self.pattern else None
         document: list[str] = []
-        for _, line in self.lines(file):
-            if line.strip() or (self.split == "file" and document):
-                document.append(line)
-            elif document:
-                yield "\n".join(document)
+        begun = size = 0
+        bad: Rejected | None = None
+        for number, line in self.lines(file):
+            if isinstance(line, Rejected):
+                bad, begun = bad or line, begun or number
                 document.clear()
-        if document:
-            yield "\n".join(document)
+                continue
+            ended = ends(line) if ends else self.split == "blank_line" and not line.strip()
+            if ended or not (begun or line.strip()):
+                if begun:
+                    yield bad or Record(begun, "\n".join(document).rstrip("\n"))
+                document.clear()
+                begun, size, bad = 0, 0, None
+                continue
+            begun = begun or number
+            size += len(line) + 1
+            if size > self.longest and not bad:
+                bad = Rejected(begun, f"longer than {self.longest:,} bytes")
+            if bad:
+                document.clear()
+            else:
+                document.append(line)
+        if begun:
+            yield bad or Record(begun, "\n".join(document).rstrip("\n"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class JSONL(FileReader):
+class Objects(FileReader):
+    """Base of the readers of JSON objects.
+
+    A file named ``*.json`` is one list of objects, or one object of lists, and is held in
+    memory whole; any other is JSON Lines.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
+    separator = rb"\n"
+
+    def document(self, entry: dict[str, Any]) -> Document:
+        """What an object holds. Raises BadRecord."""
+        raise NotImplementedError
+
+    def parts(self, file: Path | str, size: int, rows: int) -> Iterator[Part] | None:
+        return None if _is_json(file) else super().parts(file, size, rows)
+
+    def documents(self, file: File) -> Iterator[Record | Rejected]:
+        for number, entry in json_objects(file, self.lines(file), whole=_is_json(file)):
+            if isinstance(entry, Rejected):
+                yield entry
+                continue
+            try:
+                yield Record(number, self.document(entry))
+            except BadRecord as error:
+                yield Rejected(number, str(error))
+
+
+def _is_json(file: File) -> bool:
+    return inputs.plain_name(file).endswith(".json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JSONL(Objects):
     """JSON Lines: one object a line."""
 
     field: str = "text"
     """The object's key that holds the document: a text, or a conversation as a list of
     ``{"role": …, "content": …}``."""
 
-    suffixes = (".jsonl", ".ndjson")
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
 
-    def documents(self, file: Path) -> Iterator[Document]:
-        for number, line in self.lines(file):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except ValueError as error:
-                raise bad_line(file, number, f"not JSON: {error}", "mend or remove it") from None
-            if not isinstance(entry, dict) or self.field not in entry:
-                has = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
-                raise bad_line(
-                    file, number, f"no field {self.field!r} (it has: {has})",
-                    "give the reader's field the right name",
-                )  # fmt: skip
-            document = entry[self.field]
-            if not isinstance(document, str) and not _is_conversation(document):
-                raise bad_line(
-                    file, number, f"{self.field!r} is neither a text nor a conversation",
-                    'a conversation is a list of {"role": "user" or "assistant", "content": text}',
-                )  # fmt: skip
-            yield document
+    def document(self, entry: dict[str, Any]) -> Document:
+        return document_in(entry, self.field)
 
 
-def _is_conversation(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(message, dict)
-            and message.get("role") in ROLES
-            and isinstance(message.get("content"), str)
-            for message in value
+@dataclass(frozen=True, kw_only=True)
+class JSON(JSONL):
+    """A JSON file: a list of objects, or an object of lists of equal length.
+
+    The file is held in memory whole; JSON Lines is not.
+    """
+
+    suffixes = (".json",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenAI(Objects):
+    """Chats as OpenAI's ``{"messages": [{"role": …, "content": …}, …]}``, with system and
+    tool turns, ``tool_calls`` and ``tools``."""
+
+    def document(self, entry: dict[str, Any]) -> Document:
+        messages = conversation(keyed(entry, "messages"))
+        if entry.get("tools"):
+            messages[0]["tools"] = entry["tools"]
+        return messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareGPT(Objects):
+    """Chats as ShareGPT's ``{"conversations": [{"from": "human", "value": …}, …]}``, with an
+    optional ``system``."""
+
+    def document(self, entry: dict[str, Any]) -> Document:
+        messages = conversation(keyed(entry, "conversations"))
+        if entry.get("system"):
+            messages.insert(0, {"role": "system", "content": str(entry["system"])})
+        return messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alpaca(Objects):
+    """Instructions as Alpaca's ``{"instruction": …, "input": …, "output": …}``, with an
+    optional ``system`` and ``history`` of ``[question, answer]``."""
+
+    def document(self, entry: dict[str, Any]) -> Document:
+        question, answer = keyed(entry, "instruction"), keyed(entry, "output")
+        history = entry.get("history") or []
+        if not isinstance(history, list) or any(
+            not isinstance(turn, list) or len(turn) != 2 for turn in history
+        ):
+            raise BadRecord("'history' is no list of [question, answer]")
+        if entry.get("input"):
+            question = f"{question}\n{entry['input']}"
+        texts = [text for turn in [*history, [question, answer]] for text in turn]
+        if not all(isinstance(text, str) for text in texts):
+            raise BadRecord("instruction, output and history are not all texts")
+        before = (
+            [{"role": "system", "content": str(entry["system"])}] if entry.get("system") else []
         )
-    )
+        return [*before, *turns_taken(texts)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,20 +234,22 @@ class Conversations(FileReader):
     """Conversations as tab-separated values: ``user<TAB>assistant<TAB>user<TAB>…``, one a line."""
 
     suffixes = (".tsv", ".txt")
+    separator = rb"\n"
 
-    def documents(self, file: Path) -> Iterator[list[dict[str, str]]]:
+    def documents(self, file: File) -> Iterator[Record | Rejected]:
         for number, line in self.lines(file):
-            if not line.strip():
-                continue
-            turns = line.split("\t")
-            if len(turns) % 2:
-                raise bad_line(
-                    file, number, f"{len(turns)} tab-separated fields leave the last unanswered",
-                    "user and assistant take turns, so give an even number",
-                )  # fmt: skip
-            yield [
-                {"role": ROLES[1 + place % 2], "content": turn} for place, turn in enumerate(turns)
-            ]
+            if isinstance(line, Rejected):
+                yield line
+            elif line.strip():
+                turns = line.split("\t")
+                if len(turns) % 2:
+                    yield Rejected(
+                        number,
+                        f"{len(turns)} tab-separated fields leave the last unanswered; user and "
+                        "assistant take turns, so give an even number",
+                    )
+                else:
+                    yield Record(number, turns_taken(turns))
 
 
 @dataclass(frozen=True, kw_only=True)

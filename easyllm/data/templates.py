@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from easyllm.errors import UserError
-from easyllm.spec.roles import Template
+from easyllm.errors import BadRecord, UserError
+from easyllm.spec.roles import Message, Template
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Message]
 
 TO_PLAIN = "give data.template._target_=easyllm.data.templates.Plain"
 
@@ -29,14 +30,14 @@ class TokenizerTemplate(Template):
         for turn, message in enumerate(messages):
             if message["role"] == "assistant":
                 if turn == 0:
-                    raise UserError(
+                    raise BadRecord(
                         "the assistant speaks first, which the tokenizer's chat_template has no "
                         f"prompt for; begin with a user's turn, or {TO_PLAIN}"
                     )
                 before = _render(tokenizer, messages[:turn], prompt=True)
                 until = _render(tokenizer, messages[: turn + 1])
                 if not (whole.startswith(until) and until.startswith(before)):
-                    raise UserError(
+                    raise BadRecord(
                         "the tokenizer's chat_template renders an answer otherwise once the "
                         "conversation goes on, so what the assistant says cannot be told from "
                         f"the rest; {TO_PLAIN}, or mend chat_template in the tokenizer's folder"
@@ -69,9 +70,24 @@ class Plain(Template):
     system: str = ""
     user: str = "User:"
     assistant: str = "Assistant:"
+    tool: str = "Tool:"
     """What stands before the words of each; a space is put between."""
 
+    def chat_template(self, tokenizer: Any) -> str:
+        turns = "".join(
+            f"{{% {'if' if role == 'system' else 'elif'} message['role'] == '{role}' %}}"
+            f"{{{{ {quoted(before + ' ' if before else '')} + message['content'] + '\\n' }}}}"
+            for role, before in (("system", self.system), ("user", self.user), ("tool", self.tool))
+        )
+        answer = quoted(f"{self.assistant} " if self.assistant else "")
+        return (
+            f"{{% for message in messages %}}{turns}{{% else %}}"
+            f"{{{{ {answer} + message['content'] + eos_token }}}}{{% endif %}}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{{{{ {quoted(self.assistant)} }}}}{{% endif %}}"
+        )
+
     def encode(self, tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
+        without_calls(messages)
         eos = end_of_sequence(tokenizer)
         ids: list[int] = []
         trained: list[bool] = []
@@ -97,9 +113,23 @@ class Plain(Template):
             text += self._turn(message) + "\n"
         return ids + _encode(tokenizer, text + self.assistant, literal=True)[0]
 
-    def _turn(self, message: Mapping[str, str]) -> str:
+    def _turn(self, message: Message) -> str:
         speaker = getattr(self, message["role"])
         return f"{speaker} {message['content']}" if speaker else message["content"]
+
+
+def quoted(text: str) -> str:
+    """A text as a literal of Jinja."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def without_calls(messages: Messages) -> None:
+    """Raises BadRecord for calls of tools, which only a tokenizer's own template words."""
+    if any(message.get("tools") or message.get("tool_calls") for message in messages):
+        raise BadRecord(
+            "the conversation calls tools, which only a tokenizer's own chat_template puts into "
+            "words; give data.template._target_=easyllm.data.templates.TokenizerTemplate"
+        )
 
 
 def end_of_sequence(tokenizer: Any) -> int:
@@ -117,13 +147,17 @@ def _render(tokenizer: Any, messages: Messages, prompt: bool = False) -> str:
         raise UserError(f"the tokenizer {tokenizer.name_or_path} has no chat_template; {TO_PLAIN}")
     from jinja2 import TemplateError
 
+    said = [{key: value for key, value in m.items() if key != "tools"} for m in messages]
     try:
         text: str = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=prompt
+            said,
+            tools=messages[0].get("tools") if messages else None,
+            tokenize=False,
+            add_generation_prompt=prompt,
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise UserError(
+        raise BadRecord(
             f"the tokenizer's chat_template refuses a conversation of [{roles}]: {error}; "
             f"mend the data, or {TO_PLAIN}"
         ) from None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyllm.data import store
-from easyllm.data.encoding import Document, encode, load_tokenizer
+from easyllm.data import inputs, store
+from easyllm.data.chunks import Chunk, chunks, files, shown
+from easyllm.data.encoding import encode, load_tokenizer
 from easyllm.data.identity import tokens_identity
 from easyllm.data.manifest import Manifest, make, tokenizer_identity
 from easyllm.data.pool import ordered_map
@@ -19,73 +19,70 @@ from easyllm.errors import UserError
 from easyllm.files import digest, new_folder
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
-from easyllm.spec.roles import Reader, Template
+from easyllm.spec.roles import Template
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
 
-CHUNK = 1 << 22
-"""Characters of text in a parquet file, about: the unit of work of a process."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive documents of one input file, which become one parquet file."""
-
-    source: str
-    path: str
-    file: Path
-    documents: list[Document]
+Result = tuple[str, int, dict[str, Any] | None, list[dict[str, Any]]]
+"""Of a chunk: source, bytes of text, the manifest's entry and what was rejected."""
 
 
 def tokenize(run: RunSpec) -> dict[str, Any]:
     """Tokenize the run's sources into its store; returns the stage's metrics."""
     for name, reader in run.data.sources.items():
-        _files(name, reader)  # said before any work
+        files(name, reader)  # said before any work
     place = RunPaths(run).store
     return make(place, "tokenize", tokens_identity(run), functools.partial(_fill, run, place))
-
-
-def _files(name: str, reader: Reader) -> list[Path]:
-    try:
-        return reader.files()
-    except FileNotFoundError as error:
-        raise UserError(f"data.sources.{name}: {error}; give data.sources.{name}.path") from None
 
 
 def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
     with new_folder(place.tokenizer) as aside:
         run.data.tokenizer.make(run, aside)
+        chat_template = run.data.template.chat_template(load_tokenizer(aside))
+        if chat_template is not None:
+            # so that the exported tokenizer serves with what training used
+            (aside / "chat_template.jinja").write_text(chat_template, "utf-8")
     identity = tokenizer_identity(place.tokenizer)
     tokenizer = _loaded(place.tokenizer, identity)
     eos = end_of_sequence(tokenizer)
     began = time.perf_counter()
 
     made: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(run.data.sources)}
+    rejected: list[dict[str, Any]] = []
     text_bytes = 0
     total = None
     if run.data.limit is None:
-        total = sum(f.stat().st_size for n, r in run.data.sources.items() for f in _files(n, r))
+        total = sum(inputs.size(f) for n, r in run.data.sources.items() for f in files(n, r))
     work = functools.partial(
         _encode_chunk, place.tokenizer, identity, run.data.template, folder, run.data.compression
     )
     with progress("tokenize", total, "B") as bar:
-        for source, size, entry in ordered_map(work, _chunks(run), run.data.workers):
-            made[source].append(entry)
+        for source, size, entry, bad in ordered_map(work, chunks(run), run.data.workers):
+            if entry:
+                made[source].append(entry)
+            rejected += bad
+            if len(rejected) > run.data.max_rejects:
+                raise _too_many(rejected, run.data.max_rejects)
             text_bytes += size
             bar.update(size)
-    for name, files in made.items():
-        if not files:
+    for name, entries in made.items():
+        if not entries:
+            bad = [record for record in rejected if record["source"] == name]
+            why = f"all its records were rejected:\n{shown(bad)}\n" if bad else "it is empty; "
             raise UserError(
-                f"data.sources.{name} holds no document: every file is empty; give another "
-                f"path, or remove the source with ~data.sources.{name}"
+                f"data.sources.{name} holds no document: {why}give another path, or remove the "
+                f"source with ~data.sources.{name}"
             )
+    if rejected:
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in rejected)
+        (folder / "rejected.jsonl").write_text(text, "utf-8")
     sources = {
         name: {
             "dataset": f"{name}_{run.data.tokenizer.label(run)}",
             "weight": run.data.sources[name].weight,
-            **store.totals(files),
+            **store.totals(entries),
         }
-        for name, files in made.items()
+        for name, entries in made.items()
     }
     seconds = time.perf_counter() - began
     counts = {
@@ -99,56 +96,16 @@ def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
         "eos_id": eos,
         "pad_id": eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         "sources": sources,
+        "rejected": len(rejected),
         "metrics": {
             **counts,
+            "rejected": len(rejected),
             "text_bytes": text_bytes,
             "vocab_size": len(tokenizer),
             "tokens_per_second": round(counts["tokens"] / seconds, 1),
             "mb_per_second": round(text_bytes / seconds / 1e6, 3),
         },
     }
-
-
-def _chunks(run: RunSpec) -> Iterator[Chunk]:
-    for name, reader in sorted(run.data.sources.items()):
-        left = run.data.limit
-        for number, file in enumerate(_files(name, reader)):
-            stem = f"{name}-part-{number:02}"
-            folder = f"{name}_{run.data.tokenizer.label(run)}/{stem}"
-            seen = 0
-            for part, documents in enumerate(_cut(reader, file, run.data.rows_per_file, left)):
-                path = f"{folder}/{store.file_name(stem, part, run.data.compression)}"
-                yield Chunk(name, path, file, documents)
-                seen += len(documents)
-            if left is not None:
-                left -= seen
-                if left <= 0:
-                    break
-
-
-def _cut(reader: Reader, file: Path, rows: int, limit: int | None) -> Iterator[list[Document]]:
-    """The documents of a file, at most ``limit``, in parts that depend on nothing else."""
-    part: list[Document] = []
-    size = seen = 0
-    for document in reader.documents(file):
-        if seen == limit:
-            break
-        if not document:
-            continue
-        seen += 1
-        part.append(document)
-        size += _length(document)
-        if len(part) == rows or size >= CHUNK:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
-
-
-def _length(document: Document) -> int:
-    if isinstance(document, str):
-        return len(document)
-    return sum(len(message["content"]) for message in document)
 
 
 @functools.lru_cache(maxsize=1)
@@ -164,17 +121,25 @@ def _encode_chunk(
     folder: Path,
     compression: str,
     chunk: Chunk,
-) -> tuple[str, int, dict[str, Any]]:
-    """Write a chunk's parquet file; returns source, bytes of text and the manifest's entry."""
+) -> Result:
+    """Write a chunk's parquet file."""
+    records = chunk.read()
     try:
-        shard = encode(_loaded(tokenizer, identity), template, chunk.documents)
+        encoded = encode(_loaded(tokenizer, identity), template, records)
     except UserError as error:
         raise UserError(f"{chunk.file}, {Path(chunk.path).name}: {error}") from None
-    size = sum(
-        len(text.encode())
-        for document in chunk.documents
-        for text in (
-            [document] if isinstance(document, str) else [turn["content"] for turn in document]
-        )
+    rejected = [
+        {"source": chunk.source, "file": str(chunk.file), "line": r.line, "reason": r.reason}
+        for r in encoded.rejected
+    ]
+    if encoded.shard is None:
+        return chunk.source, 0, None, rejected
+    entry = store.save(folder, chunk.path, encoded.shard, compression)
+    return chunk.source, encoded.text_bytes, entry, rejected
+
+
+def _too_many(rejected: list[dict[str, Any]], allowed: int) -> UserError:
+    return UserError(
+        f"more than data.max_rejects={allowed} records cannot be used; mend the data, or give a "
+        f"larger data.max_rejects. The first:\n{shown(rejected)}"
     )
-    return chunk.source, size, store.save(folder, chunk.path, shard, compression)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -75,5 +75,5 @@ def keys_read(run: RunSpec, stage: Stage) -> dict[str, Any]:
     }
 
 
-def _fingerprints(paths: list[Path]) -> dict[str, str]:
+def _fingerprints(paths: Sequence[Path | str]) -> dict[str, str]:
     return {str(path): fingerprint(path) for path in paths}

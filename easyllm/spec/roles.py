@@ -37,6 +37,48 @@ class Component(abc.ABC):  # noqa: B024  (the roles below have the abstract meth
         return iter(())
 
 
+Message = Mapping[str, Any]
+"""``role`` (system, user, assistant or tool) and ``content``; an assistant's ``tool_calls``,
+and on the first message the ``tools`` it may call, as chat templates take them."""
+
+Document = str | Sequence[Message]
+"""A text, or a conversation."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A document, and the line or row of its file from 1 at which it begins."""
+
+    line: int
+    document: Document
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A record that cannot be used: its line or row from 1, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of a file's bytes that holds whole records, to be read by itself."""
+
+    file: Path
+    start: int
+    end: int
+    line: int
+    """Number of the first line, from 1."""
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
+File = Path | str | Part
+"""A local file, a URL that fsspec opens, or a part of a local file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reader(Component):
     """Turns files into documents."""
@@ -45,13 +87,23 @@ class Reader(Component):
     """How often a document of this source is seen in an epoch; 2 is twice, 0.5 every other one."""
 
     @abc.abstractmethod
-    def files(self) -> list[Path]:
-        """The files to read, sorted. Raises FileNotFoundError naming what is missing."""
+    def files(self) -> Sequence[Path | str]:
+        """The local files or URLs to read, sorted. Raises FileNotFoundError naming what is
+        missing."""
 
     @abc.abstractmethod
-    def documents(self, file: Path) -> Iterator[str | list[dict[str, str]]]:
-        """The documents of one file in order: a text, or a conversation as a list of
-        ``{"role": "system" | "user" | "assistant", "content": text}``."""
+    def documents(self, file: Any) -> Iterator[Document | Record | Rejected]:
+        """The documents of one of ``files()``, or of one of its ``parts()``, in order.
+
+        A bad record is given as ``Rejected``, and the rest goes on. Documents that are not in
+        a ``Record`` are counted from 1.
+        """
+
+    def parts(self, file: Path | str, size: int, rows: int) -> Iterator[Part] | None:
+        """The file cut into ranges of about ``size`` bytes and at most ``rows`` documents,
+        which several processes can read at once; None where it must be read from its
+        beginning."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +128,20 @@ class Template(Component):
     """How a conversation becomes tokens, and which of them are trained."""
 
     @abc.abstractmethod
-    def encode(
-        self, tokenizer: Any, messages: Sequence[Mapping[str, str]]
-    ) -> tuple[list[int], list[bool]]:
-        """Token ids and, for each, whether it is trained: the assistant's words and end of turn."""
+    def encode(self, tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Token ids and, for each, whether it is trained: the assistant's words and end of turn.
+
+        Raises ``easyllm.errors.BadRecord`` for a conversation that it cannot express.
+        """
 
     @abc.abstractmethod
-    def prompt(self, tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def prompt(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         """Token ids after which the assistant's next turn begins."""
+
+    def chat_template(self, tokenizer: Any) -> str | None:
+        """The same as Jinja text, which the store's and the exported tokenizer carry; None
+        keeps the tokenizer's own."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

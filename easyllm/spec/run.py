@@ -110,6 +110,9 @@ class DataSpec:
     """Documents a parquet file of the store holds at most."""
     limit: Count | None = None
     """Documents to read of each source at most; null reads all."""
+    max_rejects: NonNegativeInt = 100
+    """Bad records to leave out at most; with more, tokenizing stops. Each is written to
+    ``tokens/rejected.jsonl`` in the store."""
     workers: Count | None = None
     """Processes of the data stages; null takes one for each core. Never changes the result."""
 

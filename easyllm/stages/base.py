@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,8 +48,8 @@ class Stage(abc.ABC):
         earlier stage of the run makes. Called before anything is started."""
 
     @abc.abstractmethod
-    def inputs(self, run: RunSpec) -> list[Path]:
-        """Files that can change what the stage makes."""
+    def inputs(self, run: RunSpec) -> Sequence[Path | str]:
+        """Files, and URLs, that can change what the stage makes."""
 
     @abc.abstractmethod
     def outputs(self, run: RunSpec) -> list[Path]:

@@ -24,7 +24,7 @@ class Tokenize(Stage):
         "model.path",
     )
 
-    def inputs(self, run: RunSpec) -> list[Path]:
+    def inputs(self, run: RunSpec) -> list[Path | str]:
         sources = [file for reader in run.data.sources.values() for file in reader.files()]
         return [*sources, *run.data.tokenizer.files(run)]
 

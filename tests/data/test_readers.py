@@ -1,12 +1,34 @@
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from easyllm.data.readers import JSONL, Conversations, PythonDocs, Text
+from easyllm.data.chunks import checked
+from easyllm.data.readers import (
+    JSON,
+    JSONL,
+    Alpaca,
+    Conversations,
+    OpenAI,
+    PythonDocs,
+    ShareGPT,
+    Text,
+)
+from easyllm.data.tables import CSV, TSV, HFDatasets, Parquet
 from easyllm.errors import UserError
+from easyllm.spec.problems import SpecError
+from easyllm.spec.roles import Reader, Rejected
+from tests.data.conftest import Spec, work
+from tests.support import run_spec
+
+QA = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -14,28 +36,73 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def read(reader: Reader) -> tuple[list[Any], list[tuple[int, str]]]:
+    """The documents of all files of a reader, and line and reason of what is rejected."""
+    good, bad = [], []
+    for file in reader.files():
+        for record in checked(reader, file):
+            if isinstance(record, Rejected):
+                bad.append((record.line, record.reason))
+            else:
+                good.append(record.document)
+    return good, bad
+
+
 def test_text_splits_at_blank_lines_only(tmp_path: Path) -> None:
     file = write(
         tmp_path / "a.txt", "\ufeff\n\none\r\ntwo\r\n \t\r\n\r\nthree\u2028four\x0cfive\n\n"
     )
-    assert list(Text(path=str(file)).documents(file)) == ["one\ntwo", "three\u2028four\x0cfive"]
-    (whole,) = Text(path=str(file), split="file").documents(file)
-    assert whole.startswith("one\ntwo") and "three" in whole
+    assert read(Text(path=str(file))) == (["one\ntwo", "three\u2028four\x0cfive"], [])
+    ((whole,), _) = read(Text(path=str(file), split="file"))
+    assert whole.startswith("one\ntwo") and whole.endswith("five")
 
 
-def test_text_that_is_not_utf8_names_file_and_remedy(tmp_path: Path) -> None:
-    file = write(tmp_path / "latin.txt", "gr\xfc\xdfe".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.txt.*UTF-8.*iconv"):
-        list(Text(path=str(file)).documents(file))
+def test_text_splits_at_lines_that_match(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "a\n\nb\n=====\n=====\nc\n")
+    assert read(Text(path=str(file), split="pattern", pattern="^=+$"))[0] == ["a\n\nb", "c"]
+    for wrong in ({"split": "pattern"}, {"pattern": "x"}, {"split": "pattern", "pattern": "("}):
+        source = {"_target_": "easyllm.data.readers.Text", "path": str(file), **wrong}
+        with pytest.raises((SpecError, AssertionError)):
+            run = run_spec(tmp_path, {"data": {"sources": {"a": source}}})
+            assert not list(run.data.sources["a"].problems("data.sources.a", run))
+
+
+def test_bad_text_is_rejected_by_document(tmp_path: Path) -> None:
+    content = b"one\n\ntwo\ngr\xfc\xdfe\nmore\n\nthree\n\nn\0l\n\nfour " + b"x" * 50 + b"\n\nfive\n"
+    file = write(tmp_path / "latin.txt", content)
+    good, bad = read(Text(path=str(file), max_record_mb=4e-5))
+    assert good == ["one", "three", "five"]
+    assert [line for line, _ in bad] == [4, 9, 11]
+    for (_, reason), expected in zip(bad, ("not UTF-8 at byte 3", "NUL", "longer"), strict=True):
+        assert expected in reason
+    lines = write(tmp_path / "long.txt", "ab\n" * 30 + "\nfine")
+    assert read(Text(path=str(lines), max_record_mb=4e-5)) == (
+        ["fine"], [(1, "longer than 40 bytes")],
+    )  # fmt: skip
+
+
+def test_a_line_of_100_mb_is_passed_over_in_little_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    file = write(tmp_path / "a.jsonl", b'{"text": "')
+    with file.open("ab") as handle:
+        for _ in range(100):
+            handle.write(b"x" * 1_000_000)
+        handle.write(b'"}\n{"text": "fine"}\n')
+    tracemalloc.start()
+    good, bad = read(JSONL(path=str(file), max_record_mb=1))
+    assert tracemalloc.get_traced_memory()[1] < 8e6
+    tracemalloc.stop()
+    assert good == ["fine"] and bad == [(1, "longer than 1,000,000 bytes")]
 
 
 def test_paths_may_be_file_folder_or_pattern(tmp_path: Path) -> None:
-    for name in ("b.txt", "sub/a.txt", "c.csv", ".hidden.txt"):
+    for name in ("b.txt", "sub/a.txt.gz", "c.csv", ".hidden.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, "x")
-    found = [tmp_path / "b.txt", tmp_path / "sub/a.txt"]
+    found = [tmp_path / "b.txt", tmp_path / "sub/a.txt.gz"]
     assert Text(path=str(tmp_path)).files() == found
-    assert Text(path=str(tmp_path / "**/*.txt")).files() == found
+    assert Text(path=str(tmp_path / "**/*.txt*")).files() == found
     assert Text(path=str(tmp_path / "c.csv")).files() == [tmp_path / "c.csv"]
     for missing in ("d.txt", "*.md"):
         with pytest.raises(FileNotFoundError, match="no "):
@@ -44,42 +111,192 @@ def test_paths_may_be_file_folder_or_pattern(tmp_path: Path) -> None:
         JSONL(path=str(tmp_path)).files()
 
 
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return bytes(sink.getvalue())
+
+
+LINES = "".join(json.dumps({"text": f"text {n * n}"}) + "\n" for n in range(20_000)).encode()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstd)]
+)
+def test_compressed_files_are_known_by_their_content(tmp_path: Path, suffix: str, pack) -> None:
+    packed = pack(LINES)
+    write(tmp_path / f"a.jsonl{suffix}", packed)
+    good, bad = read(JSONL(path=str(tmp_path)))
+    assert len(good) == 20_000 and good[-1] == f"text {19_999**2}" and not bad
+    write(tmp_path / "misnamed.jsonl", packed)
+    assert read(JSONL(path=str(tmp_path / "misnamed.jsonl")))[0] == good
+    cut = write(tmp_path / "cut.jsonl", packed[: len(packed) // 2])
+    some, bad = read(JSONL(path=str(cut)))
+    assert some == good[: len(some)]
+    ((line, reason),) = bad
+    assert line == len(some) + 1 and ("cut short" in reason or "not JSON" in reason)
+
+
+def test_files_behind_urls(tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/talk/a.jsonl": LINES[:200], "/talk/b.jsonl.gz": gzip.compress(LINES)})
+    good, bad = read(JSONL(path="memory://talk"))
+    assert len(good) > 20_000 and len(bad) == 1
+    assert len(read(JSONL(path="memory://talk/*.gz"))[0]) == 20_000
+    write(tmp_path / "a.jsonl", LINES)
+    assert len(read(JSONL(path=f"file://{tmp_path}/a.jsonl"))[0]) == 20_000
+    with pytest.raises(FileNotFoundError, match="memory://none"):
+        JSONL(path="memory://none").files()
+
+
 def test_jsonl_holds_texts_or_conversations(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
-    file = write(tmp_path / "a.jsonl", json.dumps({"t": "x"}) + "\n\n" + json.dumps({"t": turns}))
-    assert list(JSONL(path=str(file), field="t").documents(file)) == ["x", turns]
+    write(tmp_path / "a.jsonl", json.dumps({"t": "x"}) + "\n\n" + json.dumps({"t": QA}))
+    assert read(JSONL(path=str(tmp_path), field="t")) == (["x", QA], [])
+    write(tmp_path / "empty.jsonl", "")
+    assert read(JSONL(path=str(tmp_path / "empty.jsonl"))) == ([], [])
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"text": "cut', "not JSON"),
-        ('{"body": "x"}', "no field 'text'.*body"),
-        ('{"text": 5}', "'text' is neither a text"),
-        ('{"text": [{"role": "robot", "content": "x"}]}', "'text' is neither a text"),
+        (b'{"text": "cut', "not JSON"),
+        (b'["x"]', "is no object, but a list"),
+        (b'{"body": "x"}', "no field 'text' (it has: body)"),
+        (b'{"text": 5}', "'text' is neither a text nor a conversation"),
+        (b'{"text": [{"role": "robot", "content": "x"}]}', "message 1 is by 'robot'"),
+        (b'{"text": "a", "text": "b"}', "the key 'text' stands twice"),
+        (b'{"text": "gr\xfc\xdfe"}', "not UTF-8"),
+        (b'{"text": "\0"}', "NUL"),
+        (b'{"text": "\\ud83d"}', "half of a surrogate pair"),
+        (b"[" * 100_000, "not JSON"),
     ],
 )
-def test_a_bad_jsonl_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
-    file = write(tmp_path / "a.jsonl", f'{{"text": "fine"}}\n{line}\n')
-    with pytest.raises(UserError, match=rf"a\.jsonl, line 2: {reason}"):
-        list(JSONL(path=str(file)).documents(file))
+def test_a_bad_jsonl_line_is_rejected_alone(tmp_path: Path, line: bytes, reason: str) -> None:
+    write(tmp_path / "a.jsonl", b'{"text": "fine"}\n' + line + b'\n{"text": "too"}\n')
+    good, ((number, why),) = read(JSONL(path=str(tmp_path)))
+    assert good == ["fine", "too"] and number == 2 and reason in why
+
+
+def test_json_is_a_list_or_an_object_of_lists(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", json.dumps([{"text": "a"}, 5, {"text": "b"}]))
+    assert read(JSON(path=str(tmp_path))) == (["a", "b"], [(2, "is no object, but a int")])
+    write(tmp_path / "a.json", json.dumps({"text": ["a", "b"], "id": [1, 2]}))
+    assert read(JSON(path=str(tmp_path))) == (["a", "b"], [])
+    for bad in ({"text": ["a"], "id": []}, "x", {"text": "a"}):
+        write(tmp_path / "a.json", json.dumps(bad))
+        good, rejected = read(JSON(path=str(tmp_path)))
+        assert not good and len(rejected) == 1
+
+
+def test_tables(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", b'id,text\n1,"a, ""b""\nc"\n2\n3,gr\xfc\n\n4,d\n')
+    good, bad = read(CSV(path=str(tmp_path)))
+    assert good == ['a, "b"\nc', "d"]
+    assert [line for line, _ in bad] == [4, 5]
+    write(tmp_path / "a.tsv", "text\tid\nx\t1\n")
+    assert read(TSV(path=str(tmp_path)))[0] == ["x"]
+    with pytest.raises(UserError, match=r"a\.tsv: its header has no column 'body', but text, id"):
+        read(TSV(path=str(tmp_path), column="body"))
+    table = pa.table({"text": ["a", None, "b"], "chat": [QA, QA[:1], None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert read(Parquet(path=str(tmp_path)))[0] == ["a", "b"]
+    assert read(Parquet(path=str(tmp_path), column="chat"))[0] == [QA, QA[:1]]
+    with pytest.raises(UserError, match=r"no column 'body', but text, chat"):
+        read(Parquet(path=str(tmp_path), column="body"))
+    write(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()[:-20])
+    assert "damaged" in read(Parquet(path=str(tmp_path)))[1][0][1]
+
+
+def test_datasets_are_streamed(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    import datasets
+
+    write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b"}\n')
+    assert read(HFDatasets(path=str(tmp_path / "a.jsonl")))[0] == ["a", "b"]
+    datasets.Dataset.from_dict({"chat": [QA]}).save_to_disk(tmp_path / "saved")
+    assert read(HFDatasets(path=str(tmp_path / "saved"), field="chat"))[0] == [QA]
+    with pytest.raises(UserError, match="no column 'text', but chat"):
+        read(HFDatasets(path=str(tmp_path / "saved")))
 
 
 def test_conversations_take_turns(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.tsv", "q1\ta1\tq2\ta2\n\nq\ta\n")
-    first, second = Conversations(path=str(file)).documents(file)
+    write(tmp_path / "a.tsv", "q1\ta1\tq2\ta2\n\nq\ta\nq1\ta1\tq2\n")
+    (first, second), ((line, reason),) = read(Conversations(path=str(tmp_path)))
     assert [m["role"] for m in first] == ["user", "assistant"] * 2
     assert [m["content"] for m in first] == ["q1", "a1", "q2", "a2"]
     assert len(second) == 2
-    write(file, "q\ta\nq1\ta1\tq2\n")
-    with pytest.raises(UserError, match=r"a\.tsv, line 2: 3 .*even"):
-        list(Conversations(path=str(file)).documents(file))
+    assert line == 4 and "even" in reason
+
+
+def test_chats_in_published_shapes(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    turns = [{"role": "user", "content": parts}, call, {"role": "tool", "content": "4"}, QA[1]]
+    entry = {"messages": turns, "tools": [{"name": "f"}]}
+    write(tmp_path / "openai.jsonl", json.dumps(entry) + '\n{"messages": []}\n')
+    ((found,), bad) = read(OpenAI(path=str(tmp_path / "openai.jsonl")))
+    assert found[0] == {"role": "user", "content": "hi", "tools": [{"name": "f"}]}
+    assert found[1] == {"role": "assistant", "content": "", "tool_calls": call["tool_calls"]}
+    assert [m["role"] for m in found] == ["user", "assistant", "tool", "assistant"]
+    assert [line for line, _ in bad] == [2]
+
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
+    write(tmp_path / "share.json", json.dumps([{"conversations": talk, "system": "s"}]))
+    system = {"role": "system", "content": "s"}
+    assert read(ShareGPT(path=str(tmp_path / "share.json"))) == ([[system, *QA]], [])
+
+    task = {"instruction": "add", "input": "1 2", "output": "3", "history": [["hi", "yo"]]}
+    write(tmp_path / "alpaca.json", json.dumps([task, {"instruction": "x"}]))
+    (found,), bad = read(Alpaca(path=str(tmp_path / "alpaca.json")))
+    assert [m["content"] for m in found] == ["hi", "yo", "add\n1 2", "3"]
+    assert bad == [(2, "no field 'output' (it has: instruction)")]
+
+
+@pytest.mark.parametrize(("size", "rows"), [(64, 1000), (500, 3), (1 << 20, 2)])
+def test_parts_hold_what_the_file_holds(tmp_path: Path, size: int, rows: int) -> None:
+    texts = [f"line {n}\nof {'x' * (n % 90)}" for n in range(40)]
+    text = write(tmp_path / "a.txt", "\ufeff" + "\n \r\n\n".join(texts) + "\n\nb\xff")
+    jsonl = write(
+        tmp_path / "a.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in texts) + "oops\n{}"
+    )
+    for reader, file in ((Text(path=str(text)), text), (JSONL(path=str(jsonl)), jsonl)):
+        whole = list(checked(reader, file))
+        parts = list(reader.parts(file, size, rows) or ())
+        assert len(parts) > 5 and parts[0].start == 0 and parts[-1].end == file.stat().st_size
+        pieces = [list(checked(reader, part)) for part in parts]
+        assert [record for piece in pieces for record in piece] == whole
+        assert max(map(len, pieces)) <= rows
+    assert JSONL(path="").parts(write(tmp_path / "z", gzip.compress(b"x")), size, rows) is None
+    assert Text(path="", split="file").parts(text, size, rows) is None
+
+
+def test_rejected_records_are_listed_and_limited(spec: Spec, tmp_path: Path) -> None:
+    lines = ["q\ta", "q", "q\ta\tb\tc", "\udc80".encode("utf-8", "surrogateescape"), "q\t"]
+    content = b"\n".join(x if isinstance(x, bytes) else x.encode() for x in lines)
+    file = write(tmp_path / "bad.tsv", content)
+    made = []
+    for workers in (1, 2):
+        sources = {"dialogues": {"path": str(file)}}
+        data = {"sources": sources, "workers": workers, "rows_per_file": 1}
+        (metrics,) = work(spec(tmp_path / str(workers), data=data), "tokenize")
+        assert metrics["rejected"] == 2
+        made.append((tmp_path / str(workers) / "store/tokens/rejected.jsonl").read_text())
+    assert made[0] == made[1]
+    entries = [json.loads(line) for line in made[0].splitlines()]
+    assert [(e["source"], e["file"], e["line"]) for e in entries] == [
+        ("dialogues", str(file), 2), ("dialogues", str(file), 4),
+    ]  # fmt: skip
+    data = {"sources": {"dialogues": {"path": str(file)}}, "max_rejects": 1}
+    with pytest.raises(UserError, match=r"max_rejects=1 .*\n.*bad\.tsv, line 2.*\n.*line 4: not U"):
+        work(spec(tmp_path / "over", data=data), "tokenize")
 
 
 def test_python_docs_need_nothing() -> None:
     reader = PythonDocs()
-    (file,) = reader.files()
-    documents = list(reader.documents(file))
-    assert len(documents) > 50
+    documents, bad = read(reader)
+    assert len(documents) > 50 and not bad
     assert sum(map(len, documents)) > 300_000
-    assert documents == list(reader.documents(file))
+    assert documents == read(reader)[0]

@@ -212,8 +212,8 @@ def test_an_absent_stage_is_asked_for(spec: Spec, tmp_path: Path) -> None:
 def test_a_failed_stage_leaves_nothing_half_made(spec: Spec, tmp_path: Path) -> None:
     (tmp_path / "bad.tsv").write_text("q\ta\nq\n")
     source = {"path": str(tmp_path / "bad.tsv")}
-    with pytest.raises(UserError, match=r"bad\.tsv, line 2"):
-        work(spec(tmp_path, data={"sources": {"dialogues": source}}), "tokenize")
+    with pytest.raises(UserError, match=r"max_rejects=0 .*\n.*bad\.tsv, line 2"):
+        work(spec(tmp_path, data={"sources": {"dialogues": source}, "max_rejects": 0}), "tokenize")
     (tmp_path / "bad.tsv").write_text("\n\n")
     with pytest.raises(UserError, match=r"data\.sources\.dialogues holds no document"):
         work(spec(tmp_path, data={"sources": {"dialogues": source}}), "tokenize")

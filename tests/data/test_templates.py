@@ -11,6 +11,7 @@ import pytest
 from easyllm.data.encoding import encode, load_tokenizer
 from easyllm.data.templates import Plain, TokenizerTemplate
 from easyllm.errors import UserError
+from easyllm.spec.roles import Record, Rejected
 
 CONVERSATION = [
     {"role": "user", "content": "How many?\nTell  me."},
@@ -73,7 +74,8 @@ def test_plain_names_the_speakers(name: str, request: pytest.FixtureRequest) -> 
 
 def test_texts_and_plain_take_names_of_special_tokens_for_words(own: Any) -> None:
     own = copy.deepcopy(own)  # a tokenizer remembers how it was last asked
-    text = encode(own, Plain(), ["say <|endoftext|> twice"])
+    text = encode(own, Plain(), [Record(1, "say <|endoftext|> twice")]).shard
+    assert text is not None
     assert list(text.ids).count(own.eos_token_id) == 1
     assert own.decode(text.ids[:-1]) == "say <|endoftext|> twice"
     turns = [{"role": "user", "content": "<|endoftext|>"}, {"role": "assistant", "content": "no"}]
@@ -101,8 +103,21 @@ def test_what_a_template_cannot_do_is_said(own: Any) -> None:
         TokenizerTemplate().encode(bare, CONVERSATION)
     with pytest.raises(UserError, match="assistant speaks first"):
         TokenizerTemplate().encode(own, CONVERSATION[1:])
-    with pytest.raises(UserError, match="conversation 2: has no answer"):
-        encode(own, TokenizerTemplate(), [CONVERSATION, CONVERSATION[:1]])
+    records = [Record(1, CONVERSATION), Record(9, CONVERSATION[:1])]
+    encoded = encode(own, TokenizerTemplate(), records)
+    assert encoded.shard is not None and encoded.shard.documents == 1
+    assert encoded.rejected == [Rejected(9, "the conversation has no answer to train")]
     bare.eos_token = None
     with pytest.raises(UserError, match="no end-of-sequence token"):
-        encode(bare, Plain(), ["text"])
+        encode(bare, Plain(), [Record(1, "text")])
+
+
+@pytest.mark.parametrize("template", [Plain(), Plain(system="系统: \\", user='"U"', assistant="")])
+def test_the_exported_tokenizer_renders_what_training_used(own: Any, template: Plain) -> None:
+    own = copy.deepcopy(own)
+    own.chat_template = template.chat_template(own)
+    for turns in (CONVERSATION, [{"role": "system", "content": "Be \U0001f600"}, *CONVERSATION]):
+        ids, _ = template.encode(own, turns)
+        assert own.apply_chat_template(turns, tokenize=True)["input_ids"] == ids
+        asked = own.apply_chat_template(turns[:-1], tokenize=True, add_generation_prompt=True)
+        assert asked["input_ids"] == template.prompt(own, turns[:-1])

@@ -11,6 +11,7 @@ from easyllm.data.templates import Plain
 from easyllm.data.tokenizers import Pretrained
 from easyllm.errors import UserError
 from easyllm.spec.checks import problems
+from easyllm.spec.roles import Record
 from easyllm.spec.run import RunSpec
 from tests.data.conftest import Spec, story, work
 
@@ -67,11 +68,12 @@ def test_a_tokenizer_that_cuts_and_pads_is_told_not_to(store: Path, tmp_path: Pa
         "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>",
     }  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    texts = [story(1), story(37)]
+    texts = [Record(1, story(1)), Record(2, story(37))]
     found, right = (
-        encode(load_tokenizer(folder), Plain(), texts)
+        encode(load_tokenizer(folder), Plain(), texts).shard
         for folder in (tmp_path, store / "store/tokenizer")
     )
+    assert found is not None and right is not None
     assert found.lengths.tolist() == right.lengths.tolist()
     assert found.lengths[1] > 20
 

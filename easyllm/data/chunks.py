@@ -1,0 +1,128 @@
+"""The reading side of tokenizing: sources cut into the units of work of a process."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from easyllm.data import store
+from easyllm.errors import UserError
+from easyllm.spec.roles import Document, File, Reader, Record, Rejected
+from easyllm.spec.run import RunSpec
+
+CHUNK = 1 << 22
+"""Characters of text, or bytes of a file read in parts, in a parquet file, about."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive records of one input file, which become one parquet file.
+
+    They are read already, or to be read by the process that encodes them.
+    """
+
+    source: str
+    path: str
+    file: File
+    records: list[Record | Rejected] = field(default_factory=list)
+    reader: Reader | None = None
+    """What reads ``file``, a part, where the records are not read yet."""
+
+    def read(self) -> list[Record | Rejected]:
+        if self.reader is None:
+            return self.records
+        return list(checked(self.reader, self.file))
+
+
+def files(name: str, reader: Reader) -> Sequence[Path | str]:
+    """A source's files. Raises UserError where there are none."""
+    try:
+        return reader.files()
+    except FileNotFoundError as error:
+        raise UserError(f"data.sources.{name}: {error}; give data.sources.{name}.path") from None
+
+
+def chunks(run: RunSpec) -> Iterator[Chunk]:
+    """All of the run's sources, cut where the files and the settings alone decide."""
+    rows = run.data.rows_per_file
+    for name, reader in sorted(run.data.sources.items()):
+        left = run.data.limit
+        for number, file in enumerate(files(name, reader)):
+            stem = f"{name}-part-{number:02}"
+            folder = f"{name}_{run.data.tokenizer.label(run)}/{stem}"
+            paths = (
+                f"{folder}/{store.file_name(stem, part, run.data.compression)}"
+                for part in itertools.count()
+            )
+            # a limit has to count the documents one after another
+            parts = reader.parts(file, CHUNK, rows) if left is None else None
+            if parts is not None:
+                for part in parts:
+                    yield Chunk(name, next(paths), part, reader=reader)
+                continue
+            for records in _cut(reader, file, rows, left, run.data.max_rejects):
+                yield Chunk(name, next(paths), file, records)
+                if left is not None:
+                    left -= sum(isinstance(record, Record) for record in records)
+            if left == 0:
+                break
+
+
+def _cut(
+    reader: Reader, file: File, rows: int, limit: int | None, rejects: int
+) -> Iterator[list[Record | Rejected]]:
+    """The records of a file, at most ``limit`` documents."""
+    part: list[Record | Rejected] = []
+    size = documents = bad = 0
+    read = checked(reader, file)
+    while limit != 0 and (record := next(read, None)):
+        part.append(record)
+        if isinstance(record, Rejected):
+            bad += 1
+        else:
+            size += length(record.document)
+            documents += 1
+            limit = None if limit is None else limit - 1
+        # with more rejects than are allowed the stage stops when it sees them
+        if documents == rows or size >= CHUNK or bad > rejects:
+            yield part
+            part, size, documents, bad = [], 0, 0, 0
+    if part:
+        yield part
+
+
+def checked(reader: Reader, file: File) -> Iterator[Record | Rejected]:
+    """The records of a file that are not empty; those that hold no proper text rejected."""
+    place = 0
+    for found in reader.documents(file):
+        place += 1
+        record = found if isinstance(found, Record | Rejected) else Record(place, found)
+        if isinstance(record, Record):
+            if not record.document:
+                continue
+            try:
+                length(record.document)
+            except UnicodeEncodeError:
+                record = Rejected(record.line, "holds half of a surrogate pair")
+        yield record
+
+
+def length(document: Document) -> int:
+    """Bytes of a document's text in UTF-8. Raises UnicodeEncodeError."""
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in _texts(document))
+
+
+def _texts(document: Document) -> Iterator[str]:
+    if isinstance(document, str):
+        yield document
+    else:
+        yield from (message["content"] for message in document)
+
+
+def shown(rejected: list[dict[str, Any]]) -> str:
+    """The first few rejected records, a line each."""
+    lines = [f"  {r['file']}, line {r['line']}: {r['reason']}" for r in rejected[:5]]
+    return "\n".join(lines)
