@@ -147,11 +147,16 @@ def _build(place: StorePaths, stage: str, manifest: Manifest, folder: Path) -> N
 
 def _open(folder: Path) -> Cache:
     index: dict[str, Any] = read_json(folder / "index.json")
+
+    def mapped(name: str, dtype: Any) -> Any:
+        # a plain array over the mapping: memmap's own indexing costs more than the reading
+        return np.asarray(np.memmap(folder / name, dtype, "r"))
+
     return Cache(
-        tokens=np.memmap(folder / "tokens.int32", np.int32, "r"),
-        trained=np.memmap(folder / "trained.bool", np.bool_, "r") if index["masked"] else None,
-        offsets=np.memmap(folder / "offsets.int64", np.int64, "r"),
-        hashes=np.memmap(folder / "hashes.uint64", np.uint64, "r"),
+        tokens=mapped("tokens.int32", np.int32),
+        trained=mapped("trained.bool", np.bool_) if index["masked"] else None,
+        offsets=mapped("offsets.int64", np.int64),
+        hashes=mapped("hashes.uint64", np.uint64),
         sources={name: (first, end) for name, (first, end) in index["sources"].items()},
         fingerprint=folder.name,
         folder=folder,
