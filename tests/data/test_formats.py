@@ -14,9 +14,13 @@ from easyllm.data.encoding import load_tokenizer
 from easyllm.data.formats import Baichuan, ChatML, Llama2
 from easyllm.data.templates import Plain, TokenizerTemplate
 from easyllm.errors import BadRecord, UserError
+from easyllm.smoke import shrink
 from easyllm.spec.roles import Template
 from tests.data.conftest import Spec, work
 from tests.data.test_templates import runs
+from tests.support import LLAMA
+
+LLAMA_FAMILY = "easyllm.models.families.Llama"
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 MARKED = st.sampled_from(
@@ -122,3 +126,14 @@ def test_the_store_carries_the_template(spec: Spec, tmp_path: Path) -> None:
     carried = load_tokenizer(tmp_path / "store/tokenizer")
     text = carried.apply_chat_template(TALK[1:2], tokenize=False, add_generation_prompt=True)
     assert text == "Q: What is 2\U0001f600?\nA:"
+
+
+def test_a_smoke_run_needs_no_tokens_that_its_vocabulary_lacks(spec: Spec, tmp_path: Path) -> None:
+    run = spec(
+        tmp_path,
+        model={"config": LLAMA, "init": "random", "family": {"_target_": LLAMA_FAMILY}},
+        data={"template": {"_target_": "easyllm.data.formats.ChatML"}},
+        training={"steps": 1},
+        smoke={},
+    )
+    assert isinstance(shrink(run).data.template, TokenizerTemplate)
