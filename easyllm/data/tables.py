@@ -85,6 +85,7 @@ class Parquet(FileReader):
     ``{"role": …, "content": …}``."""
 
     column: str = "text"
+    """The column that holds the documents."""
 
     suffixes = (".parquet",)
 
@@ -166,6 +167,7 @@ class HFDatasets(Reader):
     config: str | None = None
     """The configuration (subset) of a data set on the hub."""
     split: str = "train"
+    """The split of a data set on the hub or a saved one; local files have none."""
     revision: str | None = None
     """Commit or tag of a data set on the hub; give it, so that the same run reads the same."""
     field: str = "text"

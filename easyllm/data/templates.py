@@ -142,6 +142,11 @@ def end_of_sequence(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def tokens_of(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text in which the names of special tokens are mere words."""
+    return _encode(tokenizer, text, literal=True)[0]
+
+
 def _render(tokenizer: Any, messages: Messages, prompt: bool = False) -> str:
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer {tokenizer.name_or_path} has no chat_template; {TO_PLAIN}")

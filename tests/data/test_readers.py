@@ -22,6 +22,7 @@ from easyllm.data.readers import (
     Text,
 )
 from easyllm.data.tables import CSV, TSV, HFDatasets, Parquet
+from easyllm.dispatcher.summary import _made
 from easyllm.errors import UserError
 from easyllm.spec.problems import SpecError
 from easyllm.spec.roles import Reader, Rejected
@@ -283,6 +284,7 @@ def test_rejected_records_are_listed_and_limited(spec: Spec, tmp_path: Path) -> 
         data = {"sources": sources, "workers": workers, "rows_per_file": 1}
         (metrics,) = work(spec(tmp_path / str(workers), data=data), "tokenize")
         assert metrics["rejected"] == 2
+        assert "2 rejected (rejected.jsonl)" in _made("tokenize", metrics)
         made.append((tmp_path / str(workers) / "store/tokens/rejected.jsonl").read_text())
     assert made[0] == made[1]
     entries = [json.loads(line) for line in made[0].splitlines()]
