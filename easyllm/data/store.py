@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,35 @@ from easyllm.data import shards
 from easyllm.data.manifest import Manifest
 from easyllm.data.shards import Shard, UInt64
 from easyllm.errors import UserError
+from easyllm.files import new_file
 from easyllm.paths import StorePaths
 
 
 def save(root: Path, path: str, shard: Shard, compression: str) -> dict[str, Any]:
     """Write a shard to ``root/path``; returns the manifest's entry for it."""
-    target = root / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shards.write(target, shard, compression)
-    with target.open("rb") as handle:
-        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    return {
-        "path": path,
-        "documents": shard.documents,
-        "tokens": shard.tokens,
-        "trained_tokens": shard.trained_tokens,
-        "bytes": target.stat().st_size,
-        "sha256": sha256,
-        "checksum": shards.checksum(shards.hashes(shard)),
-    }
+    return save_groups(root, path, shard.blocks(), shard.trained is not None, compression)
+
+
+def save_groups(
+    root: Path, path: str, groups: Iterable[Shard], masked: bool, compression: str
+) -> dict[str, Any]:
+    """Write shards to ``root/path``, a row group each; returns the manifest's entry.
+
+    ``masked`` files have labels. Of the shards one is held at a time.
+    """
+    entry: dict[str, Any] = {"path": path, "documents": 0, "tokens": 0, "trained_tokens": 0}
+    checksums = []
+    with new_file(root / path) as aside:
+        with shards.Writer(aside, masked, compression) as writer:
+            for group in groups:
+                writer.write(group)
+                for key in ("documents", "tokens", "trained_tokens"):
+                    entry[key] += getattr(group, key)
+                checksums.append(shards.checksum(shards.hashes(group)))
+        with aside.open("rb") as handle:
+            entry["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
+        entry["bytes"] = aside.stat().st_size
+    return {**entry, "checksum": shards.add_checksums(*checksums)}
 
 
 def load(
@@ -53,11 +63,14 @@ def load(
             if shards.checksum(hashes) != file["checksum"]:
                 raise shards.Damaged("its tokens are not those that were written")
         except shards.Damaged as damage:
-            raise UserError(
-                f"{path} is damaged ({damage}); remove it and run again with {stage} among "
-                "the stages"
-            ) from None
+            raise damaged(path, damage, stage) from None
         yield shard, hashes
+
+
+def damaged(path: Path, damage: shards.Damaged | str, stage: str) -> UserError:
+    return UserError(
+        f"{path} is damaged ({damage}); remove it and run again with {stage} among the stages"
+    )
 
 
 def totals(files: list[dict[str, Any]]) -> dict[str, Any]:
