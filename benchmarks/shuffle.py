@@ -69,7 +69,7 @@ def build(folder: Path, gigabytes: float) -> None:
             ids = (50_000 * draw.random(size, np.float32) ** 4).astype(np.int32)
             path = f"text/text-part-00/{store.file_name('text-part-00', len(entries), 'zstd')}"
             shard = Shard(ids, np.concatenate([np.zeros(1, np.int64), ends]))
-            entries.append(store.save(aside, path, shard, "zstd"))
+            entries.append(store.save(aside / path, path, shard, "zstd"))
             left -= size
         write_json(
             aside / "manifest.json",

@@ -27,6 +27,7 @@ from easyllm.data.pool import default_workers, ordered_map
 from easyllm.data.shards import Int64
 from easyllm.data.spill import Index, Sorted, Unit
 from easyllm.errors import UserError
+from easyllm.files import Workshop
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
@@ -104,7 +105,10 @@ def shuffle(run: RunSpec) -> dict[str, Any]:
     return manifests.make(place, "shuffle", made_from, partial(_fill, run, place, tokens))
 
 
-def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, folder: Path) -> Manifest:
+def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, workshop: Workshop) -> Manifest:
+    workshop.clear()  # begun anew: what a killed process left is not trusted
+    folder = workshop.folder
+    folder.mkdir()
     began = time.perf_counter()
     parts = run.data.partitions
     for name, source in tokens["sources"].items():
@@ -288,4 +292,4 @@ def _merge(
 
 def _write(folder: Path, compression: str, capacity: int, output: Output) -> dict[str, Any]:
     groups = spill.merge(output.runs, output.bounds, output.masked, capacity)
-    return store.save_groups(folder, output.path, groups, output.masked, compression)
+    return store.save_groups(folder / output.path, output.path, groups, output.masked, compression)

@@ -12,34 +12,34 @@ from easyllm.data import shards
 from easyllm.data.manifest import Manifest
 from easyllm.data.shards import Shard, UInt64
 from easyllm.errors import UserError
-from easyllm.files import new_file
 from easyllm.paths import StorePaths
 
 
-def save(root: Path, path: str, shard: Shard, compression: str) -> dict[str, Any]:
-    """Write a shard to ``root/path``; returns the manifest's entry for it."""
-    return save_groups(root, path, shard.blocks(), shard.trained is not None, compression)
+def save(target: Path, path: str, shard: Shard, compression: str) -> dict[str, Any]:
+    """Write a shard to ``target``; returns the manifest's entry for it, as ``path``."""
+    return save_groups(target, path, shard.blocks(), shard.trained is not None, compression)
 
 
 def save_groups(
-    root: Path, path: str, groups: Iterable[Shard], masked: bool, compression: str
+    target: Path, path: str, groups: Iterable[Shard], masked: bool, compression: str
 ) -> dict[str, Any]:
-    """Write shards to ``root/path``, a row group each; returns the manifest's entry.
+    """Write shards to ``target``, a row group each; returns the manifest's entry.
 
-    ``masked`` files have labels. Of the shards one is held at a time.
+    ``masked`` files have labels. Of the shards one is held at a time. The file is not
+    forced onto the disk yet: whoever gives its folder the final name does that.
     """
     entry: dict[str, Any] = {"path": path, "documents": 0, "tokens": 0, "trained_tokens": 0}
     checksums = []
-    with new_file(root / path) as aside:
-        with shards.Writer(aside, masked, compression) as writer:
-            for group in groups:
-                writer.write(group)
-                for key in ("documents", "tokens", "trained_tokens"):
-                    entry[key] += getattr(group, key)
-                checksums.append(shards.checksum(shards.hashes(group)))
-        with aside.open("rb") as handle:
-            entry["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
-        entry["bytes"] = aside.stat().st_size
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with shards.Writer(target, masked, compression) as writer:
+        for group in groups:
+            writer.write(group)
+            for key in ("documents", "tokens", "trained_tokens"):
+                entry[key] += getattr(group, key)
+            checksums.append(shards.checksum(shards.hashes(group)))
+    with target.open("rb") as handle:
+        entry["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
+    entry["bytes"] = target.stat().st_size
     return {**entry, "checksum": shards.add_checksums(*checksums)}
 
 

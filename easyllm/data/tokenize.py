@@ -11,12 +11,12 @@ from typing import Any
 
 from easyllm.data import store
 from easyllm.data.encoding import Document, encode, load_tokenizer
-from easyllm.data.identity import tokens_identity
+from easyllm.data.identity import encoding, tokens_identity
 from easyllm.data.manifest import Manifest, make, tokenizer_identity
 from easyllm.data.pool import ordered_map
 from easyllm.data.templates import end_of_sequence
 from easyllm.errors import UserError
-from easyllm.files import digest, new_folder
+from easyllm.files import Workshop, digest, new_folder
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.roles import Reader, Template
@@ -52,10 +52,8 @@ def _files(name: str, reader: Reader) -> list[Path]:
         raise UserError(f"data.sources.{name}: {error}; give data.sources.{name}.path") from None
 
 
-def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
-    with new_folder(place.tokenizer) as aside:
-        run.data.tokenizer.make(run, aside)
-    identity = tokenizer_identity(place.tokenizer)
+def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
+    identity = _tokenizer(run, place, workshop)
     tokenizer = _loaded(place.tokenizer, identity)
     eos = end_of_sequence(tokenizer)
     began = time.perf_counter()
@@ -66,7 +64,7 @@ def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
     if run.data.limit is None:
         total = sum(f.stat().st_size for n, r in run.data.sources.items() for f in _files(n, r))
     work = functools.partial(
-        _encode_chunk, place.tokenizer, identity, run.data.template, folder, run.data.compression
+        _encode_chunk, place.tokenizer, identity, run.data.template, workshop, run.data.compression
     )
     with progress("tokenize", total, "B") as bar:
         for source, size, entry in ordered_map(work, _chunks(run), run.data.workers):
@@ -95,6 +93,7 @@ def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
     return {
         "tokenizer": identity,
         "template": digest(write(run.data.template)),
+        "encoding": encoding(run),
         "vocab_size": len(tokenizer),
         "eos_id": eos,
         "pad_id": eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
@@ -107,6 +106,23 @@ def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
             "mb_per_second": round(text_bytes / seconds / 1e6, 3),
         },
     }
+
+
+def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
+    """Make the store's tokenizer, unless a killed process did; its identity."""
+
+    def make(note: Path) -> str:
+        with new_folder(place.tokenizer) as aside:
+            run.data.tokenizer.make(run, aside)
+        note.touch()
+        return tokenizer_identity(place.tokenizer)
+
+    made_from = tokens_identity(run)
+    identity: str = workshop.piece("tokenizer", made_from, make)
+    if identity != tokenizer_identity(place.tokenizer):
+        (workshop.folder / "tokenizer").unlink()
+        identity = workshop.piece("tokenizer", made_from, make)
+    return identity
 
 
 def _chunks(run: RunSpec) -> Iterator[Chunk]:
@@ -161,15 +177,21 @@ def _encode_chunk(
     tokenizer: Path,
     identity: str,
     template: Template,
-    folder: Path,
+    workshop: Workshop,
     compression: str,
     chunk: Chunk,
 ) -> tuple[str, int, dict[str, Any]]:
-    """Write a chunk's parquet file; returns source, bytes of text and the manifest's entry."""
-    try:
-        shard = encode(_loaded(tokenizer, identity), template, chunk.documents)
-    except UserError as error:
-        raise UserError(f"{chunk.file}, {Path(chunk.path).name}: {error}") from None
+    """Write a chunk's parquet file, unless a killed process did; returns source, bytes of
+    text and the manifest's entry."""
+
+    def make(aside: Path) -> dict[str, Any]:
+        try:
+            shard = encode(_loaded(tokenizer, identity), template, chunk.documents)
+        except UserError as error:
+            raise UserError(f"{chunk.file}, {Path(chunk.path).name}: {error}") from None
+        return store.save(aside, chunk.path, shard, compression)
+
+    made_from = [identity, write(template), compression, digest(chunk.documents)]
     size = sum(
         len(text.encode())
         for document in chunk.documents
@@ -177,4 +199,4 @@ def _encode_chunk(
             [document] if isinstance(document, str) else [turn["content"] for turn in document]
         )
     )
-    return chunk.source, size, store.save(folder, chunk.path, shard, compression)
+    return chunk.source, size, workshop.piece(chunk.path, made_from, make)
