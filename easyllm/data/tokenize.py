@@ -13,10 +13,11 @@ from easyllm.data import store
 from easyllm.data.encoding import Document, encode, load_tokenizer
 from easyllm.data.identity import encoding, tokens_identity
 from easyllm.data.manifest import Manifest, make, tokenizer_identity
+from easyllm.data.originals import TokenStore
 from easyllm.data.pool import ordered_map
 from easyllm.data.templates import end_of_sequence
 from easyllm.errors import UserError
-from easyllm.files import Workshop, digest, new_folder
+from easyllm.files import Workshop, digest, fingerprint, new_folder
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.roles import Reader, Template
@@ -34,7 +35,10 @@ class Chunk:
     source: str
     path: str
     file: Path
-    documents: list[Document]
+    documents: list[Document] | TokenStore
+    """The documents; or the reader of a file of tokens."""
+    limit: int | None = None
+    """Documents to take of a file of tokens at most."""
 
 
 def tokenize(run: RunSpec) -> dict[str, Any]:
@@ -132,10 +136,15 @@ def _chunks(run: RunSpec) -> Iterator[Chunk]:
             stem = f"{name}-part-{number:02}"
             folder = f"{name}_{run.data.tokenizer.label(run)}/{stem}"
             seen = 0
-            for part, documents in enumerate(_cut(reader, file, run.data.rows_per_file, left)):
-                path = f"{folder}/{store.file_name(stem, part, run.data.compression)}"
-                yield Chunk(name, path, file, documents)
-                seen += len(documents)
+            if isinstance(reader, TokenStore):
+                path = f"{folder}/{store.file_name(stem, 0, run.data.compression)}"
+                yield Chunk(name, path, file, reader, left)
+                seen = reader.rows(file)
+            else:
+                for part, documents in enumerate(_cut(reader, file, run.data.rows_per_file, left)):
+                    path = f"{folder}/{store.file_name(stem, part, run.data.compression)}"
+                    yield Chunk(name, path, file, documents)
+                    seen += len(documents)
             if left is not None:
                 left -= seen
                 if left <= 0:
@@ -185,12 +194,18 @@ def _encode_chunk(
     text and the manifest's entry."""
 
     def make(aside: Path) -> dict[str, Any]:
+        if isinstance(chunk.documents, TokenStore):
+            return _adopt(_loaded(tokenizer, identity), chunk, aside, compression)
         try:
             shard = encode(_loaded(tokenizer, identity), template, chunk.documents)
         except UserError as error:
             raise UserError(f"{chunk.file}, {Path(chunk.path).name}: {error}") from None
         return store.save(aside, chunk.path, shard, compression)
 
+    if isinstance(chunk.documents, TokenStore):
+        made_from = [identity, compression, chunk.limit, str(chunk.file), fingerprint(chunk.file)]
+        size = chunk.file.stat().st_size
+        return chunk.source, size, workshop.piece(chunk.path, made_from, make)
     made_from = [identity, write(template), compression, digest(chunk.documents)]
     size = sum(
         len(text.encode())
@@ -200,3 +215,13 @@ def _encode_chunk(
         )
     )
     return chunk.source, size, workshop.piece(chunk.path, made_from, make)
+
+
+def _adopt(tokenizer: Any, chunk: Chunk, aside: Path, compression: str) -> dict[str, Any]:
+    """Write a file of tokens as one of the store's; its entry for the manifest."""
+    assert isinstance(chunk.documents, TokenStore)
+    eos = end_of_sequence(tokenizer)
+    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    parts = chunk.documents.shards(chunk.file, pad, eos, len(tokenizer), chunk.limit)
+    masked = chunk.documents.masked(chunk.file)
+    return store.save_groups(aside, chunk.path, parts, masked, compression)

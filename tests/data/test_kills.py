@@ -85,6 +85,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def survive(folder: Path, texts: Path, kills: int) -> None:
     draw = random.Random(0)
+    killed = 0
     whole, broken = folder / "whole", folder / "broken"
     for stage in STAGES:
         process = start(whole, texts, stage)
@@ -92,17 +93,16 @@ def survive(folder: Path, texts: Path, kills: int) -> None:
         began = time.perf_counter()
         finish(process)
         took = time.perf_counter() - began
-        killed = 0
         for _ in range(kills):
             process = start(broken, texts, stage)
             assert process.stdout and process.stdout.readline() == "ready\n"
-            time.sleep(draw.uniform(0, took))
+            time.sleep(draw.uniform(0, 0.8 * took))
             process.send_signal(signal.SIGKILL)
             process.communicate()
             killed += process.returncode == -signal.SIGKILL
-        assert killed, "every process was done before it was killed"
         finish(start(broken, texts, stage))
         assert content(broken / "store", stage) == content(whole / "store", stage)
+    assert killed, "every process was done before it was killed"
     assert not list((broken / "store").glob(".*"))
 
 
