@@ -17,6 +17,7 @@ from easyllm.spec.schema import Resolve, UnknownComponent, target_of
 
 FACES = (
     "easyllm.data.formats",
+    "easyllm.data.originals",
     "easyllm.data.readers",
     "easyllm.data.tables",
     "easyllm.data.templates",

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +46,74 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     A folder that stands at ``path`` already is replaced only then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = _beside(path)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    aside.mkdir(parents=True)
     try:
         yield aside
-        for file in aside.rglob("*"):
-            flush(file)
-        flush(aside)
-        if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            aside.rename(path)
-            shutil.rmtree(old)
-        else:
-            aside.rename(path)
-        flush(path.parent)
+        _install(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _install(aside: Path, path: Path) -> None:
+    """Give a folder its final name, in place of what may stand there."""
+    for file in aside.rglob("*"):
+        flush(file)
+    flush(aside)
+    if path.exists():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        path.rename(old)
+        aside.rename(path)
+        shutil.rmtree(old)
+    else:
+        aside.rename(path)
+    flush(path.parent)
+
+
+class Workshop:
+    """A folder filled piece by piece, whose finished pieces outlive the process.
+
+    They gather in ``.<name>.work``, and what each was made from and gave in
+    ``.<name>.pieces``. One process at a time may own a workshop; those it starts may make
+    pieces in it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.folder = path.with_name(f".{path.name}.work")
+        self._pieces = path.with_name(f".{path.name}.pieces")
+
+    def piece(self, name: str, made_from: Any, make: Callable[[Path], Any]) -> Any:
+        """The plain data that ``make(aside)`` returns on writing the file ``name``.
+
+        Nothing is done where that file was finished before from the same ``made_from``.
+        """
+        target, key = self.folder / name, digest(made_from)
+        note = self._pieces / f"{digest(name)}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            there = read_json(note)
+            if there["made_from"] == key and there["bytes"] == target.stat().st_size:
+                return there["gave"]
+        with new_file(target) as aside:
+            gave = make(aside)
+        write_json(note, {"made_from": key, "bytes": target.stat().st_size, "gave": gave})
+        return gave
+
+    def finish(self, names: set[str]) -> None:
+        """Give the folder, holding the files ``names`` only, its final name."""
+        for file in sorted(self.folder.rglob("*"), reverse=True):
+            if file.is_dir():
+                with contextlib.suppress(OSError):  # what is empty goes
+                    file.rmdir()
+            elif str(file.relative_to(self.folder)) not in names:
+                file.unlink()
+        _install(self.folder, self.path)
+        self.clear()
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._pieces, ignore_errors=True)
 
 
 @contextlib.contextmanager

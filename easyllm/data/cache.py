@@ -20,6 +20,7 @@ import numpy as np
 
 from easyllm.data import manifest as manifests
 from easyllm.data import store
+from easyllm.data.identity import check_encoding
 from easyllm.data.manifest import Manifest
 from easyllm.data.shards import Bool, Int32, Int64, UInt64
 from easyllm.errors import UserError
@@ -65,6 +66,7 @@ def chosen(run: RunSpec) -> tuple[str, Manifest]:
         stages = [s for s in manifests.STAGES if manifests.find(place, s)] or ["tokenize"]
     stage = stages[-1]
     manifest = manifests.require(place, stage)
+    check_encoding(run, place, manifest)
     there = set(manifest["sources"])
     if run.data.sources and set(run.data.sources) != there:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.data import store
+from easyllm.data.originals import TokenStore
 from easyllm.errors import UserError
-from easyllm.spec.roles import Document, File, Reader, Record, Rejected
+from easyllm.files import digest, fingerprint
+from easyllm.spec.roles import Document, File, Part, Reader, Record, Rejected
 from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import write
 
 CHUNK = 1 << 22
 """Characters of text, or bytes of a file read in parts, in a parquet file, about."""
@@ -29,7 +33,19 @@ class Chunk:
     file: File
     records: list[Record | Rejected] = field(default_factory=list)
     reader: Reader | None = None
-    """What reads ``file``, a part, where the records are not read yet."""
+    """What reads ``file``, where the records are not read yet."""
+    limit: int | None = None
+    """Documents to take of a file of tokens at most."""
+
+    def identity(self) -> Any:
+        """Plain data that differs where the records do."""
+        if self.reader is None:
+            return digest([dataclasses.asdict(record) for record in self.records])
+        part = self.file if isinstance(self.file, Part) else None
+        file = part.file if part else self.file
+        assert isinstance(file, Path), "only local files are left to be read"
+        span = [part.start, part.end, part.line] if part else None
+        return [write(self.reader), str(file), fingerprint(file), span, self.limit]
 
     def read(self) -> list[Record | Rejected]:
         if self.reader is None:
@@ -57,6 +73,13 @@ def chunks(run: RunSpec) -> Iterator[Chunk]:
                 f"{folder}/{store.file_name(stem, part, run.data.compression)}"
                 for part in itertools.count()
             )
+            if isinstance(reader, TokenStore):
+                assert isinstance(file, Path)  # its files are local
+                yield Chunk(name, next(paths), file, reader=reader, limit=left)
+                left = None if left is None else max(0, left - reader.rows(file))
+                if left == 0:
+                    break
+                continue
             # a limit has to count the documents one after another
             parts = reader.parts(file, CHUNK, rows) if left is None else None
             if parts is not None:

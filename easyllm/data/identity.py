@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from easyllm.data.manifest import Manifest, differences
+from easyllm.errors import UserError
 from easyllm.files import fingerprint
+from easyllm.paths import StorePaths
 from easyllm.spec.roles import Reader
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
@@ -21,19 +24,64 @@ def tokens_identity(run: RunSpec) -> dict[str, Any]:
     sources = {}
     for name, reader in data.sources.items():
         settings = {key: value for key, value in write(reader).items() if key != "weight"}
-        sources[name] = [settings, _files(reader)]
+        sources[name] = {"reader": settings, "files": _files(reader)}
     return {
         "sources": sources,
-        "tokenizer": [
-            write(data.tokenizer),
-            data.tokenizer.label(run),
-            _fingerprints(data.tokenizer.files(run)),
-        ],
-        "template": write(data.template),
+        **encoding(run),
         "compression": data.compression,
         "rows_per_file": data.rows_per_file,
         "limit": data.limit,
     }
+
+
+def encoding(run: RunSpec) -> dict[str, Any]:
+    """What turns the texts into tokens: the tokenizer and the template."""
+    tokenizer = run.data.tokenizer
+    return {
+        "tokenizer": {
+            "name": tokenizer.label(run),
+            "settings": write(tokenizer),
+            "files": _fingerprints(tokenizer.files(run)),
+        },
+        "template": write(run.data.template),
+    }
+
+
+def check_encoding(run: RunSpec, store: StorePaths, manifest: Manifest) -> None:
+    """Raises UserError where a store was made with another tokenizer or template than ``run``'s.
+
+    Tokenizers are told apart by name and, where files of both are known, by their content,
+    so that one that moved is still the same. A run that names no tokenizer takes the store's.
+    """
+    there, here = manifest["encoding"], encoding(run)
+    if not here["tokenizer"]["name"]:
+        return
+    mine, theirs = (_contents(side["tokenizer"]["files"]) for side in (here, there))
+    both = mine.keys() & theirs.keys()
+    same = there["tokenizer"]["name"] == here["tokenizer"]["name"] or bool(both)
+    lines = []
+    if not same or any(mine[name] != theirs[name] for name in both):
+        names = there["tokenizer"]["name"], here["tokenizer"]["name"]
+        lines.append(f"  tokenizer: {names[0]} in the store, {names[1]} in this run")
+        lines += [
+            f"  {name}: {theirs[name]} in the store, {mine[name]} in this run"
+            for name in sorted(both)
+            if mine[name] != theirs[name]
+        ]
+        lines.append(f"  fingerprint of the store's tokenizer: {manifest['tokenizer']}")
+    if there["template"] != here["template"]:
+        lines.append(differences(there["template"], here["template"], "template"))
+    if lines:
+        found = "\n".join(lines)
+        raise UserError(
+            f"data.dir={store.root} was made with another tokenizer or template:\n{found}\n"
+            "give the store's, or another data.dir"
+        )
+
+
+def _contents(files: list[Any]) -> dict[str, str]:
+    """Hashes of the files, by name, of those whose content was read."""
+    return {Path(file).name: mark for file, mark in files if mark.startswith("sha256:")}
 
 
 def _files(reader: Reader) -> Any:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from easyllm.errors import UserError
-from easyllm.files import digest, exclusive, new_folder, read_json, write_json
+from easyllm.files import Workshop, digest, exclusive, read_json, write_json
 from easyllm.paths import StorePaths
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the store's layout; raised when an old store can no longer be read."""
 
 STAGES = {"tokenize": "tokens", "shuffle": "shuffled", "repartition": "partitions"}
 """The data stages in order, with the folder of the store that each writes."""
 
-CARRIED = ("tokenizer", "template", "vocab_size", "eos_id", "pad_id")
+CARRIED = ("tokenizer", "template", "encoding", "vocab_size", "eos_id", "pad_id")
 """What later stages take over from the tokens' manifest."""
+
+BESIDE = {"manifest.json", "data.info", "rejected.jsonl"}
+"""What a stage's folder holds besides its parquet files."""
 
 Manifest = dict[str, Any]
 
@@ -79,31 +83,56 @@ def tokenizer_identity(folder: Path) -> str:
 
 
 def make(
-    store: StorePaths, stage: str, made_from: Any, work: Callable[[Path], Manifest]
+    store: StorePaths, stage: str, made_from: Any, work: Callable[[Workshop], Manifest]
 ) -> dict[str, Any]:
     """Let ``work`` fill the stage's folder, unless it holds the same already.
 
-    ``made_from`` is all that determines the result. ``work`` gets an empty folder and
-    returns the manifest with ``metrics``; these are returned, with ``reused`` where another
-    run had done the work. Processes with the same store wait for each other. Raises UserError
-    where the folder holds something else: a store is never overwritten.
+    ``made_from`` is all that determines the result. ``work`` gets a workshop, with the
+    pieces that a killed process finished there, and returns the manifest with ``metrics``;
+    these are returned, with ``reused`` where another run had done the work. Processes with
+    the same store wait for each other. Raises UserError where the folder holds something
+    else, saying what differs: a store is never overwritten.
     """
-    key = digest(made_from)
+    made_from = json.loads(json.dumps(made_from))
     with exclusive(store.root / f"{STAGES[stage]}.lock"):
         there = find(store, stage)
-        if there and there["made_from"] == key and _whole(store, stage, there):
+        workshop = Workshop(folder(store, stage))
+        if there and there["made_from"] == made_from and _whole(store, stage, there):
+            workshop.clear()
             return {**there["metrics"], "reused": True}
-        if there and there["made_from"] != key:
+        if there and there["made_from"] != made_from:
             raise UserError(
                 f"data.dir={store.root}: its {STAGES[stage]}/ was made from other data or with "
-                f"other settings; give another data.dir, or remove {folder(store, stage)}"
+                f"other settings:\n{differences(there['made_from'], made_from)}\n"
+                f"give another data.dir, or remove {folder(store, stage)}"
             )
         sweep(folder(store, stage))
         location(store, stage).unlink(missing_ok=True)
-        with new_folder(folder(store, stage)) as aside:
-            manifest = {"schema": SCHEMA, "made_from": key, **work(aside)}
-            write_json(aside / "manifest.json", manifest)
+        workshop.folder.mkdir(exist_ok=True)
+        manifest = {"schema": SCHEMA, "made_from": made_from, **work(workshop)}
+        write_json(workshop.folder / "manifest.json", manifest)
+        names = {file["path"] for file in _files(manifest)}
+        workshop.finish(names | BESIDE)
         return {**manifest["metrics"], "reused": False}
+
+
+def differences(there: Any, here: Any, key: str = "") -> str:
+    """A line for each key whose values differ, ``there`` those of the store."""
+    return "\n".join(_differences(there, here, key))
+
+
+def _differences(there: Any, here: Any, key: str) -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in sorted(there.keys() | here.keys()):
+            inner = f"{key}.{name}" if key else name
+            yield from _differences(there.get(name), here.get(name), inner)
+    elif there != here:
+        yield f"  {key}: {_short(there)} in the store, {_short(here)} in this run"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:40]}… ({digest(value)})"
 
 
 def _files(manifest: Manifest) -> Iterator[dict[str, Any]]:

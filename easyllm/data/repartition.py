@@ -11,7 +11,7 @@ from typing import Any
 from easyllm.data import manifest as manifests
 from easyllm.data.manifest import Manifest
 from easyllm.errors import UserError
-from easyllm.files import digest
+from easyllm.files import Workshop, digest
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
@@ -35,7 +35,10 @@ def repartition(run: RunSpec) -> dict[str, Any]:
     return manifests.make(place, "repartition", made_from, partial(_fill, place, shuffled, parts))
 
 
-def _fill(place: StorePaths, shuffled: Manifest, parts: int, folder: Path) -> Manifest:
+def _fill(place: StorePaths, shuffled: Manifest, parts: int, workshop: Workshop) -> Manifest:
+    workshop.clear()  # begun anew: what a killed process left is not trusted
+    folder = workshop.folder
+    folder.mkdir()
     # the original names partitions by 18 hexadecimal digits; these are of the content
     uuid = digest(shuffled["sources"], 18)
     sources: dict[str, Any] = {name: {**s, "files": []} for name, s in shuffled["sources"].items()}

@@ -6,9 +6,11 @@ list<int32>. In memory a shard is flat arrays with offsets, never lists of lists
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -60,15 +62,18 @@ class Shard:
 
     def take(self, documents: Int64) -> Shard:
         """The documents at these places, in this order."""
-        at, offsets = gather(self.offsets[:-1][documents], self.lengths[documents])
-        trained = None if self.trained is None else self.trained[at]
-        return Shard(self.ids[at], offsets, trained)
+        ids, offsets = _take(self.ids, self.offsets, documents)
+        trained = None
+        if self.trained is not None:
+            trained = _take(self.trained, self.offsets, documents)[0]
+        return Shard(ids, offsets, trained)
 
-    def blocks(self) -> Iterator[Shard]:
-        """The documents in order, about ``BLOCK_TOKENS`` tokens at a time."""
+    def blocks(self, tokens: int | None = None) -> Iterator[Shard]:
+        """The documents in order, about ``tokens`` (by default ``BLOCK_TOKENS``) at a time."""
+        tokens = tokens or BLOCK_TOKENS
         first = 0
         while first < self.documents:
-            until = int(np.searchsorted(self.offsets, self.offsets[first] + BLOCK_TOKENS, "right"))
+            until = int(np.searchsorted(self.offsets, self.offsets[first] + tokens, "right"))
             until = min(max(until - 1, first + 1), self.documents)
             start, end = self.offsets[first], self.offsets[until]
             yield Shard(
@@ -101,19 +106,64 @@ def join(shards: list[Shard]) -> Shard:
     return Shard(np.concatenate([shard.ids for shard in shards]), offsets, trained)
 
 
+def _take(values: Any, offsets: Int64, runs: Int64) -> tuple[Any, Int64]:
+    """Runs ``values[offsets[i]:offsets[i + 1]]`` laid end to end, and their new offsets.
+
+    As Arrow's binary strings, which are copied whole rather than value by value.
+    """
+    size = values.itemsize
+    strings = pa.Array.from_buffers(
+        pa.large_binary(),
+        len(offsets) - 1,
+        [None, pa.py_buffer(offsets * size), pa.py_buffer(np.ascontiguousarray(values))],
+    ).take(pa.array(runs))
+    _, ends, content = strings.buffers()
+    taken = np.frombuffer(content, values.dtype) if content else values[:0]
+    moved = np.frombuffer(ends, np.int64, len(runs) + 1) // size
+    return taken[: moved[-1]], moved
+
+
+HASH_TOKENS = 1 << 15
+"""Tokens hashed at once: what fits a core's cache."""
+
+
 def hashes(shard: Shard) -> UInt64:
-    """A 64-bit hash of each document's tokens and of which of them are trained, [documents]."""
+    """A 64-bit hash of each document's tokens and of which of them are trained, [documents].
+
+    A polynomial modulo 2**64 over the mixed tokens, its powers counted from the document's
+    start, then mixed with the document's length.
+    """
     found = [np.zeros(0, np.uint64)]
-    for block in shard.blocks():
+    for block in shard.blocks(HASH_TOKENS):
         values = block.ids.astype(np.uint64)
         if block.trained is not None:
             values |= (~block.trained).astype(np.uint64) << np.uint64(32)
-        starts, lengths = block.offsets[:-1], block.lengths
-        place = np.arange(block.tokens) - np.repeat(starts, lengths)
-        values += place.astype(np.uint64) * np.uint64(0xD1342543DE82EF95)
-        sums = np.add.reduceat(mix(values), starts)
-        found.append(mix(sums + lengths.astype(np.uint64)))
+        values += np.uint64(0x9E3779B97F4A7C15)
+        values *= np.uint64(0xBF58476D1CE4E5B9)
+        values ^= values >> np.uint64(32)
+        powers, inverses = _powers(block.tokens)
+        values *= powers[: block.tokens]
+        starts, filled = block.offsets[:-1], block.lengths > 0
+        sums = np.zeros(block.documents, np.uint64)
+        sums[filled] = np.add.reduceat(values, starts[filled]) if filled.any() else 0
+        sums *= inverses[np.minimum(starts, block.tokens - 1)]
+        found.append(mix(sums + block.lengths.astype(np.uint64)))
     return np.concatenate(found)
+
+
+def _powers(count: int) -> tuple[UInt64, UInt64]:
+    """Powers 0, 1, … of the polynomial's base, at least ``count``, and their inverses."""
+    return _table(1 << max(count, HASH_TOKENS).bit_length())
+
+
+@functools.lru_cache(maxsize=2)
+def _table(count: int) -> tuple[UInt64, UInt64]:
+    base = 0xD1342543DE82EF95
+    steps = np.full(count, base, np.uint64), np.full(count, pow(base, -1, 1 << 64), np.uint64)
+    for step in steps:
+        step[0] = 1
+        np.multiply.accumulate(step, out=step)
+    return steps
 
 
 def mix(values: UInt64) -> UInt64:
@@ -136,38 +186,98 @@ def add_checksums(*sums: int) -> int:
     return sum(sums) % (1 << 64)
 
 
+class Writer:
+    """A parquet file in the making, with a checksum for each page."""
+
+    def __init__(self, path: Path, masked: bool, codec: str):
+        names = ["input_ids", "labels"] if masked else ["input_ids"]
+        self._schema = pa.schema([(name, pa.list_(pa.int32())) for name in names])
+        self._writer = pq.ParquetWriter(
+            path,
+            self._schema,
+            compression=codec,
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+
+    def write(self, group: Shard) -> None:
+        """Add documents, fewer than 2**31 tokens, as one row group."""
+        offsets = pa.array(group.offsets.astype(np.int32))
+        columns = [group.ids]
+        if len(self._schema) == 2:
+            labels = group.ids
+            if group.trained is not None:
+                labels = np.where(group.trained, group.ids, np.int32(UNTRAINED))
+            columns.append(labels)
+        arrays = [pa.ListArray.from_arrays(offsets, pa.array(column)) for column in columns]
+        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
+
+
 def write(path: Path, shard: Shard, codec: str) -> None:
-    """Write a parquet file with a checksum for each page."""
-    names = ["input_ids"] if shard.trained is None else ["input_ids", "labels"]
-    schema = pa.schema([(name, pa.list_(pa.int32())) for name in names])
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression=codec,
-        use_dictionary=False,
-        write_statistics=False,
-        write_page_checksum=True,
-    ) as writer:
+    """Write a parquet file, a row group for each of the shard's blocks."""
+    with Writer(path, shard.trained is not None, codec) as writer:
         for block in shard.blocks():
-            offsets = pa.array(block.offsets.astype(np.int32))
-            columns = [block.ids]
-            if block.trained is not None:
-                columns.append(np.where(block.trained, block.ids, np.int32(UNTRAINED)))
-            arrays = [pa.ListArray.from_arrays(offsets, pa.array(column)) for column in columns]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            writer.write(block)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row group of a parquet file."""
+
+    path: Path
+    number: int
+    documents: int
+    tokens: int
+    """At least; a document of no token may count as one."""
+
+
+def groups(path: Path) -> tuple[list[Group], bool]:
+    """The row groups of a file and whether it has labels, by its footer. Raises Damaged."""
+    try:
+        with pq.ParquetFile(path) as file:
+            names, footer = file.schema_arrow.names, file.metadata
+    except (OSError, pa.ArrowException) as error:
+        raise Damaged(str(error).splitlines()[0]) from None
+    if "input_ids" not in names:
+        raise Damaged(f"has no column input_ids, but {', '.join(names)}")
+    column = names.index("input_ids")
+    found = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    return [
+        Group(path, i, group.num_rows, group.column(column).num_values)
+        for i, group in enumerate(found)
+    ], "labels" in names
+
+
+def read_group(group: Group) -> Iterator[Shard]:
+    """The documents of a row group, about ``BLOCK_TOKENS`` tokens at a time. Raises Damaged."""
+    rows = max(1, BLOCK_TOKENS * group.documents // max(1, group.tokens))
+    try:
+        with pq.ParquetFile(group.path, page_checksum_verification=True) as file:
+            names = [n for n in ("input_ids", "labels") if n in file.schema_arrow.names]
+            for batch in file.iter_batches(rows, [group.number], names, use_threads=False):
+                yield _from_batch(batch)
+    except (OSError, pa.ArrowException) as error:
+        raise Damaged(str(error).splitlines()[0]) from None
 
 
 def read(path: Path) -> Shard:
-    """Read a file that ``write`` made. Raises Damaged."""
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        with file:
-            groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
-    except (OSError, pa.ArrowException) as error:
-        raise Damaged(str(error).splitlines()[0]) from None
-    if not groups:
+    """Read a whole file that ``write`` made. Raises Damaged."""
+    found = [shard for group in groups(path)[0] for shard in read_group(group)]
+    if not found:
         raise Damaged("holds no rows")
-    return join([_from_batch(batch) for group in groups for batch in group.to_batches()])
+    return join(found)
 
 
 def _from_batch(batch: Any) -> Shard:

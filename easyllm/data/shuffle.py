@@ -1,8 +1,19 @@
-"""The documents of each data set in a uniformly random order."""
+"""The documents of each data set in a uniformly random order, out of core.
+
+The tree keeps a folder for each data set, as the original's does. All documents of a data
+set, wherever they lay, come in one order, drawn uniformly from all there are; partition k of
+it is the k-th stretch of that order. Training mixes the data sets: it permutes the documents
+of all of them.
+"""
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,20 +21,78 @@ from typing import Any
 import numpy as np
 
 from easyllm.data import manifest as manifests
-from easyllm.data import store
+from easyllm.data import shards, spill, store
 from easyllm.data.manifest import Manifest
-from easyllm.data.random import generator
-from easyllm.data.shards import join
+from easyllm.data.pool import default_workers, ordered_map
+from easyllm.data.shards import Int64
+from easyllm.data.spill import Index, Sorted, Unit
 from easyllm.errors import UserError
+from easyllm.files import Workshop
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
+
+PROCESS_BYTES = 120 << 20
+"""Memory of a process that has loaded numpy and Arrow."""
+
+GROUP_BYTES = 20 * shards.BLOCK_TOKENS
+"""Memory to read or write a row group."""
+
+TOKEN_BYTES = 5
+"""An id and whether it is trained."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is done at once; none of it changes the result."""
+
+    workers: int
+    capacity: int
+    """Tokens a process sorts or merges at once."""
+
+    @classmethod
+    def of(cls, memory: float, workers: int, tokens: int) -> Limits:
+        """For ``tokens`` in all and ``memory`` bytes. Raises UserError where it is too little."""
+        least = PROCESS_BYTES + GROUP_BYTES + 2 * TOKEN_BYTES * shards.BLOCK_TOKENS
+        room = int(memory) - PROCESS_BYTES  # this process waits while others work
+        if room < least:
+            raise UserError(
+                f"data.memory_gb={memory / 1e9:g} does not hold a process and a row group; give "
+                f"data.memory_gb={(least + PROCESS_BYTES) / 1e9:.2f} at least"
+            )
+        workers = min(workers, room // least, 1 + tokens // shards.BLOCK_TOKENS)
+        # twice: what is read, and the copy in its new order
+        each = (room // workers - PROCESS_BYTES - GROUP_BYTES) // 2
+        return cls(workers, each // TOKEN_BYTES)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be shuffled of a data set."""
+
+    name: str
+    units: list[Unit]
+    masked: bool
+    """Whether one of its files has labels."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to be written."""
+
+    source: str
+    path: str
+    runs: list[Path]
+    bounds: Int64
+    """Of its row groups in each run, [groups + 1, runs]."""
+    masked: bool
 
 
 def shuffle(run: RunSpec) -> dict[str, Any]:
     """Shuffle each source by rows into ``data.partitions`` files; returns the metrics.
 
-    Takes memory for one source at a time.
+    The files divide the tokens evenly, those of all sources together to within a document.
+    Takes ``data.memory_gb`` of memory and, until it ends, five bytes a token on the disk.
     """
     place = RunPaths(run).store
     tokens = manifests.require(place, "tokenize")
@@ -36,48 +105,191 @@ def shuffle(run: RunSpec) -> dict[str, Any]:
     return manifests.make(place, "shuffle", made_from, partial(_fill, run, place, tokens))
 
 
-def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, folder: Path) -> Manifest:
+def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, workshop: Workshop) -> Manifest:
+    workshop.clear()  # begun anew: what a killed process left is not trusted
+    folder = workshop.folder
+    folder.mkdir()
     began = time.perf_counter()
     parts = run.data.partitions
-    sources = {}
+    for name, source in tokens["sources"].items():
+        if source["documents"] < parts:
+            raise UserError(
+                f"data.partitions={parts}, but the source {name} has {source['documents']} "
+                f"documents only; give data.partitions={source['documents']} at most"
+            )
     total = sum(source["tokens"] for source in tokens["sources"].values())
-    with progress("shuffle", 2 * total, "tok") as bar:  # each read once and written once
-        for name, source in tokens["sources"].items():
-            if source["documents"] < parts:
-                raise UserError(
-                    f"data.partitions={parts}, but the source {name} has {source['documents']} "
-                    f"documents only; give data.partitions={source['documents']} at most"
-                )
-            shards = []
-            for shard, _ in store.load(place, "tokenize", tokens, name):
-                shards.append(shard)
-                bar.update(shard.tokens)
-            whole = join(shards)
-            order = generator(run.seed, "shuffle", name).permutation(whole.documents)
-            stem = f"{source['dataset']}-part-000"
-            files = []
-            for number, rows in enumerate(np.array_split(order, parts)):
-                path = f"{stem}/{store.file_name(stem, number, run.data.compression)}"
-                files.append(store.save(folder, path, whole.take(rows), run.data.compression))
-                bar.update(files[-1]["tokens"])
-            sources[name] = {
-                "dataset": source["dataset"],
-                "weight": source["weight"],
-                **store.totals(files),
-            }
-            assert sources[name]["checksum"] == source["checksum"], f"shuffling changed {name}"
-    seconds = time.perf_counter() - began
+    workers = run.data.workers or default_workers()
+    limits = Limits.of(run.data.memory_gb * 1e9, workers, total)
+    _check_room(place.root, TOKEN_BYTES * total)
+    # named so that the next process sweeps what a killed one leaves
+    scratch = tempfile.TemporaryDirectory(prefix=".shuffled.", suffix=".runs", dir=place.root)
+    with scratch as runs, progress("shuffle", 2 * total, "tok") as bar:
+        sources = _sources(place, tokens)
+        found = _sort(place, tokens, sources, run.seed, limits, Path(runs), bar)
+        outputs = _outputs(run, tokens, sources, found)
+        files = _merge(outputs, folder, run.data.compression, limits, bar)
+    made = {}
+    for name, source in tokens["sources"].items():
+        made[name] = {
+            "dataset": source["dataset"],
+            "weight": source["weight"],
+            **store.totals(files[name]),
+        }
+        if made[name]["checksum"] != source["checksum"]:
+            raise RuntimeError(f"shuffling changed the rows of {name}; nothing was kept")
     counts = {
-        key: sum(source[key] for source in sources.values())
+        key: sum(source[key] for source in made.values())
         for key in ("documents", "tokens", "bytes")
     }
+    seconds = time.perf_counter() - began
     return {
         **{key: tokens[key] for key in manifests.CARRIED},
         "tokens": manifests.identity(tokens),
-        "sources": sources,
+        "sources": made,
         "metrics": {
             **counts,
             "partitions": parts,
+            "checksum": shards.add_checksums(*(source["checksum"] for source in made.values())),
             "tokens_per_second": round(counts["tokens"] / seconds, 1),
         },
     }
+
+
+def _check_room(root: Path, needed: int) -> None:
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise UserError(
+            f"shuffling takes {needed / 1e9:.1f} GB beside the store while it runs, and "
+            f"{root} has {free / 1e9:.1f} GB left; make room, or give another data.dir"
+        )
+
+
+def _sources(place: StorePaths, tokens: Manifest) -> list[Source]:
+    sources = []
+    for name, source in tokens["sources"].items():
+        units: list[Unit] = []
+        masked = False
+        for number, file in enumerate(source["files"]):
+            path = manifests.folder(place, "tokenize") / file["path"]
+            try:
+                groups, labels = shards.groups(path)
+            except shards.Damaged as damage:
+                raise store.damaged(path, damage, "tokenize") from None
+            units += [Unit(number, group) for group in groups]
+            masked |= labels
+        sources.append(Source(name, units, masked))
+    return sources
+
+
+def _sort(
+    place: StorePaths,
+    tokens: Manifest,
+    sources: list[Source],
+    seed: int,
+    limits: Limits,
+    folder: Path,
+    bar: Any,
+) -> dict[str, list[Path]]:
+    """The first pass: every source's runs. Raises UserError for a damaged file."""
+    total = sum(unit.group.tokens for source in sources for unit in source.units)
+    # some for each process, so that all end at about the same time
+    capacity = min(limits.capacity, max(shards.BLOCK_TOKENS, total // (4 * limits.workers)))
+    tasks = [(s, batch) for s in sources for batch in _batches(s.units, capacity)]
+    work = partial(_sort_some, seed, capacity, folder)
+    runs: dict[str, list[Path]] = {source.name: [] for source in sources}
+    seen: dict[tuple[str, int], list[int]] = {}
+    jobs = (
+        (number, s.name, s.masked, batch) for number, (s, batch) in enumerate(tasks)
+    )  # fmt: skip
+    for (source, batch), made in zip(tasks, ordered_map(work, jobs, limits.workers), strict=True):
+        runs[source.name] += made.runs
+        for file, checksum in made.checksums.items():
+            there = seen.setdefault((source.name, file), [0, 0])
+            there[0] += made.documents[file]
+            there[1] = shards.add_checksums(there[1], checksum)
+        bar.update(sum(unit.group.tokens for unit in batch))
+    for name, source in tokens["sources"].items():
+        for number, file in enumerate(source["files"]):
+            if seen.get((name, number)) != [file["documents"], file["checksum"]]:
+                path = manifests.folder(place, "tokenize") / file["path"]
+                raise store.damaged(path, "its tokens are not those that were written", "tokenize")
+    return runs
+
+
+def _batches(units: list[Unit], capacity: int) -> Iterator[list[Unit]]:
+    batch: list[Unit] = []
+    for unit in units:
+        if batch and sum(u.group.tokens for u in batch) + unit.group.tokens > capacity:
+            yield batch
+            batch = []
+        batch.append(unit)
+    if batch:
+        yield batch
+
+
+def _sort_some(
+    seed: int, capacity: int, folder: Path, job: tuple[int, str, bool, list[Unit]]
+) -> Sorted:
+    number, source, masked, units = job
+    return spill.sort(units, masked, capacity, seed, source, folder / str(number))
+
+
+def _outputs(
+    run: RunSpec, tokens: Manifest, sources: list[Source], runs: dict[str, list[Path]]
+) -> list[Output]:
+    """Cut each source's order into ``data.partitions`` files of row groups."""
+    parts = run.data.partitions
+    outputs = []
+    whole = 0
+    given = np.zeros(parts + 1, np.int64)  # tokens of earlier sources below each cut
+    for source in sources:
+        there = tokens["sources"][source.name]
+        index = Index(runs[source.name])
+        whole += there["tokens"]
+        # a cut makes good what those of earlier sources gave too much
+        targets = np.arange(parts + 1) * whole // parts - given
+        cuts = _cuts(index, np.clip(targets, 0, there["tokens"]), there["documents"])
+        ends = index.tokens(cuts)
+        given += ends
+        stem = f"{there['dataset']}-part-000"
+        for number, (first, until) in enumerate(itertools.pairwise(ends.tolist())):
+            inner = index.at_tokens(np.arange(first, until, shards.BLOCK_TOKENS)[1:])
+            outputs.append(
+                Output(
+                    source.name,
+                    f"{stem}/{store.file_name(stem, number, run.data.compression)}",
+                    runs[source.name],
+                    np.clip(np.vstack([cuts[number], inner, cuts[number + 1]]), cuts[number],
+                            cuts[number + 1]),
+                    source.masked,
+                )
+            )  # fmt: skip
+    return outputs
+
+
+def _cuts(index: Index, targets: Int64, documents: int) -> Int64:
+    """Bounds nearest above ``targets`` tokens with a document at least between each two."""
+    parts = len(targets) - 1
+    ranks = index.at_tokens(targets).sum(axis=1)
+    for cut in range(1, parts):
+        ranks[cut] = min(max(ranks[cut], ranks[cut - 1] + 1), documents - parts + cut)
+    bounds = index.at_documents(ranks)
+    bounds[0], bounds[-1] = index.start, index.end
+    return bounds
+
+
+def _merge(
+    outputs: list[Output], folder: Path, compression: str, limits: Limits, bar: Any
+) -> dict[str, list[dict[str, Any]]]:
+    """The second pass: the entries of every source's files."""
+    files: dict[str, list[dict[str, Any]]] = {output.source: [] for output in outputs}
+    work = partial(_write, folder, compression, limits.capacity)
+    for output, entry in zip(outputs, ordered_map(work, outputs, limits.workers), strict=True):
+        files[output.source].append(entry)
+        bar.update(entry["tokens"])
+    return files
+
+
+def _write(folder: Path, compression: str, capacity: int, output: Output) -> dict[str, Any]:
+    groups = spill.merge(output.runs, output.bounds, output.masked, capacity)
+    return store.save_groups(folder / output.path, output.path, groups, output.masked, compression)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,32 @@ from easyllm.errors import UserError
 from easyllm.paths import StorePaths
 
 
-def save(root: Path, path: str, shard: Shard, compression: str) -> dict[str, Any]:
-    """Write a shard to ``root/path``; returns the manifest's entry for it."""
-    target = root / path
+def save(target: Path, path: str, shard: Shard, compression: str) -> dict[str, Any]:
+    """Write a shard to ``target``; returns the manifest's entry for it, as ``path``."""
+    return save_groups(target, path, shard.blocks(), shard.trained is not None, compression)
+
+
+def save_groups(
+    target: Path, path: str, groups: Iterable[Shard], masked: bool, compression: str
+) -> dict[str, Any]:
+    """Write shards to ``target``, a row group each; returns the manifest's entry.
+
+    ``masked`` files have labels. Of the shards one is held at a time. The file is not
+    forced onto the disk yet: whoever gives its folder the final name does that.
+    """
+    entry: dict[str, Any] = {"path": path, "documents": 0, "tokens": 0, "trained_tokens": 0}
+    checksums = []
     target.parent.mkdir(parents=True, exist_ok=True)
-    shards.write(target, shard, compression)
+    with shards.Writer(target, masked, compression) as writer:
+        for group in groups:
+            writer.write(group)
+            for key in ("documents", "tokens", "trained_tokens"):
+                entry[key] += getattr(group, key)
+            checksums.append(shards.checksum(shards.hashes(group)))
     with target.open("rb") as handle:
-        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    return {
-        "path": path,
-        "documents": shard.documents,
-        "tokens": shard.tokens,
-        "trained_tokens": shard.trained_tokens,
-        "bytes": target.stat().st_size,
-        "sha256": sha256,
-        "checksum": shards.checksum(shards.hashes(shard)),
-    }
+        entry["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
+    entry["bytes"] = target.stat().st_size
+    return {**entry, "checksum": shards.add_checksums(*checksums)}
 
 
 def load(
@@ -53,11 +63,14 @@ def load(
             if shards.checksum(hashes) != file["checksum"]:
                 raise shards.Damaged("its tokens are not those that were written")
         except shards.Damaged as damage:
-            raise UserError(
-                f"{path} is damaged ({damage}); remove it and run again with {stage} among "
-                "the stages"
-            ) from None
+            raise damaged(path, damage, stage) from None
         yield shard, hashes
+
+
+def damaged(path: Path, damage: shards.Damaged | str, stage: str) -> UserError:
+    return UserError(
+        f"{path} is damaged ({damage}); remove it and run again with {stage} among the stages"
+    )
 
 
 def totals(files: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from typing import Any
 from easyllm.data import inputs, store
 from easyllm.data.chunks import Chunk, chunks, files, shown
 from easyllm.data.encoding import encode, load_tokenizer
-from easyllm.data.identity import tokens_identity
+from easyllm.data.identity import encoding, tokens_identity
 from easyllm.data.manifest import Manifest, make, tokenizer_identity
+from easyllm.data.originals import TokenStore
 from easyllm.data.pool import ordered_map
 from easyllm.data.templates import end_of_sequence
 from easyllm.errors import UserError
-from easyllm.files import digest, new_folder
+from easyllm.files import Workshop, digest, new_folder
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.roles import Template
@@ -35,14 +36,8 @@ def tokenize(run: RunSpec) -> dict[str, Any]:
     return make(place, "tokenize", tokens_identity(run), functools.partial(_fill, run, place))
 
 
-def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
-    with new_folder(place.tokenizer) as aside:
-        run.data.tokenizer.make(run, aside)
-        chat_template = run.data.template.chat_template(load_tokenizer(aside))
-        if chat_template is not None:
-            # so that the exported tokenizer serves with what training used
-            (aside / "chat_template.jinja").write_text(chat_template, "utf-8")
-    identity = tokenizer_identity(place.tokenizer)
+def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
+    identity = _tokenizer(run, place, workshop)
     tokenizer = _loaded(place.tokenizer, identity)
     eos = end_of_sequence(tokenizer)
     began = time.perf_counter()
@@ -54,7 +49,7 @@ def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
     if run.data.limit is None:
         total = sum(inputs.size(f) for n, r in run.data.sources.items() for f in files(n, r))
     work = functools.partial(
-        _encode_chunk, place.tokenizer, identity, run.data.template, folder, run.data.compression
+        _encode_chunk, place.tokenizer, identity, run.data.template, workshop, run.data.compression
     )
     with progress("tokenize", total, "B") as bar:
         for source, size, entry, bad in ordered_map(work, chunks(run), run.data.workers):
@@ -75,7 +70,7 @@ def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
             )
     if rejected:
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in rejected)
-        (folder / "rejected.jsonl").write_text(text, "utf-8")
+        (workshop.folder / "rejected.jsonl").write_text(text, "utf-8")
     sources = {
         name: {
             "dataset": f"{name}_{run.data.tokenizer.label(run)}",
@@ -92,6 +87,7 @@ def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
     return {
         "tokenizer": identity,
         "template": digest(write(run.data.template)),
+        "encoding": encoding(run),
         "vocab_size": len(tokenizer),
         "eos_id": eos,
         "pad_id": eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
@@ -108,6 +104,27 @@ def _fill(run: RunSpec, place: StorePaths, folder: Path) -> Manifest:
     }
 
 
+def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
+    """Make the store's tokenizer, unless a killed process did; its identity."""
+
+    def make(note: Path) -> str:
+        with new_folder(place.tokenizer) as aside:
+            run.data.tokenizer.make(run, aside)
+            chat_template = run.data.template.chat_template(load_tokenizer(aside))
+            if chat_template is not None:
+                # so that the exported tokenizer serves with what training used
+                (aside / "chat_template.jinja").write_text(chat_template, "utf-8")
+        note.touch()
+        return tokenizer_identity(place.tokenizer)
+
+    made_from = tokens_identity(run)
+    identity: str = workshop.piece("tokenizer", made_from, make)
+    if identity != tokenizer_identity(place.tokenizer):
+        (workshop.folder / "tokenizer").unlink()
+        identity = workshop.piece("tokenizer", made_from, make)
+    return identity
+
+
 @functools.lru_cache(maxsize=1)
 def _loaded(folder: Path, identity: str) -> Any:
     """A process loads a tokenizer once; ``identity`` tells one from its successor."""
@@ -118,24 +135,43 @@ def _encode_chunk(
     tokenizer: Path,
     identity: str,
     template: Template,
-    folder: Path,
+    workshop: Workshop,
     compression: str,
     chunk: Chunk,
 ) -> Result:
-    """Write a chunk's parquet file."""
-    records = chunk.read()
-    try:
-        encoded = encode(_loaded(tokenizer, identity), template, records)
-    except UserError as error:
-        raise UserError(f"{chunk.file}, {Path(chunk.path).name}: {error}") from None
-    rejected = [
-        {"source": chunk.source, "file": str(chunk.file), "line": r.line, "reason": r.reason}
-        for r in encoded.rejected
-    ]
-    if encoded.shard is None:
-        return chunk.source, 0, None, rejected
-    entry = store.save(folder, chunk.path, encoded.shard, compression)
-    return chunk.source, encoded.text_bytes, entry, rejected
+    """Write a chunk's parquet file, unless a killed process did."""
+
+    def make(aside: Path) -> tuple[int, dict[str, Any] | None, list[dict[str, Any]]]:
+        if isinstance(chunk.reader, TokenStore):
+            entry = _adopt(_loaded(tokenizer, identity), chunk.reader, chunk, aside, compression)
+            return entry["bytes"], entry, []
+        try:
+            encoded = encode(_loaded(tokenizer, identity), template, chunk.read())
+        except UserError as error:
+            raise UserError(f"{chunk.file}, {Path(chunk.path).name}: {error}") from None
+        rejected = [
+            {"source": chunk.source, "file": str(chunk.file), "line": r.line, "reason": r.reason}
+            for r in encoded.rejected
+        ]
+        if encoded.shard is None:
+            aside.touch()  # a piece is a file, an empty one where no document is left
+            return 0, None, rejected
+        entry = store.save(aside, chunk.path, encoded.shard, compression)
+        return encoded.text_bytes, entry, rejected
+
+    made_from = [identity, write(template), compression, chunk.identity()]
+    return chunk.source, *workshop.piece(chunk.path, made_from, make)
+
+
+def _adopt(
+    tokenizer: Any, reader: TokenStore, chunk: Chunk, aside: Path, compression: str
+) -> dict[str, Any]:
+    """Write a file of tokens as one of the store's; its entry for the manifest."""
+    assert isinstance(chunk.file, Path)
+    eos = end_of_sequence(tokenizer)
+    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    parts = reader.shards(chunk.file, pad, eos, len(tokenizer), chunk.limit)
+    return store.save_groups(aside, chunk.path, parts, reader.masked(chunk.file), compression)
 
 
 def _too_many(rejected: list[dict[str, Any]], allowed: int) -> UserError:

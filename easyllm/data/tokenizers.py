@@ -70,7 +70,7 @@ class Pretrained(Tokenizer):
             )
 
     def label(self, run: RunSpec) -> str:
-        path = Path(self._path(run) or "tokenizer")
+        path = Path(self._path(run) or "")
         return path.stem if path.suffix == ".gguf" else path.name
 
     def files(self, run: RunSpec) -> list[Path]:

@@ -115,6 +115,9 @@ class DataSpec:
     ``tokens/rejected.jsonl`` in the store."""
     workers: Count | None = None
     """Processes of the data stages; null takes one for each core. Never changes the result."""
+    memory_gb: PositiveFloat = 4.0
+    """Memory, in 10^9 bytes, that all processes of a shuffle take together, whatever the size
+    of the store. Never changes the result."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.data import manifest
+from easyllm.data.identity import check_encoding
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
 
@@ -17,7 +18,8 @@ class Repartition(Stage):
 
     def require(self, run: RunSpec) -> None:
         if "shuffle" not in run.stages:
-            manifest.require(self.paths(run).store, "shuffle")
+            store = self.paths(run).store
+            check_encoding(run, store, manifest.require(store, "shuffle"))
 
     def inputs(self, run: RunSpec) -> list[Path]:
         return manifest.paths(self.paths(run).store, "shuffle")

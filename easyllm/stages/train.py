@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.data import manifest
+from easyllm.data.identity import check_encoding
 from easyllm.models import source
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Interrupted, Rank, Stage
@@ -46,8 +47,10 @@ class Train(Stage):
 
     def require(self, run: RunSpec) -> None:
         store = self.paths(run).store
-        if not any(stage in run.stages or manifest.find(store, stage) for stage in manifest.STAGES):
-            manifest.require(store, "tokenize")
+        if not set(manifest.STAGES) & set(run.stages):
+            found = [manifest.find(store, stage) for stage in manifest.STAGES]
+            last = next(filter(None, reversed(found)), None)
+            check_encoding(run, store, last or manifest.require(store, "tokenize"))
 
     def inputs(self, run: RunSpec) -> list[Path]:
         store = self.paths(run).store

@@ -139,7 +139,7 @@ def test_failed_stage_is_recorded_and_tried_again(folder, capfd):
     words = [*DATA, "data=jsonl", "data.sources.jsonl.path=mine.jsonl", "run_dir=here"]
     good = "".join(json.dumps({"text": f"Document {n}."}) + "\n" for n in range(30))
     text.write_text(good + "{broken\n" + good)
-    assert main([*words, "data.limit=null"]) == 1
+    assert main([*words, "data.limit=null", "data.max_rejects=0"]) == 1
     failed = record(folder / "here", "tokenize")
     assert failed["status"] == "failed"
     assert "line 31" in failed["error"]
