@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind, text in BLOCKS:
         if kind == "python":
             (own / "poems.py").write_text(text)
-        elif kind == "yaml":
+        elif kind == "yaml" and text.startswith("# @package"):
             (own / "recipe/verses.yaml").write_text(text)
     return folder
 
