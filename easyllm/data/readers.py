@@ -11,6 +11,7 @@ no document and is no mistake; one that cannot be opened stops the stage.
 
 from __future__ import annotations
 
+import abc
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -136,9 +137,9 @@ class Objects(FileReader):
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
     separator = rb"\n"
 
+    @abc.abstractmethod
     def document(self, entry: dict[str, Any]) -> Document:
         """What an object holds. Raises BadRecord."""
-        raise NotImplementedError
 
     def parts(self, file: Path | str, size: int, rows: int) -> Iterator[Part] | None:
         return None if _is_json(file) else super().parts(file, size, rows)
