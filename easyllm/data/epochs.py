@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ class Part:
         A fractional weight goes through a random order of all documents, epoch by epoch,
         and draws a new one at its end: with 0.5 two epochs see every document once.
         """
-        whole = int(self.weight)
-        share = self.weight - whole
+        weight = Fraction(str(self.weight))  # 0.29 of 100 are 29, and in binary numbers 28
+        whole = int(weight)
+        share = weight - whole
         chosen = [np.tile(self.documents, whole)]
         at, until = (math.floor((epoch + e) * share * len(self.documents)) for e in (0, 1))
         while at < until:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,12 @@ def shard(documents: Sequence[Sequence[int]], trained: Sequence[Sequence[bool]] 
     return Shard(np.array([t for row in documents for t in row], np.int32), offsets, masks)
 
 
-def tokens_store(folder: Path, sources: dict[str, list[Shard]], **changes: Any) -> RunSpec:
+def tokens_store(
+    folder: Path,
+    sources: dict[str, list[Shard]],
+    weights: Mapping[str, float] | None = None,
+    **changes: Any,
+) -> RunSpec:
     """Write a store whose ``tokens/`` hold these files a source; a run that reads it."""
     place = StorePaths(folder / "store")
     place.tokenizer.mkdir(parents=True, exist_ok=True)
@@ -35,7 +40,8 @@ def tokens_store(folder: Path, sources: dict[str, list[Shard]], **changes: Any) 
                 store.save(aside / path, path, part, "none")
                 for path, part in zip(paths, files, strict=True)
             ]
-            made[name] = {"dataset": name, "weight": 1.0, **store.totals(entries)}
+            weight = (weights or {}).get(name, 1.0)
+            made[name] = {"dataset": name, "weight": weight, **store.totals(entries)}
         content = {
             "schema": manifest.SCHEMA,
             "made_from": {},
