@@ -6,6 +6,7 @@ Built once under a lock, whichever rank or run comes first; the others wait and 
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,8 @@ class Column:
 
     def __init__(self, file: Path, dtype: np.dtype[Any]):
         self.file, self.dtype = file, dtype
-        self._handle = file.open("rb", buffering=0)
-        self._descriptor, self._size = self._handle.fileno(), dtype.itemsize
+        self._descriptor, self._size = os.open(file, os.O_RDONLY), dtype.itemsize
+        weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, place: int, into: npt.NDArray[Any]) -> None:
         """Fill an array of this type with what begins at ``place``. Raises UserError where the
