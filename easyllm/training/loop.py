@@ -186,7 +186,7 @@ class Training:
             "layout": layout_facts(self.run),
             "data": self.rows.fingerprint,
         }
-        save(self.engine, self.config, facts)
+        save(self.engine, self.config, facts, bool(self.rows.manifest["conversations"]))
 
     def report(self) -> dict[str, Any]:
         """What the record tells of all steps, those of earlier starts included."""
@@ -197,6 +197,7 @@ class Training:
             "parameters": self.parameters,
             "checkpoint": str(checkpoints.location(self.paths.checkpoints, self.total)),
             "bytes_read": world.from_all(self.read_bytes),
+            "data_map": self.rows.cache,
         }
         return found if self.eval_loss is None else {**found, "eval_loss": self.eval_loss}
 

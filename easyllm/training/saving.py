@@ -21,10 +21,13 @@ from easyllm.training import checkpoints
 SHARD_BYTES = 5e9
 
 
-def save(engine: TrainEngine, config: PretrainedConfig, facts: dict[str, Any]) -> Path:
+def save(
+    engine: TrainEngine, config: PretrainedConfig, facts: dict[str, Any], conversations: bool
+) -> Path:
     """Write ``checkpoints/step-N`` for ``facts["step"]``; every rank must call it.
 
-    All ranks write into one folder aside, which rank 0 names when they are done.
+    All ranks write into one folder aside, which rank 0 names when they are done. Whether
+    ``conversations`` were trained decides with what generation ends.
     """
     run = engine.run
     root = RunPaths(run).checkpoints
@@ -38,7 +41,7 @@ def save(engine: TrainEngine, config: PretrainedConfig, facts: dict[str, Any]) -
         engine.save(folder)
         write_weights(engine, folder / checkpoints.WEIGHTS)
         if world.first():
-            write_description(run, config, folder / checkpoints.WEIGHTS)
+            write_description(run, config, folder / checkpoints.WEIGHTS, conversations)
         world.wait_for_all()
         if world.first():
             checkpoints.seal(folder, facts)
