@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import replace
 from typing import Any
 
+from easyllm.data import engines
 from easyllm.data.templates import TokenizerTemplate
 from easyllm.data.tokenizers import ByteLevelBPE
 from easyllm.launchers.local import Local
@@ -37,6 +38,7 @@ def shrink(run: RunSpec) -> RunSpec:
             template=TokenizerTemplate(),  # another may need tokens that this vocabulary lacks
             seq_len=min(run.data.seq_len, limits.seq_len),
             partitions=min(run.data.partitions, 2),
+            engine=engines.Local(),
             limit=min(run.data.limit or limits.documents, limits.documents),
         ),
         parallelism=layout,

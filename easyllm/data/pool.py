@@ -1,7 +1,8 @@
-"""Worker processes whose number never changes the result."""
+"""What does the work of a data stage; how many it is never changes the result."""
 
 from __future__ import annotations
 
+import abc
 import itertools
 import multiprocessing
 import os
@@ -11,12 +12,54 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from easyllm.errors import UserError
 
+if TYPE_CHECKING:
+    from easyllm.data.shuffle import Job
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Pool(abc.ABC):
+    """What a data engine gives for the time of a stage.
+
+    ``map`` is all that an engine must have.
+    """
+
+    @abc.abstractmethod
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        workers: int | None = None,
+    ) -> Iterator[Result]:
+        """``function`` of every item, in the order of the items.
+
+        Function, items and results are pickled. There may be more items than memory holds: they
+        are taken as they can be worked on, ``workers`` of them at once where a machine shall hold
+        no more. A UserError that the function raises is raised here.
+        """
+
+    def shuffle(self, job: Job) -> dict[str, list[dict[str, Any]]]:
+        """Write the files of a shuffle; the manifest's entries by source."""
+        from easyllm.data.shuffle import out_of_core
+
+        return out_of_core(self, job)
+
+
+class Processes(Pool):
+    """Processes of this machine."""
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        workers: int | None = None,
+    ) -> Iterator[Result]:
+        return ordered_map(function, items, workers)
 
 
 def default_workers() -> int:

@@ -106,16 +106,12 @@ class _Buffer:
         self._keys.append(keys)
 
     def empty(self, run: Path) -> Path:
-        run.mkdir(parents=True)
         keys = np.concatenate(self._keys)
         lengths = np.concatenate(self.lengths)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         trained = None if self._trained is None else self._trained[: self.tokens]
         whole = Shard(self._ids[: self.tokens], offsets, trained)
-        order = np.argsort(keys, kind="stable")
-        keys[order].tofile(run / "keys.uint64")
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[order])])
-        ends.tofile(run / "offsets.int64")
+        order, ends = write_index(run, keys, lengths)
         with (run / "tokens.int32").open("wb") as ids, (run / "trained.bool").open("wb") as mask:
             first = 0
             while first < len(order):  # little at a time: what is taken is a copy
@@ -127,6 +123,16 @@ class _Buffer:
                 first += part.documents
         self._clear()
         return run
+
+
+def write_index(run: Path, keys: UInt64, lengths: Int64) -> tuple[Int64, Int64]:
+    """Write what ``Index`` needs of a run; the documents' order and their ends in it."""
+    run.mkdir(parents=True)
+    order = np.argsort(keys, kind="stable")
+    keys[order].tofile(run / "keys.uint64")
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[order])])
+    ends.tofile(run / "offsets.int64")
+    return order, ends
 
 
 class Index:
@@ -153,6 +159,15 @@ class Index:
         for ends, places in zip(self._offsets, bounds.T, strict=True):
             total += ends[places]
         return total
+
+    def keys(self, bounds: Int64) -> UInt64:
+        """The lowest key that is not below each of ``bounds`` [n, runs], [n]; the highest
+        number there is where no document is left."""
+        lowest = np.full(len(bounds), np.iinfo(np.uint64).max, np.uint64)
+        for keys, places in zip(self._keys, bounds.T, strict=True):
+            there = places < len(keys)
+            lowest[there] = np.minimum(lowest[there], keys[places[there]])
+        return lowest
 
     def _find(self, targets: Int64, tokens: bool) -> Int64:
         low = np.zeros(len(targets), np.uint64)
