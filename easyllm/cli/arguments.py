@@ -17,6 +17,8 @@ HYDRA = {"--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--help"
 """Flags that ask Hydra about the configuration; nothing runs."""
 TAKES_VALUE = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
 CONFIG_DIR = {"--config-dir", "-cd"}
+BRACKETED = re.compile(r"[\w./:-]+\[[\w.,*]*\]")
+"""A value such as ``local[4]``, which Hydra's grammar takes within quotes only."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,10 @@ def read(words: list[str], library: Library, sweep: bool = False) -> list[Overri
     named: list[Override] = []
     overrides, problems = [], []
     for word in words:
-        key, _, text = word.lstrip("+~").partition("=")
+        key, given, text = word.lstrip("+~").partition("=")
+        if given and BRACKETED.fullmatch(text):
+            text = f"'{text}'"
+            word = f"{word.partition('=')[0]}={text}"
         try:
             parsed = parser.parse_override(word)
         except HydraException as error:

@@ -37,10 +37,11 @@ class Local(DataEngine):
 
 @dataclass(frozen=True, kw_only=True)
 class Spark(DataEngine):
-    """Apache Spark. The store and the sources must lie where every executor sees them, and
-    executors need a Python with easyllm: the running one's path, or ``PYSPARK_PYTHON``."""
+    """Apache Spark 4.1 or newer. The store and the sources must lie where every executor sees
+    them, and executors need a Python with easyllm, at the path of the running one or at
+    ``PYSPARK_PYTHON``."""
 
-    requires: ClassVar = {"pyspark": "spark"}
+    requires: ClassVar = {"pyspark": "spark", "pandas": "spark"}
 
     master: str = "local[*]"
     """Where the executors are: ``local[2]``, ``spark://host:7077``, ``yarn``, ``k8s://…``."""

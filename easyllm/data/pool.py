@@ -40,7 +40,8 @@ class Pool(abc.ABC):
 
         Function, items and results are pickled. There may be more items than memory holds: they
         are taken as they can be worked on, ``workers`` of them at once where a machine shall hold
-        no more. A UserError that the function raises is raised here.
+        no more. A UserError that the function raises is raised here. A process works on one item
+        at a time: the tokenizer that it keeps is not safe among threads.
         """
 
     def shuffle(self, job: Job) -> dict[str, list[dict[str, Any]]]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,9 @@ def opened(engine: Spark, run: RunSpec, scratch: Path) -> Iterator[SparkPool]:
     log = scratch / "spark.log"
     before = signal.getsignal(signal.SIGINT)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # of pandas nothing is used
+        warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")
         stack.enter_context(_interpreter(engine))
         conf = SparkConf(loadDefaults=False).setAll(list(_conf(engine, run, scratch).items()))
         # quiet, unless the user asks for its messages or it fails
