@@ -237,15 +237,15 @@ class SparkPool(Pool):
         except (PySparkException, Py4JError) as error:
             if self.note.exists():
                 raise UserError(read_json(self.note)) from None
-            if reason := self._starved(str(error)):
+            if reason := self._ended(str(error)):
                 raise UserError(reason) from None
             raise
 
-    def _starved(self, error: str) -> str:
-        """What to do where memory ran out; empty where something else went wrong."""
-        heap = f"data.engine.memory_gb={2 * self.engine.memory_gb:g}"
+    def _ended(self, error: str) -> str:
+        """What to do where memory ran out or the cluster left; empty where a task is wrong."""
         if "OutOfMemoryError" in error:
-            return f"Spark ran out of memory; give {heap}"
+            more = f"data.engine.memory_gb={2 * self.engine.memory_gb:g}"
+            return f"Spark ran out of memory; give {more}"
         if self.gateway.proc.poll() is not None:
             return (
                 f"Spark's JVM has ended with status {self.gateway.proc.returncode}, probably for "
@@ -256,5 +256,10 @@ class SparkPool(Pool):
             return (
                 "a Python process of Spark was killed, probably for want of memory; give fewer "
                 "cores, e.g. data.engine.master=local[1] or data.engine.conf.spark.executor.cores=1"
+            )
+        if "SparkContext was shut down" in error or "stopped SparkContext" in error:
+            return (
+                f"data.engine.master={self.engine.master} does not answer, or has ended the "
+                "application; see to the cluster, or give another data.engine.master"
             )
         return ""

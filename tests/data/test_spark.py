@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import multiprocessing
@@ -28,9 +29,9 @@ from easyllm.runfile import read_config
 from easyllm.spec.roles import DataEngine
 from easyllm.spec.run import RunSpec
 from tests.data.conftest import Spec, story, work
-from tests.data.test_kills import STAGES, config, content, finish, start
+from tests.data.test_kills import STAGES, config, content, start
 from tests.data.test_shuffle import large, linked  # noqa: F401  (a fixture)
-from tests.support import merged
+from tests.support import merged, run_spec
 
 SPARK = {"_target_": "spark", "master": "local[2]", "memory_gb": 1}
 
@@ -180,11 +181,14 @@ def test_spark_shuffles_many_row_groups_alike(
 
 
 @pytest.mark.slow
-def test_what_a_task_has_to_say_is_said_as_locally(spec: Spec, tmp_path: Path) -> None:
-    told = []
-    for engine in ("local", SPARK):
+def test_what_stops_a_task_is_said_as_locally(spec: Spec, tmp_path: Path) -> None:
+    """A file that is found damaged in a task, and records that the driver finds too many."""
+    bad = tmp_path / "bad.tsv"
+    bad.write_text("".join(f"question {n}\n" for n in range(50)))
+    told: dict[str, list[str]] = {"local": [], "spark": []}
+    for name, engine in (("local", "local"), ("spark", SPARK)):
         run = spec(tmp_path, data={"engine": engine})
-        if engine == "local":
+        if name == "local":
             work(run, "tokenize")
             (file,) = (tmp_path / "store/tokens").rglob("stories*.parquet")
             data = bytearray(file.read_bytes())
@@ -192,10 +196,16 @@ def test_what_a_task_has_to_say_is_said_as_locally(spec: Spec, tmp_path: Path) -
             file.write_bytes(data)
         with pytest.raises(UserError) as error:
             work(run, "shuffle")
-        told.append(str(error.value))
+        told[name].append(str(error.value))
         assert not (tmp_path / "store/shuffled").exists()
-    assert told[0] == told[1]
-    assert "is damaged" in told[0] and "tokenize among the stages" in told[0]
+        few = {"engine": engine, "sources": {"dialogues": {"path": str(bad)}}, "max_rejects": 3}
+        with pytest.raises(UserError) as error:
+            work(spec(tmp_path / name, data={**few, "rows_per_file": 10}), "tokenize")
+        told[name].append(str(error.value))
+    assert told["local"] == told["spark"]
+    damaged, rejected = told["spark"]
+    assert "is damaged" in damaged and "tokenize among the stages" in damaged
+    assert rejected.startswith("more than data.max_rejects=3 records cannot be used")
 
 
 @pytest.mark.slow
@@ -210,8 +220,9 @@ def jvm(process: psutil.Process) -> psutil.Process:
     """The JVM below a process, once there is one."""
     for _ in range(1200):
         for child in process.children(recursive=True):
-            if child.name() == "java":
-                return child
+            with contextlib.suppress(psutil.Error):
+                if any("SparkSubmit" in word for word in child.cmdline()):
+                    return child
         time.sleep(0.05)
     raise AssertionError("no JVM was started")
 
@@ -222,38 +233,38 @@ def gone(process: psutil.Process) -> bool:
 
 @pytest.mark.slow
 def test_killed_spark_goes_on_and_leaves_no_jvm(texts: Path, tmp_path: Path) -> None:
-    for name in ("whole", "broken"):
-        tmp_path.joinpath(name).mkdir()
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     spark = merged(config(texts), {"data": {"engine": SPARK}})
-    for stage in STAGES:
-        finish(start(whole, texts, stage))
+    work(run_spec(whole, config(texts)), *STAGES)
+
     process = start(broken, texts, "tokenize", spark)
     running = jvm(psutil.Process(process.pid))
-    pieces = broken / "store/.tokens.pieces"
-    tokens = broken / "store/.tokens.work"
+    pieces, made = broken / "store/.tokens.pieces", broken / "store/.tokens.work"
     while len(list(pieces.glob("*.json"))) < 3:  # the tokenizer's and two of files
         assert process.poll() is None
         time.sleep(0.02)
-    made = {f.name: f.stat().st_ino for f in tokens.rglob("*-part-*.parquet") if f.name[0] != "."}
-    assert made
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert gone(running)
-    finish(start(broken, texts, "tokenize", spark))
-    there = {f.name: f.stat().st_ino for f in (broken / "store/tokens").rglob("*.parquet")}
-    assert made.items() <= there.items(), "what was finished is made again"
+    kill(process, running)
+    before = {f.name: f.stat().st_ino for f in made.rglob("[!.]*.parquet")}
+    assert before
+    work(run_spec(broken, spark), "tokenize")
+    after = {f.name: f.stat().st_ino for f in (broken / "store/tokens").rglob("*.parquet")}
+    assert before.items() <= after.items(), "what was finished is made again"
+
     process = start(broken, texts, "shuffle", spark)
     running = jvm(psutil.Process(process.pid))
     time.sleep(4)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert gone(running)
-    for stage in STAGES[1:]:
-        finish(start(broken, texts, stage, spark))
+    kill(process, running)
+    work(run_spec(broken, spark), "shuffle", "repartition")
     for stage in STAGES:
         assert content(broken / "store", stage) == content(whole / "store", stage)
     assert not list((broken / "store").glob(".*"))
+
+
+def kill(process: subprocess.Popen[str], running: psutil.Process) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert gone(running)
 
 
 @pytest.mark.slow
