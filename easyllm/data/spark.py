@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
-from py4j.protocol import Py4JError
+from py4j.protocol import Py4JError, Py4JNetworkError
 from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.java_gateway import launch_gateway
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 16 << 20
 """Of documents on the way between Spark and a Python process."""
+
+LOST = 5.0
+"""Seconds for a JVM whose connection is lost to be gone."""
+
+FAILURES = (PySparkException, Py4JError, ConnectionError, EOFError)
+"""What comes of a job that fails, or of a JVM that is gone."""
 
 GRACE = 30.0
 """Seconds for the JVM to end when it is asked to."""
@@ -67,7 +73,7 @@ def opened(engine: Spark, run: RunSpec, scratch: Path) -> Iterator[SparkPool]:
         stack.callback(pool.stop)
         try:
             yield pool
-        except (PySparkException, Py4JError):
+        except FAILURES:
             _show(log)
             raise
 
@@ -204,7 +210,7 @@ class SparkPool(Pool):
         waiting: deque[Future[list[Result]]] = deque()
         threads = ThreadPoolExecutor(2)
         try:
-            while batch := list(islice(ahead, 2 * self.context.defaultParallelism)):
+            while batch := list(islice(ahead, 2 * self._cores())):
                 waiting.append(threads.submit(self._collect, task, batch))
                 if len(waiting) == 2:  # one runs while the other's last tasks end
                     yield from self._result(waiting.popleft())
@@ -215,6 +221,11 @@ class SparkPool(Pool):
                 with contextlib.suppress(Exception):
                     self.context.cancelAllJobs()
             threads.shutdown(wait=True, cancel_futures=True)
+
+    def _cores(self) -> int:
+        """Cores of the executors that there are now."""
+        with self.told():
+            return int(self.context.defaultParallelism)
 
     def _collect(self, task: Task[Item, Result], batch: list[Item]) -> list[Result]:
         found: list[Result] = self.context.parallelize(batch, len(batch)).map(task).collect()
@@ -234,9 +245,12 @@ class SparkPool(Pool):
         """Turns a failed job into what its task had to say. Raises UserError."""
         try:
             yield
-        except (PySparkException, Py4JError) as error:
+        except FAILURES as error:
             if self.note.exists():
                 raise UserError(read_json(self.note)) from None
+            if isinstance(error, Py4JNetworkError | ConnectionError | EOFError):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.gateway.proc.wait(LOST)
             if reason := self._ended(str(error)):
                 raise UserError(reason) from None
             raise
