@@ -260,6 +260,22 @@ def test_killed_spark_goes_on_and_leaves_no_jvm(texts: Path, tmp_path: Path) -> 
     assert not list((broken / "store").glob(".*"))
 
 
+@pytest.mark.slow
+def test_a_jvm_that_is_killed_is_said(texts: Path, tmp_path: Path) -> None:
+    """By the system, when memory runs out; the next run goes on."""
+    spark = merged(config(texts), {"data": {"engine": SPARK}})
+    process = start(tmp_path, texts, "tokenize", spark)
+    running = jvm(psutil.Process(process.pid))
+    while not (tmp_path / "store/.tokens.pieces").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "UserError: Spark" in errors
+    assert "JVM has ended with status -9" in errors or "does not start" in errors
+
+
 def kill(process: subprocess.Popen[str], running: psutil.Process) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
