@@ -12,9 +12,8 @@ from easyllm.data import inputs, store
 from easyllm.data.chunks import Chunk, chunks, files, shown
 from easyllm.data.encoding import encode, load_tokenizer
 from easyllm.data.identity import encoding, tokens_identity
-from easyllm.data.manifest import Manifest, make, tokenizer_identity
+from easyllm.data.manifest import Manifest, make, scratch, tokenizer_identity
 from easyllm.data.originals import TokenStore
-from easyllm.data.pool import ordered_map
 from easyllm.data.templates import end_of_sequence
 from easyllm.errors import UserError
 from easyllm.files import Workshop, digest, new_folder
@@ -51,8 +50,12 @@ def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
     work = functools.partial(
         _encode_chunk, place.tokenizer, identity, run.data.template, workshop, run.data.compression
     )
-    with progress("tokenize", total, "B") as bar:
-        for source, size, entry, bad in ordered_map(work, chunks(run), run.data.workers):
+    with (
+        scratch(place, "tokenize") as folder,
+        run.data.engine.open(run, folder) as pool,
+        progress("tokenize", total, "B") as bar,
+    ):
+        for source, size, entry, bad in pool.map(work, chunks(run), run.data.workers):
             if entry:
                 made[source].append(entry)
             rejected += bad

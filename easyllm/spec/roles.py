@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,6 +34,13 @@ class Component(abc.ABC):  # noqa: B024  (the roles below have the abstract meth
         """What is wrong with this component in this run; no I/O.
 
         ``key`` is the dotted key at which the component stands.
+        """
+        return iter(())
+
+    def lacking(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        """What this machine lacks that the component needs in this run's stages.
+
+        Asked before anything starts; may read small files and ask programs for their version.
         """
         return iter(())
 
@@ -151,6 +159,23 @@ class Template(Component):
         """The same as Jinja text, which the store's and the exported tokenizer carry; None
         keeps the tokenizer's own."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataEngine(Component):
+    """What does the work of the data stages, on this machine or on many.
+
+    It never changes what they make. Its processes, wherever they run, must see the sources
+    and the token store under the same paths.
+    """
+
+    @abc.abstractmethod
+    def open(self, run: RunSpec, scratch: Path) -> AbstractContextManager[Any]:
+        """Start it for one stage and stop it when the block ends; gives an
+        ``easyllm.data.pool.Pool``.
+
+        ``scratch`` is an empty folder beside the store, which is removed afterwards.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
