@@ -133,7 +133,7 @@ class Engine:
 
     @property
     def is_reference(self) -> bool:
-        return self.encoder is None or isinstance(self.encoder, HuggingFace)
+        return self.encoder is None or self.encoder == HuggingFace()
 
     def refused(self, why: str) -> Engine:
         """Hugging Face's engine instead. Raises UserError where the spec names this one."""
@@ -175,19 +175,21 @@ def _make(folder: Path, aside: Path, candidates: Sequence[Encoder], named: Encod
         encoder = HuggingFace()
         reference: Encode | None = None
         for candidate in candidates:
-            if isinstance(candidate, HuggingFace):
+            if candidate == HuggingFace():
                 break
-            if reference is None:
+            why = _missing(candidate)
+            if why is None and reference is None:
                 reference = encoder.load(aside)
                 texts = [*sample(list(tokenizer.get_added_vocab())), *vocabulary(tokenizer)]
-            why = _missing(candidate) or _compared(candidate, aside, reference, texts)
+            if why is None and reference is not None:
+                why = _compared(candidate, aside, reference, texts)
             if why is None:
                 encoder = candidate
                 break
             if named:
                 raise _inexact(candidate, why)
             passed_over[_label(candidate)] = why
-    elif named and not isinstance(named, HuggingFace):
+    elif named and named != HuggingFace():
         raise _inexact(named, "the tokenizer has no tokenizer.json")
     facts = {
         "encoder": encoder and target_of(type(encoder)),
