@@ -17,6 +17,7 @@ from easyllm.spec.roles import Component
 from easyllm.spec.schema import Resolve, UnknownComponent, target_of
 
 FACES = (
+    "easyllm.data.encoders",
     "easyllm.data.engines",
     "easyllm.data.formats",
     "easyllm.data.originals",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from easyllm.data import tokenizers
 from easyllm.errors import UserError
 from easyllm.models import source
 from easyllm.spec.problems import Problem
@@ -18,8 +19,8 @@ def problems(run: RunSpec) -> Iterator[Problem]:
     if run.model.path and (complaint := source.problem(run.model.path)):
         yield Problem("model.path", run.model.path, complaint, "give a folder or a hub id")
     tokenizer = getattr(run.data.tokenizer, "path", None)
-    if isinstance(tokenizer, str) and (complaint := source.problem(tokenizer)):
-        yield Problem("data.tokenizer.path", tokenizer, complaint, "give a folder or a hub id")
+    if isinstance(tokenizer, str) and (complaint := tokenizers.problem(tokenizer)):
+        yield Problem("data.tokenizer.path", tokenizer, complaint, tokenizers.PATHS)
     yield from _inference(run)
     checkpoint = run.export.checkpoint
     if checkpoint and not (Path(checkpoint) / "manifest.json").is_file():

@@ -10,7 +10,7 @@ and may live outside the package (``components.allow``).
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +129,37 @@ class Tokenizer(Component):
     @abc.abstractmethod
     def make(self, run: RunSpec, folder: Path) -> None:
         """Write the tokenizer into ``folder`` in Hugging Face's format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Component):
+    """The engine that turns texts into token ids.
+
+    Its ids are those of Hugging Face's tokenizers, or it is not used: it is compared with
+    them on texts that are hard to get right, on every token of the vocabulary and on the first
+    documents of each source. An engine changes how fast a store is made, never what it holds.
+    """
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """Its name and version."""
+
+    def prepare(self, folder: Path) -> None:
+        """Write what ``load`` needs beside ``folder/tokenizer.json``, once a tokenizer.
+
+        That file is the tokenizer as transformers loaded it. Raises UserError where the engine
+        cannot take it.
+        """
+
+    @abc.abstractmethod
+    def load(self, folder: Path) -> Callable[[list[str]], tuple[Any, Any]]:
+        """A function from texts to numpy arrays: their ids, int32 [tokens], laid end to end,
+        and the offsets, int64 [texts + 1], at which each text's begin.
+
+        No token is added, and names of special tokens in a text are words. It runs on one
+        thread: processes are the parallelism. Raises UserError as ``prepare`` does.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
