@@ -16,7 +16,7 @@ from torch import nn
 from easyllm.errors import UserError
 from easyllm.models.attention import Documents
 from easyllm.models.layers import LayerSpec, causal_loss, chain
-from easyllm.parallelism import partition
+from easyllm.parallelism import partition, world
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
 from easyllm.spec.run import RunSpec
@@ -31,14 +31,33 @@ class PipelineTrainEngine(TrainEngine):
     def __init__(self, run: RunSpec, layout: Pipeline, **parts: Any):
         super().__init__(run, layout, **parts)
         bounds = self._bounds()
+        self.check_weights(self._own(bounds))
         with quiet(), self.loading(max(b - a for a, b in pairwise(bounds))):
             self.pipeline = _Stages(self, bounds)
         self.grid: Any = self.pipeline.mpu()
+        self._check_cover()
         self.data_rank = self.grid.get_data_parallel_rank()
         self.data_size = self.grid.get_data_parallel_world_size()
         self.runtime = self.initialize(self.pipeline)
         # the last stage needs the labels, the first the token ids
         self.reads_data = self.runtime.is_first_stage() or self.runtime.is_last_stage()
+
+    def _own(self, bounds: list[int]) -> list[LayerSpec]:
+        """The layers whose weights this rank's stage reads; DeepSpeed lays ranks out stage by
+        stage."""
+        stage = dist.get_rank() // (dist.get_world_size() // self.layout.pipeline_stages)
+        sources = {spec.name: spec for spec in self.layers}
+        own = self.layers[bounds[stage] : bounds[stage + 1]]
+        return [sources[spec.tied_to or spec.name] for spec in own]
+
+    def _check_cover(self) -> None:
+        """Every layer with weights of its own must be in exactly one stage of each replica."""
+        places = world.from_all((self.grid.get_data_parallel_rank(), list(self.modules)))
+        layers = [spec.name for spec in self.layers if spec.tied_to is None]
+        for replica in {place for place, _ in places}:
+            held = [name for place, names in places if place == replica for name in names]
+            if held != layers:
+                raise RuntimeError(f"replica {replica} holds {held} instead of {layers}")
 
     def _bounds(self) -> list[int]:
         decoders = [spec.decoder for spec in self.layers]

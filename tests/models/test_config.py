@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from easyllm.errors import UserError
 from easyllm.models.config import hf_config
@@ -86,9 +86,9 @@ def test_values_that_make_no_model_are_refused(folder: Path) -> None:
 
 
 def test_other_families_are_refused_by_name(folder: Path) -> None:
-    Qwen2Config(hidden_size=32, num_attention_heads=4).save_pretrained(folder / "qwen")
-    with pytest.raises(UserError, match="Qwen2 models can be planned"):
-        hf_config(spec(folder, {"path": str(folder / "qwen"), "init": "random"}))
+    GPT2Config(n_embd=32, n_head=4).save_pretrained(folder / "gpt2")
+    with pytest.raises(UserError, match="type gpt2 are not known; known: llama, mistral"):
+        hf_config(spec(folder, {"path": str(folder / "gpt2"), "init": "random"}))
     family = {"_target_": "easyllm.models.families.Qwen2"}
     with pytest.raises(UserError, match="reads models of type qwen2"):
         hf_config(spec(folder, {"path": str(folder / "llama"), "family": family}))
