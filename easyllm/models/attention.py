@@ -75,7 +75,7 @@ def arguments(
             "max_length_k": longest,
         }
     make = create_sliding_window_causal_mask if window else create_causal_mask
-    mask = make(
+    mask: Any = make(
         config=config,
         inputs_embeds=hidden,
         attention_mask=None,

@@ -127,7 +127,8 @@ def write_description(run: RunSpec, config: PretrainedConfig, to: Path) -> None:
 
 def described(config: PretrainedConfig) -> PretrainedConfig:
     """``config`` with the name of the class that it makes."""
-    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
+    made: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config.architectures = [made.__name__]
     return config
 
 

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from easyllm.models.attention import Documents, arguments, implementation
-from easyllm.models.custom.modeling_baichuan import NoRotary, NormHead
+from easyllm.models.custom.modeling_baichuan import NormHead, NoRotary
 
 
 @dataclass(frozen=True)
@@ -73,32 +73,31 @@ class _Causal:
         # of Qwen the layer knows, of Mistral its configuration
         everywhere = getattr(config, "sliding_window", None)
         self.window = getattr(attention, "sliding_window", everywhere)
-        self.rotary = NoRotary() if alibi else Rotary(config)
+        self.rotary = NoRotary() if alibi else Rotary(cast(Any, config))
 
     def forward(self, hidden: torch.Tensor, documents: Documents) -> torch.Tensor:
         """``hidden`` and the result are ``(rows, tokens, hidden_size)``."""
         layer: Any = super()
-        hidden = layer.forward(
+        return layer.forward(  # type: ignore[no-any-return]
             hidden,
             position_embeddings=self.rotary(hidden, documents.positions),
             **arguments(self.config, hidden, documents, self.window, self.alibi),
         )
-        return hidden
 
 
-class LlamaLayer(_Causal, LlamaDecoderLayer):
+class LlamaLayer(_Causal, LlamaDecoderLayer):  # type: ignore[misc]
     pass
 
 
-class MistralLayer(_Causal, MistralDecoderLayer):
+class MistralLayer(_Causal, MistralDecoderLayer):  # type: ignore[misc]
     pass
 
 
-class Qwen2Layer(_Causal, Qwen2DecoderLayer):
+class Qwen2Layer(_Causal, Qwen2DecoderLayer):  # type: ignore[misc]
     pass
 
 
-class Qwen3Layer(_Causal, Qwen3DecoderLayer):
+class Qwen3Layer(_Causal, Qwen3DecoderLayer):  # type: ignore[misc]
     pass
 
 

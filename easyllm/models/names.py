@@ -40,9 +40,9 @@ class Names:
         """The parameters that a tensor of the files holds, in the order of its rows."""
         for ours, piece in self.renamed.items():
             tensor = tensor.replace(piece, ours)
-        for piece, ours in self.fused.items():
+        for piece, parts in self.fused.items():
             if piece in tensor:
-                return [tensor.replace(piece, part) for part in ours]
+                return [tensor.replace(piece, part) for part in parts]
         return [tensor]
 
     def tensors(self, parameters: Iterable[str]) -> dict[str, list[str]]:

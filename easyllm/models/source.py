@@ -72,9 +72,10 @@ def local_config(path: str) -> dict[str, Any] | None:
 def folder(path: str, cache: Path, with_weights: bool = True) -> Path:
     """A folder in Hugging Face's format that holds the model at ``path``.
 
-    It has ``config.json``, the tokenizer's files and, unless ``with_weights`` is false,
-    weights as safetensors or, where there are none, as ``.bin`` files. A hub id is downloaded into the hub's own cache. A GGUF file is
-    converted once, under a lock, into ``cache/<name>-<digest>/``. Raises UserError.
+    It has ``config.json``, the tokenizer's files and, unless ``with_weights`` is false, weights
+    as safetensors or, where there are none, as ``.bin`` files. A hub id is downloaded into the
+    hub's own cache. A GGUF file is converted once, under a lock, into
+    ``cache/<name>-<digest>/``. Raises UserError.
     """
     place = _checked(path)
     if place is None:

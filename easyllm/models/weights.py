@@ -171,7 +171,8 @@ class _Pickled:
 
     def rows(self, name: str, rows: slice) -> torch.Tensor:
         # a copy: what is mapped would keep the whole file's map alive
-        return self.tensors[name][rows].clone()
+        tensor: torch.Tensor = self.tensors[name]
+        return tensor[rows].clone()
 
 
 def _opened(file: Path) -> _Safetensors | _Pickled:

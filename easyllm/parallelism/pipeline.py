@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ class PipelineTrainEngine(TrainEngine):
 
     def __init__(self, run: RunSpec, layout: Pipeline, **parts: Any):
         super().__init__(run, layout, **parts)
-        bounds = self._bounds()
+        bounds = stage_bounds(self.layers, layout, run.data.seq_len)
         self.check_weights(self._own(bounds))
         with quiet(), self.loading(max(b - a for a, b in pairwise(bounds))):
             self.pipeline = _Stages(self, bounds)
@@ -59,21 +59,6 @@ class PipelineTrainEngine(TrainEngine):
             if held != layers:
                 raise RuntimeError(f"replica {replica} holds {held} instead of {layers}")
 
-    def _bounds(self) -> list[int]:
-        decoders = [spec.decoder for spec in self.layers]
-        weights = [float(decoder) for decoder in decoders]
-        if self.layout.partition == "parameters":
-            weights = [
-                float(sum(p.numel() for p in spec.build().parameters())) for spec in self.layers
-            ]
-        try:
-            return partition.bounds(weights, decoders, self.layout.pipeline_stages)
-        except ValueError as error:
-            raise UserError(
-                f"parallelism.pipeline_stages={self.layout.pipeline_stages}: {error}; "
-                f"give at most {sum(decoders)}"
-            ) from None
-
     def specs(self) -> list[DeepSpeedLayer]:
         """The layers as DeepSpeed builds them."""
         shared = {spec.tied_to for spec in self.layers} - {None}
@@ -100,6 +85,44 @@ class PipelineTrainEngine(TrainEngine):
     def evaluate(self, batches: Iterable[Batch], count: int) -> float:
         loss = self.runtime.eval_batch(iter(batches), num_micro_batches=count)
         return float(loss.item())
+
+
+def stage_bounds(layers: Sequence[LayerSpec], layout: Pipeline, seq_len: int) -> list[int]:
+    """Where the stages of ``layout`` begin in the list of layers, and its end.
+
+    Raises UserError where a stage would be left without a decoder layer.
+    """
+    decoders = [place for place, spec in enumerate(layers) if spec.decoder]
+    stages, given = layout.pipeline_stages, layout.bounds
+    if given:
+        if given[-1] >= len(decoders):
+            raise UserError(
+                f"parallelism.bounds={list(given)}: the model has {len(decoders)} decoder "
+                f"layers; give rising numbers from 1 to {len(decoders) - 1}"
+            )
+        return [0, *(decoders[layer] for layer in given), len(layers)]
+    weights = [_weight(spec, layout.partition, seq_len) for spec in layers]
+    try:
+        return partition.bounds(weights, [spec.decoder for spec in layers], stages)
+    except ValueError as error:
+        raise UserError(
+            f"parallelism.pipeline_stages={stages}: {error}; give at most {len(decoders)}"
+        ) from None
+
+
+def _weight(spec: LayerSpec, partition: str, seq_len: int) -> float:
+    """What a layer counts for in ``parallelism.partition``."""
+    if partition == "uniform":
+        return float(spec.decoder)
+    module: Any = spec.build()
+    parameters = sum(p.numel() for p in module.parameters())
+    if partition == "parameters":
+        return float(parameters)
+    if isinstance(module, nn.Embedding):
+        return 0.0
+    # multiplications a token: one a parameter, and half of attention's two products over a row
+    attention = seq_len * module.self_attn.q_proj.out_features if spec.decoder else 0
+    return float(parameters + attention)
 
 
 class _Stages(PipelineModule):

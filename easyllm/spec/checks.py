@@ -224,9 +224,9 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
             f"does not divide the {shape.heads} attention heads",
             f"give a divisor of {shape.heads}",
         )  # fmt: skip
-    if run.export.layout == "modern" and "export" in run.stages:
-        if why := family.native_only(config):
-            yield Problem("export.layout", "modern", why, "give export.layout=native")
+    modern = run.export.layout == "modern" and "export" in run.stages
+    if modern and (why := family.native_only(config)):
+        yield Problem("export.layout", "modern", why, "give export.layout=native")
     stages = run.parallelism.stages
     if stages > shape.layers:
         yield Problem(

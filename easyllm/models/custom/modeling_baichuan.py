@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaAttention, repeat_kv
 
@@ -28,7 +28,7 @@ class BaichuanConfig(PreTrainedConfig):
     """The published keys, and two that say what the published files leave to be guessed."""
 
     model_type = "baichuan"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
     vocab_size: int = 64000
     hidden_size: int = 4096
@@ -87,7 +87,7 @@ class BaichuanConfig(PreTrainedConfig):
             num_attention_heads=self.num_attention_heads,
             num_key_value_heads=self.num_attention_heads,
             hidden_act=self.hidden_act,
-            max_position_embeddings=self.max_position_embeddings,
+            max_position_embeddings=self.max_position_embeddings or 0,
             rms_norm_eps=self.rms_norm_eps,
             initializer_range=self.initializer_range,
             tie_word_embeddings=self.tie_word_embeddings,
@@ -135,7 +135,7 @@ def normal_rows(weight: torch.Tensor) -> torch.Tensor:
 class AlibiAttention(LlamaAttention):
     """Llama's attention with ALiBi, for any cache whose tokens stand in their order."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: torch.Tensor,
         position_embeddings: Any = None,
@@ -178,8 +178,8 @@ class AlibiAttention(LlamaAttention):
 class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = BaichuanConfig
     base_model_prefix = "model"
-    _no_split_modules = ("LlamaDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["LlamaDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 

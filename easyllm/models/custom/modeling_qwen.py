@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 RENAMED = {
@@ -37,7 +37,7 @@ class QWenConfig(PreTrainedConfig):
     """The published keys; ``intermediate_size`` counts both halves of the gate."""
 
     model_type = "qwen"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
     vocab_size: int = 151936
     hidden_size: int = 4096
@@ -115,8 +115,8 @@ class QWenConfig(PreTrainedConfig):
 class QWenLMHeadModel(PreTrainedModel, GenerationMixin):
     config_class = QWenConfig
     base_model_prefix = "model"
-    _no_split_modules = ("Qwen2DecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["Qwen2DecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
