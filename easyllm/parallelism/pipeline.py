@@ -30,17 +30,21 @@ class PipelineTrainEngine(TrainEngine):
 
     def __init__(self, run: RunSpec, layout: Pipeline, **parts: Any):
         super().__init__(run, layout, **parts)
-        bounds = stage_bounds(self.layers, layout, run.data.seq_len)
-        self.check_weights(self._own(bounds))
-        with quiet(), self.loading(max(b - a for a, b in pairwise(bounds))):
-            self.pipeline = _Stages(self, bounds)
-        self.grid: Any = self.pipeline.mpu()
-        self._check_cover()
+        self.load_stage()
         self.data_rank = self.grid.get_data_parallel_rank()
         self.data_size = self.grid.get_data_parallel_world_size()
         self.runtime = self.initialize(self.pipeline)
         # the last stage needs the labels, the first the token ids
         self.reads_data = self.runtime.is_first_stage() or self.runtime.is_last_stage()
+
+    def load_stage(self) -> None:
+        """Build this rank's layers and read their weights."""
+        bounds = stage_bounds(self.layers, self.layout, self.run.data.seq_len)
+        self.check_weights(self._own(bounds))
+        with quiet(), self.loading(max(b - a for a, b in pairwise(bounds))):
+            self.pipeline = _Stages(self, bounds)
+        self.grid: Any = self.pipeline.mpu()
+        self._check_cover()
 
     def _own(self, bounds: list[int]) -> list[LayerSpec]:
         """The layers whose weights this rank's stage reads; DeepSpeed lays ranks out stage by
