@@ -32,6 +32,7 @@ def shrink(run: RunSpec) -> RunSpec:
             tokenizer=ByteLevelBPE(vocab_size=limits.vocab_size),
             template=TokenizerTemplate(),  # another may need tokens that this vocabulary lacks
             seq_len=min(run.data.seq_len, limits.seq_len),
+            long_conversations="cut_at_turns",  # in such short rows few would be left
             partitions=min(run.data.partitions, 2),
             limit=min(run.data.limit or limits.documents, limits.documents),
         ),

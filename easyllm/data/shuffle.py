@@ -41,6 +41,9 @@ GROUP_BYTES = 20 * shards.BLOCK_TOKENS
 TOKEN_BYTES = 5
 """An id and whether it is trained."""
 
+MOST_RUNS = 512
+"""Sorted runs, where the memory allows to have so few."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -136,6 +139,8 @@ def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, workshop: Workshop)
             **store.totals(files[name]),
         }
         if made[name]["checksum"] != source["checksum"]:
+            for _ in store.load(place, "tokenize", tokens, name):
+                pass  # a file that holds other tokens is named
             raise RuntimeError(f"shuffling changed the rows of {name}; nothing was kept")
     counts = {
         key: sum(source[key] for source in made.values())
@@ -192,27 +197,31 @@ def _sort(
 ) -> dict[str, list[Path]]:
     """The first pass: every source's runs. Raises UserError for a damaged file."""
     total = sum(unit.group.tokens for source in sources for unit in source.units)
-    # some for each process, so that all end at about the same time
-    capacity = min(limits.capacity, max(shards.BLOCK_TOKENS, total // (4 * limits.workers)))
+    # a row group a run copies least, but of many runs the second pass reads little at a time
+    capacity = min(limits.capacity, max(shards.BLOCK_TOKENS, total // MOST_RUNS))
     tasks = [(s, batch) for s in sources for batch in _batches(s.units, capacity)]
     work = partial(_sort_some, seed, capacity, folder)
     runs: dict[str, list[Path]] = {source.name: [] for source in sources}
-    seen: dict[tuple[str, int], list[int]] = {}
+    seen: dict[tuple[str, int], tuple[int, int]] = {}
     jobs = (
         (number, s.name, s.masked, batch) for number, (s, batch) in enumerate(tasks)
     )  # fmt: skip
     for (source, batch), made in zip(tasks, ordered_map(work, jobs, limits.workers), strict=True):
         runs[source.name] += made.runs
-        for file, checksum in made.checksums.items():
-            there = seen.setdefault((source.name, file), [0, 0])
-            there[0] += made.documents[file]
-            there[1] = shards.add_checksums(there[1], checksum)
+        for file, (documents, there) in made.counts.items():
+            before = seen.get((source.name, file), (0, 0))
+            seen[source.name, file] = before[0] + documents, before[1] + there
         bar.update(sum(unit.group.tokens for unit in batch))
     for name, source in tokens["sources"].items():
         for number, file in enumerate(source["files"]):
-            if seen.get((name, number)) != [file["documents"], file["checksum"]]:
+            documents, there = seen.get((name, number), (0, 0))
+            if (documents, there) != (file["documents"], file["tokens"]):
+                damage = (
+                    f"holds {documents} documents of {there} tokens, not {file['documents']} of "
+                    f"{file['tokens']}"
+                )
                 path = manifests.folder(place, "tokenize") / file["path"]
-                raise store.damaged(path, "its tokens are not those that were written", "tokenize")
+                raise store.damaged(path, damage, "tokenize")
     return runs
 
 

@@ -9,19 +9,23 @@ between two keys, which are neighbours in the result.
 A run is a folder::
 
     keys.uint64   offsets.int64   tokens.int32   trained.bool
+
+with ``tokens.uint16`` where no id needs more: what is written and read again is half as much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from easyllm.data import shards, store
 from easyllm.data.random import generator
-from easyllm.data.shards import Bool, Group, Int32, Int64, Shard, UInt64
+from easyllm.data.shards import Bool, Group, Int64, Shard, UInt64
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,8 @@ class Sorted:
     """What sorting some row groups gave."""
 
     runs: list[Path]
-    checksums: dict[int, int]
-    """Of the documents read, by file."""
-    documents: dict[int, int]
+    counts: dict[int, tuple[int, int]]
+    """Documents and tokens read, by file."""
 
 
 def sort(
@@ -52,22 +55,20 @@ def sort(
     damaged file.
     """
     runs: list[Path] = []
-    checksums: dict[int, int] = {}
-    documents: dict[int, int] = {}
-    buffer = _Buffer(min(capacity, sum(unit.group.tokens for unit in units)), masked)
+    counts: dict[int, tuple[int, int]] = {}
+    held: list[tuple[UInt64, Shard]] = []
     for unit in units:
         draw = generator(seed, "shuffle", source, unit.file, unit.group.number)
         for shard in _read_group(unit.group):
-            found = shards.checksum(shards.hashes(shard))
-            checksums[unit.file] = shards.add_checksums(checksums.get(unit.file, 0), found)
-            documents[unit.file] = documents.get(unit.file, 0) + shard.documents
-            if not buffer.fits(shard):
-                runs.append(buffer.empty(folder / str(len(runs))))
+            documents, tokens = counts.get(unit.file, (0, 0))
+            counts[unit.file] = documents + shard.documents, tokens + shard.tokens
+            if held and sum(s.tokens for _, s in held) + shard.tokens > capacity:
+                runs.append(_write_run(folder / str(len(runs)), held, masked))
             keys = draw.integers(1 << 64, size=shard.documents, dtype=np.uint64)
-            buffer.add(keys, shard)
-    if buffer.tokens or buffer.lengths:
-        runs.append(buffer.empty(folder / str(len(runs))))
-    return Sorted(runs, checksums, documents)
+            held.append((keys, _narrow(shard)))
+    if held:
+        runs.append(_write_run(folder / str(len(runs)), held, masked))
+    return Sorted(runs, counts)
 
 
 def _read_group(group: Group) -> Iterator[Shard]:
@@ -77,56 +78,35 @@ def _read_group(group: Group) -> Iterator[Shard]:
         raise store.damaged(group.path, damage, "tokenize") from None
 
 
-class _Buffer:
-    """Documents and their keys, until they are written in the order of the keys."""
+def _narrow(shard: Shard) -> Shard:
+    """The same documents, their ids in two bytes where these hold them."""
+    if shard.tokens and int(shard.ids.max()) >= 1 << 16:
+        return shard
+    return replace(shard, ids=shard.ids.astype(np.uint16))
 
-    def __init__(self, capacity: int, masked: bool):
-        self._ids = np.empty(capacity, np.int32)
-        self._trained = np.empty(capacity, np.bool_) if masked else None
-        self._clear()
 
-    def _clear(self) -> None:
-        self.tokens = 0
-        self.lengths: list[Int64] = []
-        self._keys: list[UInt64] = []
-
-    def fits(self, shard: Shard) -> bool:
-        return not self.lengths or self.tokens + shard.tokens <= len(self._ids)
-
-    def add(self, keys: UInt64, shard: Shard) -> None:
-        end = self.tokens + shard.tokens
-        if end > len(self._ids):  # alone, and longer than the capacity
-            self._ids = np.empty(end, np.int32)
-            self._trained = None if self._trained is None else np.empty(end, np.bool_)
-        self._ids[self.tokens : end] = shard.ids
-        if self._trained is not None:
-            self._trained[self.tokens : end] = True if shard.trained is None else shard.trained
-        self.tokens = end
-        self.lengths.append(shard.lengths)
-        self._keys.append(keys)
-
-    def empty(self, run: Path) -> Path:
-        run.mkdir(parents=True)
-        keys = np.concatenate(self._keys)
-        lengths = np.concatenate(self.lengths)
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        trained = None if self._trained is None else self._trained[: self.tokens]
-        whole = Shard(self._ids[: self.tokens], offsets, trained)
-        order = np.argsort(keys, kind="stable")
-        keys[order].tofile(run / "keys.uint64")
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[order])])
-        ends.tofile(run / "offsets.int64")
-        with (run / "tokens.int32").open("wb") as ids, (run / "trained.bool").open("wb") as mask:
-            first = 0
-            while first < len(order):  # little at a time: what is taken is a copy
-                until = int(np.searchsorted(ends, ends[first] + shards.BLOCK_TOKENS, "right")) - 1
-                part = whole.take(order[first : max(until, first + 1)])
-                part.ids.tofile(ids)
-                if part.trained is not None:
-                    part.trained.tofile(mask)
-                first += part.documents
-        self._clear()
-        return run
+def _write_run(run: Path, held: list[tuple[UInt64, Shard]], masked: bool) -> Path:
+    """Write what is held in the order of its keys, and hold it no more."""
+    run.mkdir(parents=True)
+    keys = np.concatenate([drawn for drawn, _ in held])
+    whole = held[0][1] if len(held) == 1 else shards.join([shard for _, shard in held])
+    held.clear()  # joining made a copy
+    order = np.argsort(keys, kind="stable")
+    keys[order].tofile(run / "keys.uint64")
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(whole.lengths[order])])
+    ends.tofile(run / "offsets.int64")
+    tokens, trained = run / f"tokens.{whole.ids.dtype}", run / "trained.bool"
+    with tokens.open("wb") as ids, trained.open("wb") as mask:
+        first = 0
+        while first < len(order):  # little at a time: what is taken is a copy
+            until = int(np.searchsorted(ends, ends[first] + shards.BLOCK_TOKENS, "right")) - 1
+            part = whole.take(order[first : max(until, first + 1)])
+            part.ids.tofile(ids)
+            if masked:
+                all_trained = np.ones(part.tokens, np.bool_)
+                (all_trained if part.trained is None else part.trained).tofile(mask)
+            first += part.documents
+    return run
 
 
 class Index:
@@ -186,7 +166,8 @@ def merge(runs: Sequence[Path], bounds: Int64, masked: bool, capacity: int) -> I
         counts = (bounds[first + 1 : until + 1] - bounds[first]).sum(axis=1)
         for part in np.split(order, counts[:-1]):
             if len(part):
-                yield whole.take(part)
+                taken = whole.take(part)
+                yield replace(taken, ids=taken.ids.astype(np.int32, copy=False))
         first = until
 
 
@@ -200,20 +181,32 @@ def _read(runs: Iterable[Path], start: Int64, end: Int64, masked: bool) -> tuple
             keys.append(np.fromfile(run / "keys.uint64", np.uint64, count, offset=8 * first))
             ends = np.fromfile(run / "offsets.int64", np.int64, count + 1, offset=8 * first)
             lengths.append(np.diff(ends))
-            pieces.append((run, int(ends[0]), int(ends[-1] - ends[0])))
+            pieces.append((run, _width(run), int(ends[0]), int(ends[-1] - ends[0])))
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
-    ids: Int32 = np.empty(offsets[-1], np.int32)
+    narrow = all(width == np.uint16 for _, width, _, _ in pieces)
+    ids: Any = np.empty(offsets[-1], np.uint16 if narrow else np.int32)
     trained: Bool | None = np.empty(offsets[-1], np.bool_) if masked else None
     filled = 0
-    for run, first, count in pieces:
-        _fill(ids[filled : filled + count], run / "tokens.int32", first)
+    for run, width, first, count in pieces:
+        part = slice(filled, filled + count)
+        if width == ids.dtype:
+            _fill(ids[part], run / f"tokens.{width}", first)
+        else:
+            values = np.empty(count, width)
+            _fill(values, run / f"tokens.{width}", first)
+            ids[part] = values
         if trained is not None:
-            _fill(trained[filled : filled + count], run / "trained.bool", first)
+            _fill(trained[part], run / "trained.bool", first)
         filled += count
     return np.concatenate(keys), Shard(ids, offsets, trained)
 
 
-def _fill(part: Int32 | Bool, file: Path, first: int) -> None:
+def _width(run: Path) -> np.dtype[Any]:
+    """The type of a run's ids."""
+    return np.dtype(np.uint16 if (run / "tokens.uint16").exists() else np.int32)
+
+
+def _fill(part: npt.NDArray[Any], file: Path, first: int) -> None:
     """Read ``part`` from the file's values from ``first`` on."""
     with file.open("rb", buffering=0) as handle:
         handle.seek(first * part.itemsize)

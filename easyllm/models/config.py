@@ -108,8 +108,13 @@ def fit_tokenizer(run: RunSpec, config: PretrainedConfig) -> None:
         config.pad_token_id = None if tokenizer.pad_token_id in taken else tokenizer.pad_token_id
 
 
-def write_description(run: RunSpec, config: PretrainedConfig, to: Path) -> None:
-    """Write what stands beside the weights: configuration, generation defaults, tokenizer."""
+def write_description(
+    run: RunSpec, config: PretrainedConfig, to: Path, conversations: bool
+) -> None:
+    """Write what stands beside the weights: configuration, generation defaults, tokenizer.
+
+    Where ``conversations`` were trained, generation ends with the assistant's turn too.
+    """
     config.dtype = run.model.dtype
     described(config).save_pretrained(to)  # with the class of a model that transformers lacks
     tokenizer = RunPaths(run).store.tokenizer
@@ -123,6 +128,27 @@ def write_description(run: RunSpec, config: PretrainedConfig, to: Path) -> None:
         GenerationConfig(
             bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=pad
         ).save_pretrained(to)
+    if conversations:
+        _end_with_turns(run, config, to)
+
+
+def _end_with_turns(run: RunSpec, config: PretrainedConfig, folder: Path) -> None:
+    """Add the token that ends the assistant's turn to those that end generation.
+
+    A base model names only its end of sequence, which ChatML, for one, never trains: whoever
+    generates from this folder would go on into a user's turn of the model's own.
+    """
+    try:
+        end = run.data.template.end_of_turn(AutoTokenizer.from_pretrained(folder))
+    except UserError:  # tokens that another program made: the run's template need not fit them
+        return
+    file = folder / "generation_config.json"
+    values = json.loads(file.read_text("utf-8"))
+    stated = values.get("eos_token_id", config.eos_token_id)
+    ends = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if end is not None and end not in ends:
+        values["eos_token_id"] = [*ends, end]
+        file.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
 def described(config: PretrainedConfig) -> PretrainedConfig:

@@ -138,6 +138,15 @@ class Template(Component):
     def prompt(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         """Token ids after which the assistant's next turn begins."""
 
+    def end_of_turn(self, tokenizer: Any) -> int | None:
+        """The id of the special token that ends the assistant's turn and is trained with it;
+        None where none does. Raises as ``encode`` does."""
+        question = {"role": "user", "content": "Is it?"}
+        ids, trained = self.encode(tokenizer, [question, {"role": "assistant", "content": "Yes."}])
+        last = [token for token, train in zip(ids, trained, strict=True) if train][-1]
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        return last if last in special else None
+
     def chat_template(self, tokenizer: Any) -> str | None:
         """The same as Jinja text, which the store's and the exported tokenizer carry; None
         keeps the tokenizer's own."""

@@ -102,6 +102,13 @@ class DataSpec:
     cuts only those longer than a row; ``concat`` joins the documents and cuts the stream into
     rows; ``none`` gives each document rows of its own, padded. In all of them positions
     restart at each document and attention stays within it."""
+    long_conversations: Literal["cut_at_turns", "cut", "drop"] = "cut_at_turns"
+    """What becomes of a conversation longer than a row. ``cut_at_turns`` gives each row as many
+    whole turns as it holds: a row begins with what follows an answer, a user's turn mostly, and
+    only a question that with its answer is longer than a row is cut within; rows after the
+    first are without the system's words. ``cut`` cuts it after each ``seq_len`` tokens. ``drop``
+    leaves it out. With ``concat``, which cuts the stream wherever a row ends, ``cut_at_turns``
+    is ``cut``. Texts are always cut."""
     partitions: Count = 4
     """Parts the store is dealt into; each holds a share of every source."""
     compression: Literal["zstd", "gzip", "snappy", "none"] = "zstd"

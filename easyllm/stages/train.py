@@ -30,6 +30,7 @@ class Train(Stage):
         "data.dir",
         "data.seq_len",
         "data.packing",
+        "data.long_conversations",
         "parallelism",
         "hardware.nodes",
         "hardware.devices_per_node",

@@ -187,7 +187,8 @@ class Training:
             "layout": layout_facts(self.run),
             "data": self.rows.fingerprint,
         }
-        save(self.engine, self.config, self.family.names() or Names(), facts)
+        conversations = bool(self.rows.manifest["conversations"])
+        save(self.engine, self.config, self.family.names() or Names(), facts, conversations)
 
     def report(self) -> dict[str, Any]:
         """What the record tells of all steps, those of earlier starts included."""
@@ -199,6 +200,7 @@ class Training:
             "checkpoint": str(checkpoints.location(self.paths.checkpoints, self.total)),
             "bytes_read": world.from_all(self.read_bytes),
             "files_read": world.from_all(self.read_files),
+            "data_map": self.rows.cache,
         }
         return found if self.eval_loss is None else {**found, "eval_loss": self.eval_loss}
 

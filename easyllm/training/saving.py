@@ -23,11 +23,16 @@ SHARD_BYTES = 5e9
 
 
 def save(
-    engine: TrainEngine, config: PretrainedConfig, names: Names, facts: dict[str, Any]
+    engine: TrainEngine,
+    config: PretrainedConfig,
+    names: Names,
+    facts: dict[str, Any],
+    conversations: bool,
 ) -> Path:
     """Write ``checkpoints/step-N`` for ``facts["step"]``; every rank must call it.
 
-    All ranks write into one folder aside, which rank 0 names when they are done.
+    All ranks write into one folder aside, which rank 0 names when they are done. Whether
+    ``conversations`` were trained decides with what generation ends.
     """
     run = engine.run
     root = RunPaths(run).checkpoints
@@ -41,7 +46,7 @@ def save(
         engine.save(folder)
         write_weights(engine, folder / checkpoints.WEIGHTS, names)
         if world.first():
-            write_description(run, config, folder / checkpoints.WEIGHTS)
+            write_description(run, config, folder / checkpoints.WEIGHTS, conversations)
         world.wait_for_all()
         if world.first():
             checkpoints.seal(folder, facts)

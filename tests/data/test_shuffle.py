@@ -95,13 +95,18 @@ def test_every_order_is_equally_likely(tmp_path: Path) -> None:
     lengths=st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=40), min_size=1, max_size=4),
     masked=st.booleans(),
     seed=st.integers(0, 5),
+    lowest=st.sampled_from([0, (1 << 16) - 40, 1 << 16]),
 )
 @settings(max_examples=40, deadline=None)
 def test_what_is_held_at_once_changes_nothing(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]], masked: bool, seed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[list[int]],
+    masked: bool,
+    seed: int,
+    lowest: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("spill")
-    sizes = itertools.accumulate([0, *(len(file) for file in lengths)])
+    sizes = itertools.accumulate([lowest, *(len(file) for file in lengths)])
     written = [rows(file, masked, first) for file, first in zip(lengths, sizes, strict=False)]
     units = units_of(folder, written)
     before = np.sort(shards.hashes(join(written)))
@@ -159,6 +164,18 @@ def test_workers_and_memory_change_nothing(large: Path, spec: Spec, tmp_path: Pa
     longest = 4000
     assert max(partitions) - min(partitions) <= 2 * longest
     assert max(partitions) - min(partitions) < 0.01 * min(partitions)
+
+
+def test_a_file_that_holds_other_tokens_is_named(spec: Spec, tmp_path: Path) -> None:
+    place = StorePaths(tmp_path / "store")
+    write_store(place, {"stories": [rows([5] * 9), rows([5] * 9)], "talks": [rows([2] * 9, True)]})
+    shards.write(place.tokens / "stories/1.parquet", rows([5] * 9, first=1), "none")
+    with pytest.raises(UserError, match=r"stories/1\.parquet is damaged \(its tokens are not"):
+        work(spec(tmp_path), "shuffle")
+    shards.write(place.tokens / "stories/1.parquet", rows([6] * 9), "none")
+    with pytest.raises(UserError, match=r"holds 9 documents of 54 tokens, not 9 of 45"):
+        work(spec(tmp_path), "shuffle")
+    assert not place.shuffled.exists()
 
 
 def test_a_file_of_one_huge_document_is_not_starved(spec: Spec, tmp_path: Path) -> None:
