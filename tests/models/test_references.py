@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import easyllm.models.custom  # noqa: F401
 from easyllm.models.attention import Documents, arguments
-from easyllm.models.custom.modeling_baichuan import alibi_slopes
+from easyllm.models.custom.modeling_baichuan import AlibiAttention, alibi_slopes
 from easyllm.models.families import family_named
 from easyllm.models.layers import causal_loss, chain, parameter_shapes
 from easyllm.models.names import Names
@@ -155,6 +155,21 @@ def test_forty_heads_have_the_slopes_of_32_and_every_other_of_64() -> None:
     slopes = alibi_slopes(40).tolist()
     assert slopes[0] == pytest.approx(2**-0.25) and slopes[31] == pytest.approx(2**-8)
     assert slopes[32:34] == pytest.approx([2**-0.125, 2**-0.375])
+
+
+def test_padding_is_taken_in_every_form() -> None:
+    """As boolean and as additive masks, and as flash attention is given it."""
+    from transformers import LlamaConfig
+
+    layer = AlibiAttention(LlamaConfig(hidden_size=40, num_attention_heads=5), 0)
+    like = torch.zeros(2, 5, 4, 8)
+    real = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    causal = torch.ones(4, 4, dtype=torch.bool).tril()
+    allowed = causal & real[:, None, None, :].bool()
+    added = torch.zeros(2, 1, 4, 4).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    found = [layer.bias(4, 4, mask, like) for mask in (real, allowed, added)]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert (found[0][0, :, :, 0] < -1e30).all() and (found[0][1, :, 3, 0] > -4).all()
 
 
 def test_a_flash_kernel_is_told_of_documents_with_alibi(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ process, saved and exported without a bit's difference."""
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import easyllm.models.custom  # noqa: F401
 from easyllm.data.rows import open_rows
@@ -84,11 +85,36 @@ def families(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Families
             config = merged(case(small, name, LAYOUTS[layout]), {"training": {"steps": 0}})
             cases.append({"name": f"{name}-fresh-{layout}",
                           "config": merged(config, {"model": fresh})})  # fmt: skip
+    for kind, write in (("shards", in_shards), ("bins", in_bins)):
+        write(small.root / "llama", small.root / f"llama-{kind}")
+        cases.append({"name": f"llama-{kind}",
+                      "config": case(small, f"llama-{kind}", LAYOUTS["pipe2"])})  # fmt: skip
     for split, settings in SPLITS.items():
         for name in ("smollm2", "baichuan2_13b"):
             layout = {"_target_": PIPELINE, **settings}
             cases.append({"name": f"{name}-{split}", "config": case(small, name, layout)})
     return Families(small, launch(tmp_path_factory.mktemp("families"), 2, cases))
+
+
+def in_shards(model: Path, folder: Path) -> None:
+    """A tensor a file."""
+    LlamaForCausalLM.from_pretrained(model).save_pretrained(folder, max_shard_size="1KB")
+
+
+def in_bins(model: Path, folder: Path) -> None:
+    """Two ``.bin`` files, the halves of the model."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    found: tuple[dict[str, torch.Tensor], ...] = ({}, {})
+    for name, tensor in tensors(model).items():
+        first = "embed" in name or ".layers.0." in name or ".layers.1." in name
+        found[0 if first else 1][name] = tensor
+    index = {}
+    for number, part in enumerate(found, 1):
+        file = f"pytorch_model-{number:05}-of-00002.bin"
+        torch.save(part, folder / file)
+        index |= dict.fromkeys(part, file)
+    text = json.dumps({"metadata": {}, "weight_map": index})
+    (folder / "pytorch_model.bin.index.json").write_text(text, "utf-8")
 
 
 @cache
@@ -147,6 +173,20 @@ def test_every_layout_trains_the_published_model(
 def test_every_split_trains_the_same(families: Families, name: str, split: str) -> None:
     expected = plain_losses(families.small.root, name)
     assert losses(families, f"{name}-{split}") == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["shards", "bins"])
+def test_a_rank_opens_the_files_and_reads_the_bytes_of_its_own_layers(
+    families: Families, kind: str
+) -> None:
+    case = f"llama-{kind}"
+    assert losses(families, case) == losses(families, "llama-pipe2")
+    report = families.trained.seen(case)[0]["report"]
+    sizes = {name: tensor.nbytes for name, tensor in tensors(families.small.root / "llama").items()}
+    first = [n for n in sizes if "embed" in n or ".layers.0." in n or ".layers.1." in n]
+    rest = [name for name in sizes if name not in first]
+    assert report["bytes_read"] == [sum(sizes[n] for n in part) for part in (first, rest)]
+    assert report["files_read"] == ([1, 1] if kind == "bins" else [len(first), len(rest)])
 
 
 def saved(families: Families, case: str) -> Path:

@@ -170,6 +170,8 @@ class AlibiAttention(LlamaAttention):
         bias = (slopes[:, None, None] * behind).masked_fill(behind > 0, least).to(like.dtype)[None]
         if mask is None:
             return bias
+        if mask.dim() == 2:  # as flash attention takes it: where a row is not padding
+            mask = mask[:, None, None, :].bool()
         if mask.dtype is torch.bool:
             return bias.masked_fill(~mask, least)
         return bias.masked_fill(mask < 0, least)
@@ -181,6 +183,7 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["LlamaDecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
+    _supports_flash_attn = True  # of ALiBi the scores need torch's attention all the same
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: BaichuanConfig):
