@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from easyllm.data import sentencepiece
 from easyllm.errors import UserError
 from easyllm.models import source
 from easyllm.paths import RunPaths
@@ -118,6 +119,8 @@ class Pretrained(Tokenizer):
             raise UserError(
                 f"{path} holds no tokenizer; give data.tokenizer.path=<folder or hub id>"
             )
+        if sentencepiece.asks_for_code(origin):
+            return sentencepiece.convert(origin, folder)
         # copied as they are: what transformers saves anew older versions cannot always read
         for file in files:
             to = folder / file.relative_to(origin)

@@ -12,8 +12,9 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+import easyllm.models.custom  # noqa: F401  registers what transformers does not have
 from easyllm.errors import UserError
 from easyllm.models.families import FAMILIES, family_named
 from easyllm.models.source import folder
@@ -45,15 +46,13 @@ def family_of(run: RunSpec, model_type: str) -> Family:
     """The family that trains models of this type. Raises UserError where there is none."""
     family = run.model.family or family_named(model_type)
     if family is None:
-        known = ", ".join(f.model_type for f in FAMILIES if not f.unsupported)
+        known = ", ".join(f.model_type for f in FAMILIES)
         raise UserError(f"model.path: models of type {model_type} are not known; known: {known}")
     if family.model_type != model_type:
         raise UserError(
             f"model.family reads models of type {family.model_type}, the configuration says "
             f"{model_type}; leave model.family out"
         )
-    if family.unsupported:
-        raise UserError(f"model.family: {family.unsupported}")
     return family
 
 
@@ -116,9 +115,8 @@ def write_description(
 
     Where ``conversations`` were trained, generation ends with the assistant's turn too.
     """
-    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     config.dtype = run.model.dtype
-    config.save_pretrained(to)
+    described(config).save_pretrained(to)  # with the class of a model that transformers lacks
     tokenizer = RunPaths(run).store.tokenizer
     shutil.copytree(tokenizer, to, dirs_exist_ok=True)
     source = model_folder(run)
@@ -151,6 +149,13 @@ def _end_with_turns(run: RunSpec, config: PretrainedConfig, folder: Path) -> Non
     if end is not None and end not in ends:
         values["eos_token_id"] = [*ends, end]
         file.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+def described(config: PretrainedConfig) -> PretrainedConfig:
+    """``config`` with the name of the class that it makes."""
+    made: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config.architectures = [made.__name__]
+    return config
 
 
 def _built(model_type: str, values: dict[str, Any]) -> PretrainedConfig:

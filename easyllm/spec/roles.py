@@ -223,18 +223,35 @@ class Family(Component):
     def config_keys(self) -> frozenset[str]:
         """Keys a configuration of this family may hold."""
 
-    @property
-    def unsupported(self) -> str:
-        """Why the family can be composed but not trained; empty where it can."""
-        return ""
-
     @abc.abstractmethod
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
         """The dimensions that plans and checks need. Raises KeyError for a missing key."""
 
     @abc.abstractmethod
+    def shaped(self, config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+        """A configuration like ``config``, with these dimensions."""
+
+    @abc.abstractmethod
     def layers(self, config: Any, attention: str) -> list[Any]:
         """The layers in order, as ``easyllm.models.layers.LayerSpec``."""
+
+    def names(self) -> Any:
+        """What the files call the parameters of these layers, an
+        ``easyllm.models.names.Names``; None where they have the layers' own names."""
+        return None
+
+    def native_only(self, config: Mapping[str, Any]) -> str:
+        """Why the model has no layout but its own; empty where ``modern`` gives one."""
+        return ""
+
+    def modern(self, config: Any) -> Any:
+        """The configuration of the same model in the layout that every engine runs, whose
+        parameters have the layers' own names. By default its own."""
+        return config
+
+    def modern_tensor(self, config: Any, name: str, tensor: Any) -> Any:
+        """The layers' parameter ``name`` as the modern layout has it."""
+        return tensor
 
 
 @dataclass(frozen=True)

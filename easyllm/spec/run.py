@@ -190,8 +190,12 @@ class TrainingSpec:
 class ExportSpec:
     checkpoint: Place | None = None
     """The checkpoint to convert; null takes the run's newest."""
-    dtype: DType | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the exported weights; null keeps the checkpoint's."""
+    layout: Literal["native", "modern"] = "native"
+    """``native`` keeps the names and the configuration of the model that was loaded;
+    ``modern`` writes Qwen as Qwen2 and Baichuan with rotary positions as Llama, which compute
+    the same and which every engine runs."""
     max_shard_gb: PositiveFloat = 5.0
     """Largest safetensors file."""
 
