@@ -32,6 +32,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/load.py
 
 wheel: setup

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import replace
 from typing import Any
 
+from easyllm.data import engines
 from easyllm.data.templates import TokenizerTemplate
 from easyllm.data.tokenizers import ByteLevelBPE
 from easyllm.launchers.local import Local
@@ -34,6 +35,7 @@ def shrink(run: RunSpec) -> RunSpec:
             seq_len=min(run.data.seq_len, limits.seq_len),
             long_conversations="cut_at_turns",  # in such short rows few would be left
             partitions=min(run.data.partitions, 2),
+            engine=engines.Local(),
             limit=min(run.data.limit or limits.documents, limits.documents),
         ),
         parallelism=layout,

@@ -21,7 +21,7 @@ LOOKED_AT = 1000
 
 @dataclass(frozen=True)
 class Pieces:
-    """The documents of a store, each as the pieces that packing may not join or part further."""
+    """The documents of a store, each as the pieces that are packed, none where it is dropped."""
 
     starts: Int64
     lengths: Int64

@@ -42,7 +42,7 @@ def local(path: str) -> Path | None:
     place = Path(path).expanduser()
     if place.exists():
         return place
-    if path.endswith(".gguf"):
+    if path.endswith((".gguf", ".tiktoken")):
         raise Unusable(path, "no such file", FORMATS)
     if not HUB_ID.fullmatch(path):
         raise Unusable(path, "no such folder", FORMATS)
@@ -132,8 +132,11 @@ def _in_package(path: str) -> Path:
     for home in homes:
         if (home / file).exists():
             return home / file
-    carried = sorted(found.name for home in homes for found in home.glob("*.gguf"))
-    there = f"it carries {', '.join(carried)}" if carried else "it carries no .gguf file"
+    suffix = Path(file).suffix or ".gguf"
+    carried = sorted(
+        str(found.relative_to(home)) for home in homes for found in home.rglob(f"*{suffix}")
+    )
+    there = f"it carries {', '.join(carried)}" if carried else f"it carries no {suffix} file"
     raise Unusable(path, f"{name} has no {file}; {there}")
 
 

@@ -34,6 +34,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
                 "pip install 'easyllm[flash-attn]', or give model.attention=sdpa",
             )  # fmt: skip
     for key, part in components(run):
+        yield from part.lacking(key, run)
         for module, extra in part.requires.items():
             if find_spec(module) is None:
                 yield Problem(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from easyllm.data import tokenizers
 from easyllm.errors import UserError
 from easyllm.models import source, tensor_files
 from easyllm.spec.problems import Problem
@@ -20,8 +21,8 @@ def problems(run: RunSpec) -> Iterator[Problem]:
     elif run.model.path:
         yield from _weights(run, run.model.path)
     tokenizer = getattr(run.data.tokenizer, "path", None)
-    if isinstance(tokenizer, str) and (complaint := source.problem(tokenizer)):
-        yield Problem("data.tokenizer.path", tokenizer, complaint, "give a folder or a hub id")
+    if isinstance(tokenizer, str) and (complaint := tokenizers.problem(tokenizer)):
+        yield Problem("data.tokenizer.path", tokenizer, complaint, tokenizers.PATHS)
     yield from _inference(run)
     checkpoint = run.export.checkpoint
     if checkpoint and not (Path(checkpoint) / "manifest.json").is_file():

@@ -10,7 +10,8 @@ and may live outside the package (``components.allow``).
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,6 +34,13 @@ class Component(abc.ABC):  # noqa: B024  (the roles below have the abstract meth
         """What is wrong with this component in this run; no I/O.
 
         ``key`` is the dotted key at which the component stands.
+        """
+        return iter(())
+
+    def lacking(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        """What this machine lacks that the component needs in this run's stages.
+
+        Asked before anything starts; may read small files and ask programs for their version.
         """
         return iter(())
 
@@ -124,6 +132,37 @@ class Tokenizer(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoder(Component):
+    """The engine that turns texts into token ids.
+
+    Its ids are those of Hugging Face's tokenizers, or it is not used: it is compared with
+    them on texts that are hard to get right, on every token of the vocabulary and on the first
+    documents of each source. An engine changes how fast a store is made, never what it holds.
+    """
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """Its name and version."""
+
+    def prepare(self, folder: Path) -> None:
+        """Write what ``load`` needs beside ``folder/tokenizer.json``, once a tokenizer.
+
+        That file is the tokenizer as transformers loaded it. Raises UserError where the engine
+        cannot take it.
+        """
+
+    @abc.abstractmethod
+    def load(self, folder: Path) -> Callable[[list[str]], tuple[Any, Any]]:
+        """A function from texts to numpy arrays: their ids, int32 [tokens], laid end to end,
+        and the offsets, int64 [texts + 1], at which each text's begin.
+
+        No token is added, and names of special tokens in a text are words. It runs on one
+        thread: processes are the parallelism. Raises UserError as ``prepare`` does.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
 class Template(Component):
     """How a conversation becomes tokens, and which of them are trained."""
 
@@ -151,6 +190,23 @@ class Template(Component):
         """The same as Jinja text, which the store's and the exported tokenizer carry; None
         keeps the tokenizer's own."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataEngine(Component):
+    """What does the work of the data stages, on this machine or on many.
+
+    It never changes what they make. Its processes, wherever they run, must see the sources
+    and the token store under the same paths.
+    """
+
+    @abc.abstractmethod
+    def open(self, run: RunSpec, scratch: Path) -> AbstractContextManager[Any]:
+        """Start it for one stage and stop it when the block ends; gives an
+        ``easyllm.data.pool.Pool``.
+
+        ``scratch`` is an empty folder beside the store, which is removed afterwards.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

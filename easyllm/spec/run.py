@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from easyllm.spec.roles import (
+    DataEngine,
+    Encoder,
     Family,
     InferenceEngine,
     Launcher,
@@ -94,6 +96,10 @@ class DataSpec:
     """Folder on this node's own disk for the uncompressed map of the store and the plans of
     how its documents lie in rows; by default inside the store."""
     tokenizer: Tokenizer = component("easyllm.data.tokenizers.Pretrained")
+    encoder: Encoder | None = None
+    """The engine that turns texts into ids. Null takes the fastest that is installed and gives
+    exactly the ids of Hugging Face's: gigatoken, quicktok, else Hugging Face's own. Never
+    changes the result."""
     template: Template = component("easyllm.data.templates.TokenizerTemplate")
     seq_len: Count = 2048
     """Tokens a row."""
@@ -120,11 +126,14 @@ class DataSpec:
     max_rejects: NonNegativeInt = 100
     """Bad records to leave out at most; with more, tokenizing stops. Each is written to
     ``tokens/rejected.jsonl`` in the store."""
+    engine: DataEngine = component("easyllm.data.engines.Local")
+    """What does the work of tokenize, shuffle and repartition: ``local``, the processes of this
+    machine, or ``spark``. Never changes the result."""
     workers: Count | None = None
-    """Processes of the data stages; null takes one for each core. Never changes the result."""
+    """Processes of the local engine; null takes one for each core. Never changes the result."""
     memory_gb: PositiveFloat = 4.0
-    """Memory, in 10^9 bytes, that all processes of a shuffle take together, whatever the size
-    of the store. Never changes the result."""
+    """Memory, in 10^9 bytes, that all processes of the local engine's shuffle take together,
+    whatever the size of the store. Never changes the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
