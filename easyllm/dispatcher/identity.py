@@ -52,8 +52,9 @@ def moved(before: RunSpec, after: RunSpec) -> RunSpec:
 def run_folder(run: RunSpec) -> str:
     """``<name>-<hash>``: where a run lands by default.
 
-    Places, the number of workers and their memory, which stages are asked for and how the
-    model is served do not make another run; the content of the sources does.
+    Places, the number of workers and their memory, how ranks are started, which stages are
+    asked for and how the model is served do not make another run; the content of the sources
+    does.
     """
     plain = write(run)
     for key in ("run_dir", "stages", "serving"):
@@ -63,6 +64,7 @@ def run_folder(run: RunSpec) -> str:
     for key in ("cache", "workers", "memory_gb") + (("dir",) if derived else ()):
         del plain["data"][key]
     del plain["model"]["cache"]
+    del plain["hardware"]["launcher"], plain["hardware"]["timeout_s"]
     return f"{run.name}-{digest([plain, address], 8)}"
 
 

@@ -205,7 +205,11 @@ def test_launches_from_a_thread(tmp_path: Path) -> None:
 
 def test_many_nodes_are_refused_only_where_ranks_would_start(tmp_path: Path) -> None:
     config = {
-        "hardware": {"nodes": 8, "devices_per_node": 1},
+        "hardware": {
+            "nodes": 8,
+            "devices_per_node": 1,
+            "launcher": {"_target_": "easyllm.launchers.local.Local"},
+        },
         "training": {"steps": 1},
         "parallelism": {"global_batch_size": 8},
     }
