@@ -86,7 +86,7 @@ class Agent:
         for rank in self.ranks.values():
             if rank.status is None:
                 message = "is out of reach: its machine or the network has gone down"
-                reports.leave(self.logs, Report(rank.index, message, "ended", node=self.name))
+                reports.leave(self.logs, Report(rank.index, message, "killed", node=self.name))
                 rank.status = LOST
 
 

@@ -244,7 +244,7 @@ def _reported(ranks: list[Rank], logs: Path) -> bool:
             return True  # whoever asked for that knows
         if code not in (None, 0, SAVED):
             reports.leave(logs, reports.silent(rank.index, rank.node, int(code or 0)))
-    return any(report.kind != "lost_peer" for report in reports.left(logs))
+    return any(report.kind in reports.CAUSES for report in reports.left(logs))
 
 
 def _stacks(ranks: list[Rank], logs: Path) -> None:

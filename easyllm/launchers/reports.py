@@ -25,9 +25,14 @@ NODE = "EASYLLM_NODE"
 HUNG = 124
 """Exit status of a rank whose step took longer than ``hardware.timeout_s``."""
 
-Kind = Literal["error", "ended", "hung", "aborted", "lost_peer"]
-ORDER: dict[Kind, int] = {"error": 0, "ended": 0, "hung": 1, "aborted": 2, "lost_peer": 3}
-"""Causes before consequences. NCCL aborts a rank that has lost another."""
+Kind = Literal["error", "killed", "hung", "ended", "aborted", "lost_peer"]
+ORDER: dict[Kind, int] = {
+    "error": 0, "killed": 0, "hung": 1, "ended": 2, "aborted": 3, "lost_peer": 4
+}  # fmt: skip
+"""Causes before consequences. A rank that ended without a word may have had either; NCCL
+aborts a rank that has lost another."""
+
+CAUSES = ("error", "killed", "hung")
 
 LOST_PEER = (
     "Connection closed by peer",
@@ -98,7 +103,7 @@ def silent(rank: int, node: str, status: int) -> Report:
     message = f"was killed by {name}"
     if number == signal.SIGKILL:
         message += "; the machine may have run out of memory"
-    return Report(rank, message, "aborted" if number == signal.SIGABRT else "ended", node=node)
+    return Report(rank, message, "aborted" if number == signal.SIGABRT else "killed", node=node)
 
 
 def cause(folder: Path, code: int) -> tuple[str, bool]:
@@ -110,7 +115,7 @@ def cause(folder: Path, code: int) -> tuple[str, bool]:
     if first.kind == "hung":
         return _hang([report for report in reports if report.kind == "hung"]), False
     alone = len(list(folder.glob("rank-*.log"))) <= 1
-    ended = first.kind in ("ended", "aborted")
+    ended = first.kind in ("killed", "ended", "aborted")
     if first.mendable or (alone and not ended):
         return first.message, first.mendable
     named = "a rank" if alone else _named(first)

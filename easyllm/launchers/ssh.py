@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from easyllm.errors import UserError
+from easyllm.launchers.agent import TOKEN
 from easyllm.launchers.machines import Gathering, Started
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
@@ -106,6 +107,8 @@ class Ssh(Started):
         words = ["env", *(f"{name}={value}" for name, value in env.items()), python]
         words += ["-m", "easyllm.launchers.agent", gathering.address, str(gathering.port)]
         if self.by == "pdsh":
+            # pdsh passes no standard input on; the token admits one agent a machine, once
+            words.insert(1, f"{TOKEN}={gathering.token}")
             remote = f"{shlex.join(words)} %n"
             pdsh = ["pdsh", "-S", "-R", "ssh", "-f", str(len(names)), "-w", ",".join(names), remote]
             own = {"PDSH_SSH_ARGS_APPEND": shlex.join(self.ssh[1:])}

@@ -17,7 +17,7 @@ from typing import Any
 BEAT = 2.0
 """Seconds between signs of life."""
 
-SILENT = 15.0
+SILENT = 10.0
 """Seconds without one after which the other end counts as gone."""
 
 LARGEST = 1 << 26

@@ -53,6 +53,7 @@ def start(device: Literal["cpu", "cuda"], timeout_s: float = 1800.0) -> torch.de
     if device == "cuda":
         here = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(here)
+    beat("joining the other ranks")
     with quiet():
         deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s + MARGIN))
     return here
