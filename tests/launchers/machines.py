@@ -12,10 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -123,23 +120,3 @@ def wait_for(condition, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def cable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    if reason := lacking():
-        pytest.skip(reason)
-    made = Machines(tmp_path_factory.mktemp("machines"))
-    try:
-        made.make()
-        yield made
-    finally:
-        made.remove()
-
-
-@pytest.fixture
-def machines(cable: Machines) -> Iterator[Machines]:
-    """The machines, both running; what a test leaves there is ended."""
-    cable.boot()
-    yield cable
-    cable.cut()

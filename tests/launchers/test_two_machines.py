@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchers.machines import ROOT, Machines, cable, machines, wait_for  # noqa: F401
+from tests.launchers.machines import ROOT, Machines, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, flo
 
 
 def test_a_machine_loses_its_power_and_the_same_command_goes_on(
-    machines: Machines,  # noqa: F811
+    machines: Machines,
     undisturbed: Sequence[tuple[int, float]],
     tmp_path: Path,
 ) -> None:
@@ -99,7 +99,7 @@ def test_a_machine_loses_its_power_and_the_same_command_goes_on(
     assert {log.name for log in logs.iterdir()} == {"node-1.log", "rank-0.log", "rank-1.log"}
 
 
-def test_a_rank_killed_there_is_named_here(machines: Machines, tmp_path: Path) -> None:  # noqa: F811
+def test_a_rank_killed_there_is_named_here(machines: Machines, tmp_path: Path) -> None:
     words = [*DEMO, *by_ssh(machines), "hardware.launcher.by=pdsh", "training.steps=1000"]
     process = easyllm(machines, tmp_path, *words, "run_dir=run")
     wait_for(lambda: steps(tmp_path / "run") >= 3)
@@ -121,7 +121,7 @@ def is_worker(pid: int) -> bool:
 
 
 def test_the_owner_is_killed_and_takes_the_other_along(
-    machines: Machines,  # noqa: F811
+    machines: Machines,
     tmp_path: Path,
 ) -> None:
     words = [*DEMO, *by_ssh(machines), "training.steps=1000", "run_dir=run"]
@@ -132,7 +132,7 @@ def test_the_owner_is_killed_and_takes_the_other_along(
     wait_for(lambda: not any(map(is_worker, machines.processes(machines.second))), 20)
 
 
-def test_a_run_dir_of_one_machine_only_is_refused(cable: Machines, tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_dir_of_one_machine_only_is_refused(cable: Machines, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     cable.boot(own=run)
@@ -149,7 +149,7 @@ def test_a_run_dir_of_one_machine_only_is_refused(cable: Machines, tmp_path: Pat
         cable.cut()
 
 
-def test_a_store_of_one_machine_only_is_refused(cable: Machines, tmp_path: Path) -> None:  # noqa: F811
+def test_a_store_of_one_machine_only_is_refused(cable: Machines, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     cable.boot(own=tmp_path / "store")
     try:
@@ -162,7 +162,7 @@ def test_a_store_of_one_machine_only_is_refused(cable: Machines, tmp_path: Path)
         cable.cut()
 
 
-def test_only_the_runs_own_environment_goes_there(machines: Machines, tmp_path: Path) -> None:  # noqa: F811
+def test_only_the_runs_own_environment_goes_there(machines: Machines, tmp_path: Path) -> None:
     """A tracker of the user's, which rank 0 opens, is no witness: a schedule is asked on all."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "witness.py").write_text(
@@ -185,16 +185,17 @@ def test_only_the_runs_own_environment_goes_there(machines: Machines, tmp_path: 
     assert there == f"given passed None 1 {machines.cables[1]}"
 
 
-def test_a_machine_that_cannot_be_reached_is_named(machines: Machines, tmp_path: Path) -> None:  # noqa: F811
+def test_a_machine_that_cannot_be_reached_is_named(machines: Machines, tmp_path: Path) -> None:
     words = [*DEMO, *by_ssh(machines), "training.steps=2"]
-    words[-2] = "hardware.launcher.ssh=[ssh,-F,/dev/null,-o,BatchMode=yes]"
+    (tmp_path / "no_key").write_text("BatchMode yes\nStrictHostKeyChecking no\n")
+    words[-2] = f"hardware.launcher.ssh=[ssh,-F,{tmp_path}/no_key]"
     said = ended(easyllm(machines, tmp_path, *words), 1)
     assert f"starting ranks on {machines.addresses[1]}: ssh ended with status 255" in said
     assert "Traceback" not in said
 
 
 def test_the_same_command_on_both_machines(
-    machines: Machines,  # noqa: F811
+    machines: Machines,
     undisturbed: Sequence[tuple[int, float]],
     tmp_path: Path,
 ) -> None:
