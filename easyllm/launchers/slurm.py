@@ -31,7 +31,7 @@ class Slurm(Started):
     ``easyllm.launchers.rendezvous.Rendezvous``.
     """
 
-    srun: tuple[str, ...] = ("srun", "--overlap", "--cpu-bind=none")
+    srun: tuple[str, ...] = ("srun", "--overlap")
     """The srun command and its options, e.g. ``[srun, --overlap, --gres=gpu:8]``."""
     python: str | None = None
     """The interpreter on the other nodes; null is the path of this one's."""
