@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def test_a_machine_loses_its_power_and_the_same_command_goes_on(
     assert {log.name for log in logs.iterdir()} == {"node-1.log", "rank-0.log", "rank-1.log"}
 
 
+@pytest.mark.skipif(not shutil.which("pdsh"), reason="pdsh is not installed")
 def test_a_rank_killed_there_is_named_here(machines: Machines, tmp_path: Path) -> None:
     words = [*DEMO, *by_ssh(machines), "hardware.launcher.by=pdsh", "training.steps=1000"]
     process = easyllm(machines, tmp_path, *words, "run_dir=run")
