@@ -30,7 +30,8 @@ class Rendezvous(Launcher):
 
     Machine 0 owns the run: it does the data stages, writes ``run_dir`` and sends the
     resolved spec to the others, which serve it and end with its exit status. Fields that
-    are null are read from the environment.
+    are null are read from the environment. As with torchrun, whoever can connect to the port
+    and knows the job can take part: keep it within the cluster.
     """
 
     node_rank: NonNegativeInt | None = None

@@ -56,9 +56,14 @@ class Slurm(Started):
                     f"{key}.srun", list(self.srun), f"{program} is not installed here",
                     "give the srun of this cluster",
                 )  # fmt: skip
+                return
+        try:
+            self.names(run.hardware.nodes)
+        except UserError as error:
+            yield Problem(key, type(self).__name__, str(error), "start the run there")
 
     def names(self, nodes: int) -> list[str]:
-        found = hostnames(os.environ["SLURM_JOB_NODELIST"])[:nodes]
+        found = hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))[:nodes]
         here = os.environ.get("SLURMD_NODENAME", socket.gethostname())
         if found[0] != here:
             raise UserError(

@@ -14,7 +14,7 @@ from typing import Literal
 
 from easyllm.errors import UserError
 from easyllm.launchers.agent import TOKEN
-from easyllm.launchers.machines import Gathering, Started
+from easyllm.launchers.machines import Gathering, Started, own_address
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 from easyllm.spec.types import Place
@@ -66,6 +66,11 @@ class Ssh(Started):
                 f"{where} gives {', '.join(few)} {machines[few[0]]} slots",
                 f"give hardware.devices_per_node={machines[few[0]]}", also=(where,),
             )  # fmt: skip
+        first = next(iter(machines))
+        try:
+            own_address(self.address(first))
+        except UserError as error:
+            yield Problem(where, first, str(error))
         for program in {self.ssh[0] if self.ssh else "ssh", self.by if self.by == "pdsh" else ""}:
             if program and shutil.which(program) is None:
                 yield Problem(
@@ -99,6 +104,9 @@ class Ssh(Started):
 
     def names(self, nodes: int) -> list[str]:
         return list(self.machines())[:nodes]
+
+    def address(self, name: str) -> str:
+        return name.rpartition("@")[2]
 
     def start(
         self, names: Sequence[str], gathering: Gathering, env: Mapping[str, str], logs: Path

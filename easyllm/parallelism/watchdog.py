@@ -14,6 +14,10 @@ from types import FrameType
 from easyllm.launchers import reports
 from easyllm.launchers.reports import HUNG, Report
 
+LINGER = 5.0
+"""Seconds between a rank's report and its end, for the others to report as well: they would
+fail at once when it goes."""
+
 COMMUNICATION = ("torch/distributed/", "deepspeed/comm/")
 """Where a rank is while it waits for others, by part of the file's name."""
 
@@ -54,6 +58,7 @@ class Watchdog:
         print(f"rank {self.rank} {message}; the stacks of its threads:", file=sys.stderr)
         sys.stderr.flush()
         faulthandler.dump_traceback(all_threads=True)
+        time.sleep(LINGER)
         os._exit(HUNG)
 
 

@@ -101,7 +101,7 @@ def test_a_bad_hostfile_is_told(tmp_path: Path, text: str | None, told: str) -> 
 
 def test_a_hostfile_that_is_too_small_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
-    file.write_text("a slots=4\nb slots=2\n")
+    file.write_text("me@127.0.0.1 slots=4\nb slots=2\n")
     launcher = {**target(Ssh), "hostfile": str(file), "ssh": ["sh"]}
     few, short = problems(tmp_path, launcher, nodes=3)
     assert (few.key, few.remedy) == ("hardware.nodes", "give hardware.nodes=2, or name more")
@@ -110,8 +110,16 @@ def test_a_hostfile_that_is_too_small_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_ssh_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    (problem,) = problems(tmp_path, {**target(Ssh), "hosts": ["a", "b"], "ssh": ["no-such-ssh"]})
+    (problem,) = problems(
+        tmp_path, {**target(Ssh), "hosts": ["localhost", "b"], "ssh": ["no-such-ssh"]}
+    )
     assert "no-such-ssh is not installed here" in problem.message
+
+
+def test_a_first_host_that_is_another_machine_is_refused(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, {**target(Ssh), "hosts": ["192.0.2.1", "b"], "ssh": ["sh"]})
+    assert (problem.key, problem.value) == ("hardware.launcher.hosts", "192.0.2.1")
+    assert "Start it there" in problem.message
 
 
 def test_slurm_without_its_job_is_refused(tmp_path: Path, monkeypatch) -> None:

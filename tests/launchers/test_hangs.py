@@ -57,34 +57,50 @@ def test_beats_keep_a_rank_alive(tmp_path: Path) -> None:
     assert Local().launch(command, 1, tmp_path, {"PYTHONPATH": str(ROOT)}) == 0
 
 
-@pytest.mark.slow
-def test_the_rank_that_did_not_arrive_is_named(tmp_path: Path) -> None:
-    """A schedule of the user's sleeps on rank 1; rank 0 waits for it in a collective."""
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "sleepy.py").write_text(
+def trained(folder: Path, statement: str, **values: str) -> str:
+    """What a run on two ranks says that fails, with ``statement`` in step 3 of rank 1."""
+    (folder / "mine").mkdir()
+    (folder / "mine" / "odd.py").write_text(
         "import os, time\nfrom dataclasses import dataclass\n"
         "from easyllm.training.schedules import Constant\n"
         "@dataclass(frozen=True, kw_only=True)\n"
-        "class Sleepy(Constant):\n"
+        "class Odd(Constant):\n"
         "    def factor(self, step, total):\n"
-        "        if step == 2 and os.environ['RANK'] == '1': time.sleep(600)\n"
+        f"        if step == 2 and os.environ['RANK'] == '1': {statement}\n"
         "        return super().factor(step, total)\n"
     )
     command = [
         sys.executable, "-m", "easyllm", "+recipe=demo", "stages=[tokenize,train]",
         "data.limit=20", "data.seq_len=64", "data.tokenizer.vocab_size=300",
-        "parallelism.global_batch_size=8", "training.steps=9", "hardware.timeout_s=45",
-        "run_dir=run", "--config-dir", "mine", "components.allow=[sleepy]",
-        "training.schedule._target_=sleepy.Sleepy",
+        "parallelism.global_batch_size=8", "training.steps=9", "run_dir=run",
+        "--config-dir", "mine", "components.allow=[odd]", "training.schedule._target_=odd.Odd",
+        *(f"{key.replace('__', '.')}={value}" for key, value in values.items()),
     ]  # fmt: skip
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        command, cwd=folder, capture_output=True, text=True, timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    failure = next(line for line in done.stderr.splitlines() if "train failed" in line)
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_the_rank_that_did_not_arrive_is_named(tmp_path: Path) -> None:
+    """A schedule of the user's sleeps on rank 1; rank 0 waits for it in a collective."""
+    said = trained(tmp_path, "time.sleep(600)", hardware__timeout_s="45")
+    failure = next(line for line in said.splitlines() if "train failed" in line)
     assert "rank 1 took longer than hardware.timeout_s=45 s over step 3, busy in factor" in failure
     assert "waiting for it: rank 0" in failure
     logs = [(tmp_path / f"run/logs/train/rank-{rank}.log").read_text() for rank in (0, 1)]
-    assert "sleepy.py" in logs[1] and "in advance" in logs[1]
+    assert "odd.py" in logs[1] and "in advance" in logs[1]
     assert "in advance" in logs[0] and "distributed" in logs[0]
+
+
+@pytest.mark.slow
+def test_the_first_error_is_shown_and_not_what_came_of_it(tmp_path: Path) -> None:
+    """Rank 0, whose output is shown, loses its connection to rank 1."""
+    said = trained(tmp_path, "raise ValueError('the cause')")
+    assert "train failed: rank 1: ValueError: the cause" in said
+    assert "Traceback" not in said
+    log = (tmp_path / "run/logs/train/rank-1.log").read_text()
+    assert "Traceback" in log and "odd.py" in log
