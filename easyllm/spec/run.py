@@ -145,7 +145,13 @@ class HardwareSpec:
     """Memory of one device; a layout whose model and optimizer states exceed it is refused."""
     peak_tflops: PositiveFloat | None = None
     """Peak of one device in the training dtype; MFU is a share of it and is left out when null."""
-    launcher: Launcher = component("easyllm.launchers.local.Local")
+    launcher: Launcher = component("easyllm.launchers.auto.Auto")
+    """How ranks are started; by default what fits one machine, or the cluster that the run
+    is started on."""
+    timeout_s: PositiveFloat = 1800.0
+    """Seconds a training step, the reading of a store, of weights or of a batch to evaluate, or
+    a save may take. What takes longer counts as hung: every rank writes its stacks into its log,
+    and the run fails naming the ranks that did not arrive where the others waited."""
 
     @property
     def ranks(self) -> int:

@@ -84,6 +84,7 @@ class Training:
 
     def start(self) -> None:
         """Build the model and its optimizer on all ranks."""
+        world.beat("building the model")
         weights = starting_weights(self.run, self.config, self.family, self.resumed)
         self.engine = self.run.parallelism.engine(
             self.run, layers=self.layers, weights=weights, device=self.device
@@ -112,6 +113,7 @@ class Training:
 
     def advance(self) -> dict[str, Any]:
         """Train one step; returns its line of metrics."""
+        world.beat(f"step {self.step + 1}")
         begin = time.perf_counter()
         layout, engine, optimizer = self.run.parallelism, self.engine, self.run.training.optimizer
         lr = optimizer.lr * self.run.training.schedule.factor(self.step, self.total)
@@ -168,6 +170,7 @@ class Training:
         at_once, loss = engine.accumulation, 0.0
         with progress("evaluate", count, "batch", visible=world.first()) as bar:
             for begin in range(0, count, at_once):
+                world.beat(f"evaluation after step {self.step}")
                 some = min(at_once, count - begin)
                 loss += engine.evaluate(batches[begin : begin + some], some) * some / count
                 bar.update(some)
@@ -181,6 +184,7 @@ class Training:
         self.save()
 
     def save(self) -> None:
+        world.beat(f"saving step {self.step}")
         facts = {
             "step": self.step,
             "samples": self.samples,
