@@ -20,6 +20,9 @@ from easyllm.serving.errors import Refused
 from easyllm.serving.metrics import Metrics
 from easyllm.spec.run import RunSpec, SamplingSpec
 
+PATIENCE = 60.0
+"""Seconds that a request waits for a model that is still loading."""
+
 Pieces = list[tuple[int, Piece]]
 """Pieces of the answers of a request, each with its answer's number."""
 
@@ -64,6 +67,7 @@ class Service:
         """Tokens generated so far."""
         self.active = 0
         """Answers that wait or are being generated."""
+        self._for_model = 0
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self.metrics = Metrics(self._waiting, lambda: self.active - self._waiting())
 
@@ -78,6 +82,18 @@ class Service:
             return "the model is loading"
         return "the engine has failed" if self.engine.failed else None
 
+    async def loaded(self) -> None:
+        """Wait for the model, where it is still loading; as many may wait as in the queue."""
+        if self.engine is not None or self._for_model >= self.run.serving.max_queue:
+            return
+        self._for_model += 1
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while self.engine is None and not self.draining and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+        finally:
+            self._for_model -= 1
+
     def ready(self) -> Engine:
         """The engine. Raises Refused where it cannot answer now."""
         reason = self.unready()
@@ -86,13 +102,16 @@ class Service:
         return self.engine
 
     async def messages(self, messages: Sequence[object]) -> list[int]:
-        """Tokens after which the answer to a conversation begins. Raises Refused."""
+        """Tokens after which the answer to a conversation begins, once the model is loaded.
+        Raises Refused."""
+        await self.loaded()
         self.ready()
         return await self._beside(self._messages, messages)
 
     async def texts(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
         """Tokens of texts to go on with; those that are tokens already are checked only.
         Raises Refused."""
+        await self.loaded()
         self.ready()
         return [await self._beside(self._text, text) for text in texts]
 

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from easyllm.errors import UserError
 from easyllm.inference.engines import EngineFailed
+from easyllm.serving import service
 from easyllm.serving.keys import Keys, load_keys, local_only
 from easyllm.spec.run import ServingSpec
 from tests.serving.served import LONG, Served, spec, wait_for
@@ -37,7 +39,7 @@ def narrow(served: Served, model: Path, tmp_path_factory: pytest.TempPathFactory
     narrow.close()
 
 
-def test_health_and_ready(served: Served, narrow: Served) -> None:
+def test_health_and_ready(served: Served, narrow: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     for client in (served.client, httpx.Client(base_url=narrow.url)):
         assert client.get("/health").json() == {"status": "ok", "model": "small"}
         assert client.get("/ready").json() == {"ready": True, "reason": None}
@@ -46,6 +48,14 @@ def test_health_and_ready(served: Served, narrow: Served) -> None:
         assert served.client.get("/health").status_code == 200
         response = served.client.get("/ready")
         assert (response.status_code, response.json()["reason"]) == (503, "the model is loading")
+        with ThreadPoolExecutor() as pool:  # whoever asks now waits a while
+            early = pool.submit(served.text)
+            time.sleep(0.2)
+            assert not early.done()
+            served.service.engine = engine
+            assert early.result(30) == served.text()
+        served.service.engine = None
+        monkeypatch.setattr(service, "PATIENCE", 0)
         response = served.generate()
         assert response.status_code == 503 and response.headers["Retry-After"]
         assert "the model is loading" in response.json()["error"]["message"]
