@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 """Buckets of durations."""
+
+
+@dataclass
+class Counts:
+    """The metrics of one route's answers. To look them up by label takes as long as to count."""
+
+    first_token_seconds: Histogram
+    between_tokens_seconds: Histogram
+    prompt_tokens: Counter
+    completion_tokens: Counter
+    aborted: Counter
 
 
 class Metrics:
@@ -44,6 +57,15 @@ class Metrics:
             ("easyllm_running_answers", "Answers that are being generated.", running),
         ):
             Gauge(name, text, registry=self.registry).set_function(value)
+
+        self._counts: dict[str, Counts] = {}
+
+    def counts(self, route: str) -> Counts:
+        if route not in self._counts:
+            fields = dataclasses.fields(Counts)
+            metrics = {field.name: getattr(self, field.name).labels(route) for field in fields}
+            self._counts[route] = Counts(**metrics)
+        return self._counts[route]
 
     def text(self) -> bytes:
         """The metrics as they are now."""

@@ -113,10 +113,11 @@ async def _events(
     usage = {"usage": None} if shape.asked.usage_in_stream else {}
     head = {**shape.head(), "object": shape.chunk_kind, **usage}
     # a chunk is all the same but for its choices
-    begin = json.dumps(head)[:-1] + ', "choices": ['
+    begin = "data: " + json.dumps(head)[:-1] + ', "choices": ['
+    encode = json.JSONEncoder(separators=(",", ":")).encode
 
     def event(choice: dict[str, Any]) -> str:
-        return f"data: {begin}{json.dumps(choice)}]}}\n\n"
+        return f"{begin}{encode(choice)}]}}\n\n"
 
     lengths = [0] * len(asks)
 

@@ -40,7 +40,9 @@ def serve(run: RunSpec) -> dict[str, Any]:
         _log_to(sys.stdout)
         server = Server(Application(service, keys), service)
         try:
-            asyncio.run(_serve(run, server, listener))
+            # uvloop where it is installed
+            with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+                runner.run(_serve(run, server, listener))
         finally:
             if service.engine is not None:
                 service.engine.close()

@@ -17,7 +17,7 @@ from easyllm.inference.engines import Engine, EngineFailed
 from easyllm.inference.prompts import encode_messages, encode_text, turn
 from easyllm.inference.text import Piece, answer
 from easyllm.serving.errors import Refused
-from easyllm.serving.metrics import Metrics
+from easyllm.serving.metrics import Counts, Metrics
 from easyllm.spec.run import RunSpec, SamplingSpec
 
 PATIENCE = 60.0
@@ -215,7 +215,8 @@ class Service:
         self.active += len(asks)
         prompts = {id(ask.prompt): len(ask.prompt) for ask in asks}  # one is shared by n answers
         note.prompt_tokens = sum(prompts.values())
-        self.metrics.prompt_tokens.labels(note.route).inc(note.prompt_tokens)
+        counts = self.metrics.counts(note.route)
+        counts.prompt_tokens.inc(note.prompt_tokens)
         left = len(asks)
         last = [note.begun] * len(asks)
         try:
@@ -223,7 +224,9 @@ class Service:
                 async for pieces in merged:
                     now = time.perf_counter()
                     for index, piece in pieces:
-                        self._count(note, piece, now - last[index], last[index] == note.begun)
+                        self._count(
+                            note, counts, piece, now - last[index], last[index] == note.begun
+                        )
                         last[index] = now
                         left -= piece.finish_reason is not None
                     yield pieces
@@ -234,19 +237,19 @@ class Service:
         finally:
             self.active -= len(asks)
             if left:
-                self.metrics.aborted.labels(note.route).inc(left)
+                counts.aborted.inc(left)
 
-    def _count(self, note: Note, piece: Piece, seconds: float, first: bool) -> None:
+    def _count(self, note: Note, counts: Counts, piece: Piece, seconds: float, first: bool) -> None:
         count = len(piece.tokens)
         note.completion_tokens += count
         self.tokens += count
-        self.metrics.completion_tokens.labels(note.route).inc(count)
+        counts.completion_tokens.inc(count)
         if first:
             if note.first_token_seconds is None:
                 note.first_token_seconds = seconds
-            self.metrics.first_token_seconds.labels(note.route).observe(seconds)
+            counts.first_token_seconds.observe(seconds)
         elif count:
-            self.metrics.between_tokens_seconds.labels(note.route).observe(seconds / count)
+            counts.between_tokens_seconds.observe(seconds / count)
 
 
 def _shorter(turns: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
