@@ -32,6 +32,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/serve.py
 
 wheel: setup
 	$(BIN)/python -m build --no-isolation --outdir dist .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import subprocess
@@ -13,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from easyllm import runfile
+from easyllm import preflight, runfile
 from easyllm.errors import UserError
 from easyllm.inference import prompts
 from easyllm.inference.results import Journal
 from easyllm.paths import RunPaths
+from easyllm.spec import checks
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
 from easyllm.stages.base import Rank
@@ -154,6 +156,18 @@ def test_several_answers_to_each_prompt(tmp_path: Path, model: Path) -> None:
     assert metrics["prompts"] == 2
     _, again = infer(spec(tmp_path, model, batch_size=1, **asked))
     assert again == results  # whatever else is generated beside it
+
+
+def test_settings_that_do_not_fit_are_refused(tmp_path: Path, model: Path) -> None:
+    run = spec(tmp_path, model, sampling={"min_tokens": 9, "max_tokens": 8})
+    (problem,) = checks.problems(run)
+    assert problem.key == "inference.sampling.min_tokens"
+    run = dataclasses.replace(
+        spec(tmp_path, model, output=str(tmp_path / "out.csv"), prompts=str(tmp_path / "none")),
+        stages=("infer",),
+    )
+    keys = [problem.key for problem in preflight.problems(run)]
+    assert keys == ["inference.prompts", "inference.output"]
 
 
 def test_stop_texts(tmp_path: Path, model: Path) -> None:
