@@ -32,6 +32,8 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/load.py
 
 wheel: setup
 	$(BIN)/python -m build --no-isolation --outdir dist .

@@ -1,4 +1,4 @@
-"""The shuffle stage against DuckDB's ``ORDER BY random()`` and Polars in memory.
+"""The shuffle stage against DuckDB's ``ORDER BY random()``, Polars in memory and Spark.
 
 Token rows lie in zstd parquet and go to zstd parquet, level 1 throughout; each contender is a
 process of its own, with as many threads or processes as the others. They take turns, PAIRS
@@ -35,9 +35,11 @@ from easyllm.paths import StorePaths
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import read
 
-CONTENDERS = ("easyllm", "duckdb", "polars")
+CONTENDERS = ("easyllm", "duckdb", "polars", "spark")
 FILE_TOKENS = 4_000_000
 CODEC_LEVEL = 1
+SPARK_HEAP = "6g"
+"""What the peak of Spark's memory is mostly made of; less costs it time in collecting garbage."""
 
 
 def spec(folder: Path, memory: float, workers: int) -> RunSpec:
@@ -111,6 +113,30 @@ def shuffle_polars(folder: Path, memory: float, workers: int) -> None:
     rows.write_parquet(
         folder / "polars/out.parquet", compression="zstd", compression_level=CODEC_LEVEL
     )
+
+
+def shuffle_spark(folder: Path, memory: float, workers: int) -> None:
+    from pyspark.sql import SparkSession, functions
+
+    settings = {
+        "spark.driver.memory": SPARK_HEAP,
+        "spark.driver.host": "127.0.0.1",
+        "spark.local.dir": str(folder),
+        "spark.log.level": "ERROR",
+        "spark.sql.shuffle.partitions": str(16 * workers),  # some tens of MB each
+        "spark.ui.enabled": "false",
+    }
+    session = SparkSession.builder.master(f"local[{workers}]").config(map=settings).getOrCreate()
+    rows = session.read.option("recursiveFileLookup", True).option("pathGlobFilter", "*.parquet")
+    (
+        rows.parquet(f"{folder}/tokens")
+        .orderBy(functions.rand(1))
+        .write.mode("overwrite")
+        .option("compression", "zstd")
+        .option("parquet.compression.codec.zstd.level", CODEC_LEVEL)
+        .parquet(f"{folder}/spark")
+    )
+    session.stop()
 
 
 def measure(contender: str, folder: Path, memory: float, workers: int) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """The only place that turns a ``_target_`` into a class.
 
-Only modules under ``easyllm`` and the prefixes that ``components.allow`` names are
-imported, and only classes of the role that the key asks for are taken.
+A word without a dot is a shipped class of the role that the key asks for, in letters of either
+case: ``cosine`` is ``easyllm.training.schedules.Cosine``. Else only modules under ``easyllm`` and
+the prefixes that ``components.allow`` names are imported, and only classes of that role are taken.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from easyllm.spec.roles import Component
 from easyllm.spec.schema import Resolve, UnknownComponent, target_of
 
 FACES = (
+    "easyllm.data.encoders",
+    "easyllm.data.engines",
     "easyllm.data.formats",
     "easyllm.data.originals",
     "easyllm.data.readers",
@@ -48,6 +51,8 @@ def resolver(allow: Iterable[str] = (), path: Iterable[str] = ()) -> Resolve:
 
     def resolve(target: str, role: type[Component]) -> type[Component]:
         module_name, _, name = target.rpartition(".")
+        if not module_name:
+            return named(target, role)
         if not any(target.startswith(prefix + ".") for prefix in prefixes):
             raise UnknownComponent(
                 f"is not under an allowed prefix ({', '.join(prefixes)})",
@@ -85,6 +90,18 @@ def shipped(role: type[Component] = Component) -> list[type[Component]]:
             if ours and issubclass(cls, role) and not inspect.isabstract(cls):
                 found.append(cls)
     return found
+
+
+def named(word: str, role: type[Component]) -> type[Component]:
+    """The shipped component of a role whose class has this name. Raises UnknownComponent."""
+    known = {cls.__name__.lower(): cls for cls in shipped(role)}
+    if cls := known.get(word.lower()):
+        return cls
+    choices = f"one of {', '.join(sorted(known))}, or a class of your own as module.Class"
+    meant = near(word.lower(), known)
+    raise UnknownComponent(
+        f"is not a {role.__name__}", f"{meant} {choices}".strip() if known else choices
+    )
 
 
 def near_target(target: str, role: type[Component]) -> str:

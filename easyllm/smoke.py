@@ -6,21 +6,18 @@ import dataclasses
 from dataclasses import replace
 from typing import Any
 
+from easyllm.data import engines
 from easyllm.data.templates import TokenizerTemplate
 from easyllm.data.tokenizers import ByteLevelBPE
 from easyllm.launchers.local import Local
 from easyllm.models.families import Llama
 from easyllm.models.source import local_config
-from easyllm.spec.problems import Problem, SpecError
-from easyllm.spec.roles import Parallelism
+from easyllm.spec.roles import ModelShape, Parallelism
 from easyllm.spec.run import HardwareSpec, ModelSpec, RunSpec, SmokeSpec
 
 
 def shrink(run: RunSpec) -> RunSpec:
-    """``run`` within the limits of ``run.smoke``, which is null in the result.
-
-    Raises SpecError for a family that cannot be built from a configuration of its own yet.
-    """
+    """``run`` within the limits of ``run.smoke``, which is null in the result."""
     limits = run.smoke
     assert limits is not None
     layout, ranks = _layout(run, limits)
@@ -36,7 +33,9 @@ def shrink(run: RunSpec) -> RunSpec:
             tokenizer=ByteLevelBPE(vocab_size=limits.vocab_size),
             template=TokenizerTemplate(),  # another may need tokens that this vocabulary lacks
             seq_len=min(run.data.seq_len, limits.seq_len),
+            long_conversations="cut_at_turns",  # in such short rows few would be left
             partitions=min(run.data.partitions, 2),
+            engine=engines.Local(),
             limit=min(run.data.limit or limits.documents, limits.documents),
         ),
         parallelism=layout,
@@ -73,42 +72,48 @@ def _layout(run: RunSpec, limits: SmokeSpec) -> tuple[Parallelism, int]:
         "micro_batch_size": 1,
         "global_batch_size": max(rows // replicas, 1) * replicas,
     }
-    if layout.stages > 1 and "pipeline_stages" in {f.name for f in dataclasses.fields(layout)}:
+    fields = {field.name for field in dataclasses.fields(layout)}
+    if layout.stages > 1 and "pipeline_stages" in fields:
         changes["pipeline_stages"] = stages
+    if "bounds" in fields:
+        changes["bounds"] = ()  # of layers that are no longer there
     return replace(layout, **changes), stages * replicas
 
 
 def _model(run: RunSpec, limits: SmokeSpec) -> ModelSpec:
+    """A model of the same family and kind, within the limits, with random weights."""
     model = run.model
     family = model.family or Llama()
-    if not isinstance(family, Llama):
-        raise SpecError(
-            [
-                Problem(
-                    "smoke", "cpu", f"models of type {family.model_type} cannot be shrunk yet",
-                    "choose a recipe of the Llama family, e.g. +recipe=llama13b_pipe",
-                )
-            ]
-        )  # fmt: skip
     published = model.config or (local_config(model.path) if model.path else None) or {}
     config = {**published, **model.overrides}
-    heads = min(int(config.get("num_attention_heads", limits.heads)), limits.heads)
-    groups = config.get("num_attention_heads", 1) // (config.get("num_key_value_heads") or 1)
-    small = {
-        "model_type": family.model_type,
-        "vocab_size": limits.vocab_size,
-        "hidden_size": limits.hidden_size // heads * heads,
-        "intermediate_size": limits.intermediate_size,
-        "num_hidden_layers": min(
-            int(config.get("num_hidden_layers", limits.layers)), limits.layers
-        ),
-        "num_attention_heads": heads,
-        "num_key_value_heads": max(1, heads // groups) if groups else heads,
-        "max_position_embeddings": max(run.data.seq_len, limits.seq_len),
-        "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
-        "tie_word_embeddings": config.get("tie_word_embeddings", False),
-    }
+    try:
+        large = family.shape(config)
+    except KeyError:  # of a hub id nothing is known yet
+        large = family.shape(ASSUMED | config)
+    heads = min(large.heads, limits.heads)
+    shape = ModelShape(
+        layers=min(large.layers, limits.layers),
+        hidden_size=limits.hidden_size // heads * heads,
+        heads=heads,
+        kv_heads=max(1, heads * large.kv_heads // large.heads),
+        head_dim=limits.hidden_size // heads,
+        intermediate_size=limits.intermediate_size,
+        vocab_size=limits.vocab_size,
+        max_positions=max(run.data.seq_len, limits.seq_len),
+        tied=large.tied,
+    )
     return replace(
-        model, path=None, init="random", dtype="float32", attention="sdpa", family=Llama(),
-        config=small, overrides={},
+        model, path=None, init="random", dtype="float32", attention="sdpa", family=family,
+        config=family.shaped(config, shape), overrides={},
     )  # fmt: skip
+
+
+ASSUMED = {
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+"""Of a model whose configuration is not at hand; all of it is about to be shrunk."""

@@ -1,10 +1,17 @@
-"""GPU tests skip by name where there is no CUDA device."""
+"""GPU tests skip by name where there is no CUDA device; properties are tried on the same examples
+each time, however slow the machine is."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from easyllm.preflight.machine import cuda_devices
+
+settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,7 +39,8 @@ ORDER = (
 """From the top of the house to its ground; rooms of one floor do not know each other."""
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 HEAVY = ("torch", "transformers", "deepspeed", "pyarrow", "datasets", "fsspec", "numpy",
-         "vllm", "fastapi", "uvicorn", "tokenizers", "safetensors", "rich")  # fmt: skip
+         "vllm", "fastapi", "uvicorn", "tokenizers", "safetensors", "rich", "pyspark",
+         "pandas")  # fmt: skip
 
 
 def modules() -> list[Path]:

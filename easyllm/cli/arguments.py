@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from easyllm.cli.library import Library, shipped_folder
 from easyllm.spec.problems import Problem, SpecError, near
+from easyllm.spec.schema import TARGET, role_at
 
 SWEEP = {"-m", "--multirun"}
 HYDRA = {"--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--help", "-h",
@@ -15,6 +17,8 @@ HYDRA = {"--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--help"
 """Flags that ask Hydra about the configuration; nothing runs."""
 TAKES_VALUE = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
 CONFIG_DIR = {"--config-dir", "-cd"}
+BRACKETED = re.compile(r"[\w./:-]+\[[\w.,*]*\]")
+"""A value such as ``local[4]``, which Hydra's grammar takes within quotes only."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +104,22 @@ def read(words: list[str], library: Library, sweep: bool = False) -> list[Overri
 
     The sign before a key (``+``, ``++`` or none) says whether the key is there already.
     Groups get the sign that Hydra wants, values get ``++``: whether a key exists is the
-    validator's to say, which says it together with all other problems.
+    validator's to say, which says it together with all other problems. A word that names a
+    component puts it in place of the one that stood there; it comes first, whatever the order,
+    so that ``schedule=linear schedule.floor=0.2`` are fields of the new one.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
     in_root = {"model", "data", "parallelism", "hardware"}
+    named: list[Override] = []
     overrides, problems = [], []
     for word in words:
-        key, _, text = word.lstrip("+~").partition("=")
+        key, given, text = word.lstrip("+~").partition("=")
+        if given and BRACKETED.fullmatch(text):
+            text = f"'{text}'"
+            word = f"{word.partition('=')[0]}={text}"
         try:
             parsed = parser.parse_override(word)
         except HydraException as error:
@@ -128,6 +138,13 @@ def read(words: list[str], library: Library, sweep: bool = False) -> list[Overri
             )  # fmt: skip
             continue
         group = library.is_group(key) and not isinstance(parsed.value(), dict | list)
+        value = None if swept else parsed.value()
+        if not (group or parsed.is_delete()) and _names_component(key, value):
+            named += [
+                Override(key, f"++{key}=null", None, group=False, delete=False),
+                Override(key, f"++{key}={{{TARGET}: {value}}}", {TARGET: value}, False, False),
+            ]
+            continue
         body = f"{key}={text}" if "=" in word else key
         if parsed.is_delete():
             sign = "~"
@@ -141,7 +158,7 @@ def read(words: list[str], library: Library, sweep: bool = False) -> list[Overri
             Override(
                 key=key,
                 text=sign + body,
-                value=None if swept else parsed.value(),
+                value=value,
                 group=group,
                 delete=parsed.is_delete(),
                 choices=tuple(parsed.sweep_string_iterator()) if swept else (),
@@ -149,4 +166,9 @@ def read(words: list[str], library: Library, sweep: bool = False) -> list[Overri
         )
     if problems:
         raise SpecError(problems)
-    return overrides
+    return named + overrides
+
+
+def _names_component(key: str, value: Any) -> bool:
+    name = isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.]*", value)
+    return bool(name) and role_at(key) is not None

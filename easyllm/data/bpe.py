@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from easyllm.data.chunks import checked
 from easyllm.data.tokenizers import CHAT_TEMPLATE, END, SPEAKERS
@@ -21,7 +22,6 @@ def train(run: RunSpec, folder: Path, vocab_size: int) -> None:
     The same documents give the same vocabulary.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,17 +42,28 @@ def train(run: RunSpec, folder: Path, vocab_size: int) -> None:
         tokenizer.train_from_iterator(texts(), trainer)
         if not bar.n:
             raise UserError("data.sources holds no text to train a tokenizer on")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    save(
+        tokenizer,
+        folder,
         eos_token=END,
         bos_token=END,
         pad_token=END,
         additional_special_tokens=list(SPEAKERS),
         chat_template=CHAT_TEMPLATE,
+    )
+
+
+def save(tokenizer: Any, folder: Path, **settings: Any) -> None:
+    """Write a ``tokenizers.Tokenizer`` in a form that transformers 4 and 5 load as it is."""
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         model_max_length=1 << 30,
+        **settings,
     ).save_pretrained(folder)
-    # in words that transformers 4 and 5 both know
+    # in words that both know
     config = read_json(folder / "tokenizer_config.json")
     config["additional_special_tokens"] = config.pop("extra_special_tokens")
     config["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -1,57 +1,93 @@
-"""The uncompressed, memory-mapped copy of a store on a node's own disk.
+"""The uncompressed copy of a store on a node's own disk, which all its processes read.
 
-Built once under a lock, whichever rank or run comes first; the others wait and map it.
-Lies in a folder named by the fingerprint of what it copies::
-
-    tokens.int32   trained.bool   offsets.int64   hashes.uint64   index.json   plans/
-
-``plans/`` holds how the documents lie in rows, for each way in which runs have read them.
+Built once under a lock, whichever rank or run comes first; the others wait and read it.
 """
 
 from __future__ import annotations
 
-import time
+import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from easyllm.data import manifest as manifests
-from easyllm.data import store
+from easyllm.data import mapping
 from easyllm.data.identity import check_encoding
 from easyllm.data.manifest import Manifest
-from easyllm.data.shards import Bool, Int32, Int64, UInt64
+from easyllm.data.shards import Int64, UInt64
 from easyllm.errors import UserError
-from easyllm.files import digest, exclusive, new_folder, read_json, write_json
-from easyllm.paths import RunPaths, StorePaths
-from easyllm.progress import progress
+from easyllm.files import digest, exclusive, new_folder, read_json
+from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 
-VERSION = 1
-"""Of the map's layout; part of its fingerprint."""
+
+class Column:
+    """Numbers of one type in a file, read by their place.
+
+    Read, not mapped: so the one copy that all processes of the node share is the system's
+    page cache, whatever each has read, while mapped pages count as a process's own until
+    another touches them too. And a disk that fails is an error, not a signal.
+    """
+
+    def __init__(self, file: Path, dtype: np.dtype[Any]):
+        self.file, self.dtype = file, dtype
+        self._descriptor, self._size = os.open(file, os.O_RDONLY), dtype.itemsize
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, place: int, into: npt.NDArray[Any]) -> None:
+        """Fill an array of this type with what begins at ``place``. Raises UserError where the
+        file ends before."""
+        at = place * self._size
+        got = os.preadv(self._descriptor, [into.data], at)
+        while got < into.nbytes:  # 2 GiB at once at most
+            more = os.preadv(self._descriptor, [into.view(np.uint8)[got:].data], at + got)
+            if not more:
+                raise UserError(f"{self.file} is cut short; remove {self.file.parent}")
+            got += more
+
+    def __len__(self) -> int:
+        return os.fstat(self._descriptor).st_size // self._size
+
+    def __getitem__(self, places: slice) -> npt.NDArray[Any]:
+        """A copy of what lies at these places, one after another."""
+        start, stop, step = places.indices(len(self))
+        assert step == 1
+        found = np.empty(max(stop - start, 0), self.dtype)
+        self.read(start, found)
+        return found
 
 
 @dataclass(frozen=True)
 class Cache:
     """All documents of a store, source by source."""
 
-    tokens: Int32
-    """[tokens], mapped."""
-    trained: Bool | None
-    """[tokens], mapped; None where every token is trained."""
+    tokens: Column
+    """[tokens], int32."""
+    trained: Column | None
+    """[tokens], bool; None where every token is trained."""
     offsets: Int64
     """[documents + 1], mapped."""
     hashes: UInt64
     """[documents], mapped: of each document's content."""
     sources: dict[str, tuple[int, int]]
     """First document and the one after the last, by source."""
+    conversations: set[str]
+    """Sources some of whose tokens are not trained."""
     fingerprint: str
     folder: Path
     bytes: int
     seconds: float
     """What building it took."""
+
+    @property
+    def root(self) -> Path:
+        """The folder ``data.cache``."""
+        return self.folder.parent
 
 
 def chosen(run: RunSpec) -> tuple[str, Manifest]:
@@ -84,82 +120,53 @@ def chosen(run: RunSpec) -> tuple[str, Manifest]:
 
 
 def open_cache(run: RunSpec) -> tuple[Cache, Manifest]:
-    """The map of the run's store, built first where it is absent."""
+    """The map of the run's store, built first where it is absent.
+
+    Raises UserError where the store is absent or damaged, or its map does not fit on the disk.
+    """
     place = RunPaths(run).store
     stage, manifest = chosen(run)
-    fingerprint = digest([VERSION, stage, manifests.identity(manifest)])
+    fingerprint = digest([mapping.VERSION, stage, manifests.identity(manifest)])
     root = Path(run.data.cache) if run.data.cache else place.root / "cache"
     folder = root / fingerprint
-    built_once(folder, lambda aside: _build(place, stage, manifest, aside))
+
+    def build(aside: Path) -> None:
+        mapping.build(place, stage, manifest, aside, run.data.workers)
+
+    built_once(root, folder, build)
     return _open(folder), manifest
 
 
-def built_once(folder: Path, build: Callable[[Path], None]) -> None:
+def built_once(root: Path, folder: Path, build: Callable[[Path], None]) -> None:
     """Have one process of this node fill ``folder``, unless it is there; the others wait.
 
-    ``build`` gets an empty folder. What it leaves is there whole or not at all.
+    ``build`` gets an empty folder below ``root``, which is ``data.cache``. What it leaves is
+    there whole or not at all. Raises UserError where the disk has no room left.
     """
     if folder.exists():
         return
-    with exclusive(folder.parent / f"{folder.name}.lock"):
+    with mapping.room_said(root), exclusive(folder.parent / f"{folder.name}.lock"):
         if not folder.exists():
             manifests.sweep(folder)
             with new_folder(folder) as aside:
                 build(aside)
 
 
-def _build(place: StorePaths, stage: str, manifest: Manifest, folder: Path) -> None:
-    began = time.perf_counter()
-    masked = any(s["trained_tokens"] < s["tokens"] for s in manifest["sources"].values())
-    documents = 0
-    sources = {}
-    end = np.int64(0)
-    total = sum(source["tokens"] for source in manifest["sources"].values())
-    with (
-        (folder / "tokens.int32").open("wb") as tokens,
-        (folder / "trained.bool").open("wb") as trained,
-        (folder / "offsets.int64").open("wb") as offsets,
-        (folder / "hashes.uint64").open("wb") as hashes,
-        progress("mapping the token store", total, "tok") as bar,
-    ):
-        np.zeros(1, np.int64).tofile(offsets)
-        for name in manifest["sources"]:
-            first = documents
-            for shard, hashed in store.load(place, stage, manifest, name):
-                shard.ids.tofile(tokens)
-                (shard.offsets[1:] + end).tofile(offsets)
-                hashed.tofile(hashes)
-                if masked:
-                    mask = shard.trained
-                    (np.ones(shard.tokens, np.bool_) if mask is None else mask).tofile(trained)
-                end += shard.tokens
-                documents += shard.documents
-                bar.update(shard.tokens)
-            sources[name] = (first, documents)
-    if not masked:
-        (folder / "trained.bool").unlink()
-    index = {
-        "sources": sources,
-        "masked": masked,
-        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
-        "seconds": round(time.perf_counter() - began, 3),
-    }
-    write_json(folder / "index.json", index)
-
-
 def _open(folder: Path) -> Cache:
-    index: dict[str, Any] = read_json(folder / "index.json")
+    index: dict[str, Any] = read_json(folder / mapping.INDEX)
 
     def mapped(name: str, dtype: Any) -> Any:
         # a plain array over the mapping: memmap's own indexing costs more than the reading
         return np.asarray(np.memmap(folder / name, dtype, "r"))
 
+    masked = any(source["masked"] for source in index["sources"].values())
     return Cache(
-        tokens=mapped("tokens.int32", np.int32),
-        trained=mapped("trained.bool", np.bool_) if index["masked"] else None,
-        offsets=mapped("offsets.int64", np.int64),
-        hashes=mapped("hashes.uint64", np.uint64),
-        sources={name: (first, end) for name, (first, end) in index["sources"].items()},
+        tokens=Column(folder / mapping.TOKENS, np.dtype(np.int32)),
+        trained=Column(folder / mapping.TRAINED, np.dtype(np.bool_)) if masked else None,
+        offsets=mapped(mapping.OFFSETS, np.int64),
+        hashes=mapped(mapping.HASHES, np.uint64),
+        sources={name: tuple(source["documents"]) for name, source in index["sources"].items()},
+        conversations={name for name, source in index["sources"].items() if source["masked"]},
         fingerprint=folder.name,
         folder=folder,
         bytes=index["bytes"],

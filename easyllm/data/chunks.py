@@ -36,6 +36,8 @@ class Chunk:
     """What reads ``file``, where the records are not read yet."""
     limit: int | None = None
     """Documents to take of a file of tokens at most."""
+    first: bool = False
+    """Whether it is its source's first."""
 
     def identity(self) -> Any:
         """Plain data that differs where the records do."""
@@ -63,6 +65,13 @@ def files(name: str, reader: Reader) -> Sequence[Path | str]:
 
 def chunks(run: RunSpec) -> Iterator[Chunk]:
     """All of the run's sources, cut where the files and the settings alone decide."""
+    begun = None
+    for chunk in _chunks(run):
+        yield dataclasses.replace(chunk, first=chunk.source != begun)
+        begun = chunk.source
+
+
+def _chunks(run: RunSpec) -> Iterator[Chunk]:
     rows = run.data.rows_per_file
     for name, reader in sorted(run.data.sources.items()):
         left = run.data.limit

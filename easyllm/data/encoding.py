@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from easyllm.data.chunks import length
-from easyllm.data.shards import Bool, Int32, Shard
-from easyllm.data.templates import end_of_sequence
+from easyllm.data.shards import Int32, Int64, Shard, join
 from easyllm.errors import BadRecord, UserError
+from easyllm.files import read_json
 from easyllm.spec.roles import Record, Rejected, Template
+
+if TYPE_CHECKING:
+    from easyllm.data.encoders import Encode
 
 BATCH = 1 << 20
 """Bytes of text encoded at once, about."""
 
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Names of transformers' class that takes a ``tokenizer.json`` as it is."""
+
 
 def load_tokenizer(folder: Path) -> Any:
     """The transformers tokenizer in ``folder``. Raises UserError where it cannot be loaded."""
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = _class(folder).from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"the tokenizer in {folder} cannot be loaded: {error}; give another data.tokenizer.path"
@@ -34,6 +40,47 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def _class(folder: Path) -> Any:
+    try:
+        named = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    except (OSError, ValueError):
+        named = None
+    if named in GENERIC and (folder / "tokenizer.json").is_file():
+        # what AutoTokenizer would take, without the two seconds in which it imports torch
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer as a process holds it."""
+
+    encode: Encode
+    """Texts to ids and offsets, by the engine that was chosen."""
+    eos_id: int
+    folder: Path
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer, which templates need; loaded with the first conversation."""
+        return load_tokenizer(self.folder)
+
+
+def by_transformers(tokenizer: Any) -> Encode:
+    """For a tokenizer that is Python code: the same function as an encoder's."""
+
+    def encode(texts: list[str]) -> tuple[Int32, Int64]:
+        rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        shard = _shard(rows)
+        return shard.ids, shard.offsets
+
+    return encode
 
 
 @dataclass(frozen=True)
@@ -48,71 +95,75 @@ class Encoded:
     """Bytes of the documents' text in UTF-8."""
 
 
-def encode(tokenizer: Any, template: Template, records: Sequence[Record | Rejected]) -> Encoded:
+def encode(
+    vocabulary: Vocabulary, template: Template, records: Sequence[Record | Rejected]
+) -> Encoded:
     """The documents as token ids, each text followed by the end-of-sequence token.
 
     A shard of texts only has every token trained. A conversation that the template cannot
     express, or that has no answer to train, is rejected.
     """
     rejected = [record for record in records if isinstance(record, Rejected)]
-    ids: list[Int32] = []
-    trained: list[Bool | None] = []
+    made: list[Shard] = []
     text_bytes = 0
-    for batch in _batches([record for record in records if isinstance(record, Record)]):
-        texts = iter(
-            _encode_texts(tokenizer, [r.document for r in batch if isinstance(r.document, str)])
-        )
-        for record in batch:
-            if isinstance(record.document, str):
-                ids.append(next(texts))
-                trained.append(None)
-            else:
-                try:
-                    tokens, mask = template.encode(tokenizer, record.document)
-                    if not any(mask):
-                        raise BadRecord("the conversation has no answer to train")
-                except BadRecord as error:
-                    rejected.append(Rejected(record.line, str(error)))
-                    continue
-                ids.append(np.array(tokens, np.int32))
-                trained.append(np.array(mask, np.bool_))
-            text_bytes += length(record.document)
+    for batch, size in _batches([record for record in records if isinstance(record, Record)]):
+        text_bytes += size
+        for are_texts, run in itertools.groupby(batch, lambda r: isinstance(r.document, str)):
+            if are_texts:
+                made.append(_texts(vocabulary, [record.document for record in run]))  # type: ignore[misc]
+                continue
+            conversations, bad, lost = _conversations(vocabulary, template, run)
+            rejected += bad
+            text_bytes -= lost
+            if conversations is not None:
+                made.append(conversations)
     rejected.sort(key=lambda record: record.line)
-    if not ids:
-        return Encoded(None, rejected, 0)
-    offsets = np.zeros(len(ids) + 1, np.int64)
-    np.cumsum([len(tokens) for tokens in ids], out=offsets[1:])
-    masks = None
-    if any(mask is not None for mask in trained):
-        masks = np.concatenate(
-            [
-                np.ones(len(tokens), np.bool_) if mask is None else mask
-                for tokens, mask in zip(ids, trained, strict=True)
-            ]
-        )
-    return Encoded(Shard(np.concatenate(ids), offsets, masks), rejected, text_bytes)
+    return Encoded(join(made) if made else None, rejected, text_bytes)
 
 
-def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
-    """The records, a few at a time: what tokenizers return takes 100 bytes a token."""
+def _batches(records: Sequence[Record]) -> Iterator[tuple[Sequence[Record], int]]:
+    """The records, a few at a time, with their bytes: what tokenizers return takes 100 bytes
+    a token."""
     first = size = 0
     for place, record in enumerate(records):
         size += length(record.document)
         if size >= BATCH:
-            yield records[first : place + 1]
+            yield records[first : place + 1], size
             first, size = place + 1, 0
-    yield records[first:]
+    if first < len(records):
+        yield records[first:], size
 
 
-def _encode_texts(tokenizer: Any, texts: list[str]) -> list[Int32]:
-    if not texts:
-        return []
-    eos = end_of_sequence(tokenizer)
-    # names of special tokens in a text are words about them, not the tokens themselves
-    if tokenizer.is_fast:
-        backend = tokenizer.backend_tokenizer
-        backend.encode_special_tokens = True
-        rows = [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    else:
-        rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [np.array([*row, eos], np.int32) for row in rows]
+def _texts(vocabulary: Vocabulary, texts: list[str]) -> Shard:
+    ids, offsets = vocabulary.encode(texts)
+    return Shard(
+        np.insert(ids, offsets[1:], np.int32(vocabulary.eos_id)),
+        offsets + np.arange(len(offsets)),
+    )
+
+
+def _conversations(
+    vocabulary: Vocabulary, template: Template, records: Iterator[Record]
+) -> tuple[Shard | None, list[Rejected], int]:
+    """What became of them; of those rejected also the bytes."""
+    rows, masks, rejected, lost = [], [], [], 0
+    for record in records:
+        try:
+            assert not isinstance(record.document, str)
+            tokens, mask = template.encode(vocabulary.tokenizer, record.document)
+            if not any(mask):
+                raise BadRecord("the conversation has no answer to train")
+        except BadRecord as error:
+            rejected.append(Rejected(record.line, str(error)))
+            lost += length(record.document)
+            continue
+        rows.append(tokens)
+        masks += mask
+    return (_shard(rows, np.array(masks, np.bool_)) if rows else None), rejected, lost
+
+
+def _shard(rows: Sequence[Sequence[int]], trained: Any = None) -> Shard:
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, offsets[-1])
+    return Shard(ids, offsets, trained)

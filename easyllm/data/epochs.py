@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from easyllm.data.cache import Cache
 from easyllm.data.packing import Packing, Plan, pieces, rows_needed, slots_taken
 from easyllm.data.random import generator
 from easyllm.data.shards import Bool, Int64, UInt64, mix
+from easyllm.data.turns import LongConversations, longer_than, pieces_of
 from easyllm.errors import UserError
 
 
@@ -32,8 +34,9 @@ class Part:
         A fractional weight goes through a random order of all documents, epoch by epoch,
         and draws a new one at its end: with 0.5 two epochs see every document once.
         """
-        whole = int(self.weight)
-        share = self.weight - whole
+        weight = Fraction(str(self.weight))  # 0.29 of 100 are 29, and in binary numbers 28
+        whole = int(weight)
+        share = weight - whole
         chosen = [np.tile(self.documents, whole)]
         at, until = (math.floor((epoch + e) * share * len(self.documents)) for e in (0, 1))
         while at < until:
@@ -51,21 +54,39 @@ class Split:
     Holds a few numbers a document; only the process that plans rows needs it.
     """
 
-    def __init__(self, cache: Cache, weights: Mapping[str, float], fraction: float, seed: int):
+    def __init__(
+        self,
+        cache: Cache,
+        weights: Mapping[str, float],
+        fraction: float,
+        seed: int,
+        seq_len: int,
+        long_conversations: LongConversations,
+    ):
         """Raises UserError where a fraction is asked for and nothing can be held out."""
         self.starts, self.lengths = cache.offsets[:-1], np.diff(cache.offsets)
-        self.seed = seed
+        self.seed, self.seq_len = seed, seq_len
+        long = longer_than(cache, seq_len)
+        # for each way of packing once: finding the turns reads what is long
+        self._pieces = functools.cache(
+            lambda packing: pieces_of(cache, long, seq_len, packing, long_conversations)
+        )
         self.parts: list[Part] = []
         self.counts: dict[str, dict[str, Any]] = {}
-        """By source: documents and tokens, held-out ones, weight."""
+        """By source: documents and tokens, held-out ones, conversations longer than a row, the
+        tokens of those that training drops, weight."""
         apart = []
         for name, (first, end) in cache.sources.items():
             held, order = _held_out(cache.hashes[first:end], fraction, seed, name)
             self.parts.append(Part(name, first + np.flatnonzero(~held), weights[name]))
             apart.append(first + order)
+            trained = long[name][~held[long[name] - first]]
+            dropped = trained if long_conversations == "drop" else trained[:0]
             self.counts[name] = {
                 "documents": end - first,
                 "tokens": int(self.lengths[first:end].sum()),
+                "long_conversations": len(long[name]),
+                "dropped_tokens": int(self.lengths[dropped].sum()),
                 "heldout_documents": len(order),
                 "heldout_tokens": int(self.lengths[apart[-1]].sum()),
                 "weight": weights[name],
@@ -77,34 +98,41 @@ class Split:
                 "different documents; give training.evaluate.fraction=0 or more documents"
             )
 
-    def per_epoch(self, seq_len: int, packing: Packing) -> int:
+    def per_epoch(self, packing: Packing) -> int:
         """Rows of an epoch; about the mean where a weight is fractional and epochs differ."""
         if packing == "best_fit":
             # a share of a document is no document, but that of a thousand alike is
             epochs = 1 if are_whole(part.weight for part in self.parts) else 1000
-            histogram = np.zeros(seq_len + 1, np.int64)
+            histogram = np.zeros(self.seq_len + 1, np.int64)
             for part in self.parts:
-                _, _, sizes = pieces(self.lengths[part.documents], seq_len)
-                found = np.bincount(sizes, minlength=seq_len + 1)
+                _, _, sizes = pieces(self._read(part.documents, packing)[1], self.seq_len)
+                found = np.bincount(sizes, minlength=self.seq_len + 1)
                 histogram += np.rint(part.weight * epochs * found).astype(np.int64)
-            return math.ceil(rows_needed(histogram, seq_len) / epochs)
-        taken = slots_taken(self.lengths, seq_len, packing)
-        slots = sum(part.weight * int(taken[part.documents].sum()) for part in self.parts)
-        return math.ceil(slots / seq_len)
+            return math.ceil(rows_needed(histogram, self.seq_len) / epochs)
+        slots = 0.0
+        for part in self.parts:
+            _, lengths = self._read(part.documents, packing)
+            slots += part.weight * int(slots_taken(lengths, self.seq_len, packing).sum())
+        return math.ceil(slots / self.seq_len)
 
-    def epoch(self, number: int, seq_len: int, packing: Packing) -> Plan:
+    def epoch(self, number: int, packing: Packing) -> Plan:
         """The rows of an epoch's training documents."""
         chosen = np.concatenate([part.chosen(number, self.seed) for part in self.parts])
         order = generator(self.seed, "epoch", number).permutation(chosen)
-        return self._plan(order, seq_len, packing, "rows", number)
+        return self._plan(order, packing, "rows", number)
 
-    def evaluation(self, seq_len: int, packing: Packing) -> Plan:
+    def evaluation(self, packing: Packing) -> Plan:
         """The rows of the held-out documents."""
-        return self._plan(self.held_out, seq_len, packing, "heldout rows")
+        return self._plan(self.held_out, packing, "heldout rows")
 
-    def _plan(self, order: Int64, seq_len: int, packing: Packing, *what: str | int) -> Plan:
+    def _plan(self, order: Int64, packing: Packing, *what: str | int) -> Plan:
         rng = generator(self.seed, *what)
-        return Plan.of(self.starts[order], self.lengths[order], seq_len, packing, rng)
+        return Plan.of(*self._read(order, packing), self.seq_len, packing, rng)
+
+    def _read(self, documents: Int64, packing: Packing) -> tuple[Int64, Int64]:
+        """Starts and lengths of what is read of documents, in their order."""
+        cut = self._pieces(packing)
+        return cut.of(documents) if cut else (self.starts[documents], self.lengths[documents])
 
 
 class Epochs:

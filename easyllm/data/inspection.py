@@ -51,7 +51,9 @@ class Inspection:
     """Shortest and longest length in tokens, and how many documents lie between, both ends
     included; each step twice as wide as the one before."""
     longer_than_a_row: int
-    """Documents."""
+    """Documents, conversations among them."""
+    long_conversations: str
+    """How many of those are conversations, and what becomes of them."""
     rows: list[ShownRow]
 
     @property
@@ -79,14 +81,17 @@ def inspect(run: RunSpec) -> Inspection:
     rows = Rows(run, cache, manifest)
     counts = rows.manifest["sources"]
     weights = {name: source["weight"] for name, source in counts.items()}
-    split = Split(cache, weights, run.training.evaluate.fraction, run.seed)
+    split = Split(
+        cache, weights, run.training.evaluate.fraction, run.seed, rows.seq_len,
+        run.data.long_conversations,
+    )  # fmt: skip
     tokens = sum(
-        (source["tokens"] - source["heldout_tokens"]) * source["weight"]
+        (source["tokens"] - source["heldout_tokens"] - source["dropped_tokens"]) * source["weight"]
         for source in counts.values()
     )
     packings = {}
     for packing in get_args(Packing):
-        needed = split.per_epoch(rows.seq_len, packing)
+        needed = split.per_epoch(packing)
         fill = tokens / (needed * rows.seq_len) if needed else 0.0
         packings[packing] = {"rows": needed, "fill": round(min(fill, 1.0), 6)}
     return Inspection(
@@ -99,9 +104,21 @@ def inspect(run: RunSpec) -> Inspection:
             for name, source in counts.items()
         },
         histogram=_histogram(split.lengths),
+        long_conversations=_long(
+            run, sum(source["long_conversations"] for source in counts.values())
+        ),
         longer_than_a_row=int(np.count_nonzero(split.lengths > rows.seq_len)),
         rows=list(_shown(run, rows)),
     )
+
+
+def _long(run: RunSpec, count: int) -> str:
+    if not count:
+        return ""
+    what = run.data.long_conversations
+    if what == "cut_at_turns" and run.data.packing == "concat":
+        what = "cut"
+    return f"{count:,} of them conversations: {what}"
 
 
 def _histogram(lengths: Int64) -> list[tuple[int, int, int]]:

@@ -130,6 +130,7 @@ def _tables(found: Inspection) -> list[tuple[str, list[str], _Rows]]:
     packed = (
         f"Rows of {found.seq_len:,} tokens an epoch, packed {found.packing}; "
         f"{found.longer_than_a_row:,} documents are longer"
+        + (f", {found.long_conversations}" if found.long_conversations else "")
     )
     return [
         ("Sources", ["source", *(column for _, column in SOURCES)], sources),

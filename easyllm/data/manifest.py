@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,18 @@ def make(
         names = {file["path"] for file in _files(manifest)}
         workshop.finish(names | BESIDE)
         return {**manifest["metrics"], "reused": False}
+
+
+@contextlib.contextmanager
+def scratch(store: StorePaths, stage: str) -> Iterator[Path]:
+    """An empty folder of the store for the time of a stage.
+
+    It is named so that the next process sweeps what a killed one leaves.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix=f".{STAGES[stage]}.", suffix=".scratch", dir=store.root
+    ) as folder:
+        yield Path(folder)
 
 
 def differences(there: Any, here: Any, key: str = "") -> str:

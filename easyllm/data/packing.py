@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from easyllm.data.shards import Int64, gather
+from easyllm.data.shards import Int64
 
 Packing = Literal["none", "concat", "best_fit"]
 
@@ -50,19 +50,30 @@ class Plan:
         end = int(self.slots[-1] + self.lengths[-1]) if len(self.slots) else 0
         return -(-end // self.seq_len)
 
-    def row(self, row: int) -> tuple[Int64, Int64, Int64]:
-        """For each token of a row its place in the store and its slot in the row, and the
-        slots at which the row's documents begin."""
+    def row(self, row: int) -> list[tuple[int, int, int]]:
+        """The pieces of a row, left to right: the place of each one's first token in the store,
+        its first slot in the row, and its tokens."""
         start, end = row * self.seq_len, (row + 1) * self.seq_len
         first = max(int(np.searchsorted(self.slots, start, "right")) - 1, 0)
         until = int(np.searchsorted(self.slots, end, "left"))
-        slots = self.slots[first:until]
-        skipped = np.maximum(start - slots, 0)
-        counts = np.maximum(np.minimum(self.lengths[first:until], end - slots) - skipped, 0)
-        begins = slots + skipped - start
-        places, _ = gather(self.starts[first:until] + skipped, counts)
-        targets, _ = gather(begins, counts)
-        return places, targets, begins[counts > 0]
+        # a few plain numbers are faster than numpy's calls over as many
+        found = []
+        for place, slot, length in zip(
+            self.starts[first:until].tolist(),
+            self.slots[first:until].tolist(),
+            self.lengths[first:until].tolist(),
+            strict=True,
+        ):
+            skipped = max(start - slot, 0)
+            tokens = min(length, end - slot) - skipped
+            if tokens > 0:
+                found.append((place + skipped, slot + skipped - start, tokens))
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """What a saved plan takes on the disk, about."""
+        return self.starts.nbytes + self.lengths.nbytes + self.slots.nbytes + 1000
 
     def save(self, folder: Path) -> None:
         for name in ("starts", "lengths", "slots"):

@@ -1,7 +1,8 @@
-"""Worker processes whose number never changes the result."""
+"""What does the work of a data stage; how many it is never changes the result."""
 
 from __future__ import annotations
 
+import abc
 import itertools
 import multiprocessing
 import os
@@ -11,12 +12,109 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from easyllm.errors import UserError
 
+if TYPE_CHECKING:
+    from easyllm.data.shuffle import Job
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Pool(abc.ABC):
+    """What a data engine gives for the time of a stage.
+
+    ``map`` is all that an engine must have.
+    """
+
+    @abc.abstractmethod
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        workers: int | None = None,
+    ) -> Iterator[Result]:
+        """``function`` of every item, in the order of the items.
+
+        Function, items and results are pickled. There may be more items than memory holds: they
+        are taken as they can be worked on, ``workers`` of them at once where a machine shall hold
+        no more. A UserError that the function raises is raised here. A process works on one item
+        at a time: the tokenizer that it keeps is not safe among threads.
+        """
+
+    def shuffle(self, job: Job) -> dict[str, list[dict[str, Any]]]:
+        """Write the files of a shuffle; the manifest's entries by source."""
+        from easyllm.data.shuffle import out_of_core
+
+        return out_of_core(self, job)
+
+
+class Processes(Pool):
+    """Processes of this machine, which stay until the block ends."""
+
+    def __init__(self) -> None:
+        self._executor: ProcessPoolExecutor | None = None
+        self._workers = 0
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        workers: int | None = None,
+    ) -> Iterator[Result]:
+        """As the base says; a single item, or one worker, needs no process besides this one."""
+        workers = workers or default_workers()
+        ahead = iter(items)
+        first = list(itertools.islice(ahead, 2))
+        ahead = itertools.chain(first, ahead)
+        if workers == 1 or len(first) < 2:
+            yield from map(function, ahead)
+            return
+        executor = self._started(workers)
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in ahead:
+                waiting.append(executor.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"one of {workers} worker processes was killed, probably for want of memory; "
+                f"give data.workers={max(1, workers // 2)}"
+            ) from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _started(self, workers: int) -> ProcessPoolExecutor:
+        if self._executor is None or self._workers != workers:
+            self._stop()
+            # spawn: forking a process that runs threads, as tokenizers and arrow do, can hang
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+            self._workers = workers
+        return self._executor
+
+    def _stop(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+        self._executor = None
 
 
 def default_workers() -> int:
@@ -29,36 +127,9 @@ def default_workers() -> int:
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | None
 ) -> Iterator[Result]:
-    """``function`` of every item, in the order of the items.
-
-    Items are taken from the iterable as workers become free, so that few are held at
-    once. A single item, or one worker, needs no process besides this one.
-    """
-    workers = workers or default_workers()
-    ahead = iter(items)
-    first = list(itertools.islice(ahead, 2))
-    ahead = itertools.chain(first, ahead)
-    if workers == 1 or len(first) < 2:
-        yield from map(function, ahead)
-        return
-    # spawn: forking a process that runs threads, as tokenizers and arrow do, can hang
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for item in ahead:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            f"one of {workers} worker processes was killed, probably for want of memory; "
-            f"give data.workers={max(1, workers // 2)}"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    """``function`` of every item, in the order of the items, on processes of this machine."""
+    with Processes() as pool:
+        yield from pool.map(function, items, workers)
 
 
 def _begin() -> None:

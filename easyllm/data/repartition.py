@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,13 @@ def repartition(run: RunSpec) -> dict[str, Any]:
             f"data.partitions={parts}"
         )
     made_from = {"shuffled": manifests.identity(shuffled), "partitions": parts}
-    return manifests.make(place, "repartition", made_from, partial(_fill, place, shuffled, parts))
+    work = partial(_fill, run, place, shuffled, parts)
+    return manifests.make(place, "repartition", made_from, work)
 
 
-def _fill(place: StorePaths, shuffled: Manifest, parts: int, workshop: Workshop) -> Manifest:
+def _fill(
+    run: RunSpec, place: StorePaths, shuffled: Manifest, parts: int, workshop: Workshop
+) -> Manifest:
     workshop.clear()  # begun anew: what a killed process left is not trusted
     folder = workshop.folder
     folder.mkdir()
@@ -43,16 +47,23 @@ def _fill(place: StorePaths, shuffled: Manifest, parts: int, workshop: Workshop)
     uuid = digest(shuffled["sources"], 18)
     sources: dict[str, Any] = {name: {**s, "files": []} for name, s in shuffled["sources"].items()}
     links = 0
-    with progress("repartition", parts * len(sources), "file") as bar:
-        for number in range(parts):
-            partition = f"{uuid}-part-{number:05}"
-            (folder / partition).mkdir()
-            for name, source in shuffled["sources"].items():
-                file = source["files"][number]
-                path = f"{partition}/{Path(file['path']).name}"
-                links += _link(place.shuffled / file["path"], folder / path)
-                sources[name]["files"].append({**file, "path": path})
-                bar.update(1)
+    deals = []
+    for number in range(parts):
+        deal = []
+        for name, source in shuffled["sources"].items():
+            file = source["files"][number]
+            path = f"{uuid}-part-{number:05}/{Path(file['path']).name}"
+            deal.append((place.shuffled / file["path"], folder / path))
+            sources[name]["files"].append({**file, "path": path})
+        deals.append(deal)
+    with (
+        manifests.scratch(place, "repartition") as scratch,
+        run.data.engine.open(run, scratch) as pool,
+        progress("repartition", parts * len(sources), "file") as bar,
+    ):
+        for linked in pool.map(_deal, deals, 1):  # links are made faster than processes
+            links += linked
+            bar.update(len(sources))
     files = [file for source in sources.values() for file in source["files"]]
     samples = sum(file["documents"] for file in files)
     (folder / "data.info").write_text(_info(sources, uuid, parts, samples), "utf-8")
@@ -71,6 +82,15 @@ def _fill(place: StorePaths, shuffled: Manifest, parts: int, workshop: Workshop)
             "bytes": sum(file["bytes"] for file in files),
         },
     }
+
+
+def _deal(files: Iterable[tuple[Path, Path]]) -> int:
+    """Fill a partition, each file from one of the shuffled; how many are links."""
+    links = 0
+    for file, to in files:
+        to.parent.mkdir(exist_ok=True)
+        links += _link(file, to)
+    return links
 
 
 def _link(file: Path, to: Path) -> bool:

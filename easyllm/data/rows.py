@@ -10,13 +10,20 @@ import numpy as np
 from easyllm.data.cache import Cache, built_once, open_cache
 from easyllm.data.epochs import Epochs, Split
 from easyllm.data.manifest import Manifest
+from easyllm.data.mapping import check_room
 from easyllm.data.packing import Plan
 from easyllm.data.shards import UNTRAINED, Int64
+from easyllm.data.turns import LongConversations
+from easyllm.errors import UserError
 from easyllm.files import digest, read_json, write_json
 from easyllm.spec.run import RunSpec
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Of how documents are laid into rows; raised where the same spec lays them otherwise."""
+
+
+COUNTS = ("documents", "tokens", "heldout_documents", "heldout_tokens", "dropped_tokens")
+"""Of a source, and summed over all."""
 
 
 class Row(NamedTuple):
@@ -53,6 +60,7 @@ class Rows:
         self._cache, self._seed = cache, run.seed
         self._fraction = run.training.evaluate.fraction
         self._pad = int(manifest["pad_id"])
+        self._counting = np.arange(self.seq_len)
         self._max_heldout = run.training.evaluate.max_rows
         self._weights = {
             name: reader.weight
@@ -60,26 +68,31 @@ class Rows:
             else float(manifest["sources"][name]["weight"])
             for name in cache.sources
         }
-        read_as = [self.seq_len, self.packing, self._seed, self._fraction, self._weights]
-        self.fingerprint = digest([cache.fingerprint, PLAN_VERSION, *read_as])
+        self._long: LongConversations = run.data.long_conversations
+        read_as = [self.seq_len, self.packing, self._long, self._seed, self._fraction]
+        self.fingerprint = digest([cache.fingerprint, PLAN_VERSION, *read_as, self._weights])
         """Two runs with the same fingerprint read the same rows."""
         self._plans = cache.folder / "plans" / self.fingerprint
         heldout = self._plans / "heldout"
-        built_once(heldout, self._build_heldout)
+        built_once(cache.root, heldout, self._build_heldout)
         self._held_out = Plan.open(heldout, self.seq_len)
         facts = read_json(heldout / "facts.json")
         self.per_epoch: int = facts["per_epoch"]
         """Training rows of an epoch; about the mean where a source's weight is fractional."""
         counts: dict[str, dict[str, Any]] = facts["sources"]
+        if not self.per_epoch:
+            raise UserError(
+                f"data.long_conversations=drop leaves nothing to train on: every conversation is "
+                f"longer than data.seq_len={self.seq_len}; give a larger data.seq_len, or "
+                "data.long_conversations=cut_at_turns"
+            )
         self.manifest: dict[str, Any] = {
-            **{
-                key: sum(source[key] for source in counts.values())
-                for key in ("documents", "tokens", "heldout_documents", "heldout_tokens")
-            },
+            **{key: sum(source[key] for source in counts.values()) for key in COUNTS},
             "rows_per_epoch": self.per_epoch,
             "vocab_size": manifest["vocab_size"],
             "eos_id": manifest["eos_id"],
             "pad_id": manifest["pad_id"],
+            "conversations": sorted(cache.conversations),
             "sources": counts,
         }
         self.cache = {"bytes": cache.bytes, "seconds": cache.seconds}
@@ -98,7 +111,7 @@ class Rows:
     def filled(self, index: int) -> int:
         """Tokens of a training row that are of documents; padding stands right of them."""
         epoch, row = self._epochs.locate(index)
-        return len(self._epochs.plan(epoch).row(row)[0])
+        return sum(tokens for _, _, tokens in self._epochs.plan(epoch).row(row))
 
     def heldout(self) -> list[Row]:
         """Rows of the held-out documents in a fixed order, ``evaluate.max_rows`` at most."""
@@ -110,29 +123,39 @@ class Rows:
         folder = self._plans / f"epoch-{epoch}"
 
         def build(aside: Path) -> None:
-            self._split().epoch(epoch, self.seq_len, self.packing).save(aside)
+            plan = self._split().epoch(epoch, self.packing)
+            check_room(self._cache.root, plan.bytes, "how documents lie in the rows of an epoch")
+            plan.save(aside)
 
-        built_once(folder, build)
+        built_once(self._cache.root, folder, build)
         return Plan.open(folder, self.seq_len)
 
     def _build_heldout(self, folder: Path) -> None:
         split = self._split()
-        split.evaluation(self.seq_len, self.packing).save(folder)
-        per_epoch = split.per_epoch(self.seq_len, self.packing)
+        split.evaluation(self.packing).save(folder)
+        per_epoch = split.per_epoch(self.packing)
         write_json(folder / "facts.json", {"per_epoch": per_epoch, "sources": split.counts})
 
     def _split(self) -> Split:
-        return Split(self._cache, self._weights, self._fraction, self._seed)
+        return Split(
+            self._cache, self._weights, self._fraction, self._seed, self.seq_len, self._long
+        )
 
     def _row(self, plan: Plan, row: int) -> Row:
-        places, slots, begins = plan.row(row)
-        input_ids = np.full(self.seq_len, self._pad, np.int64)
-        labels = np.full(self.seq_len, UNTRAINED, np.int64)
-        input_ids[slots] = self._cache.tokens[places]
-        if self._cache.trained is not None:
-            slots = slots[self._cache.trained[places]]
-        labels[slots] = input_ids[slots]
-        labels[begins] = UNTRAINED
-        positions = np.arange(self.seq_len)
-        positions -= np.repeat(begins, np.diff(begins, append=self.seq_len))
-        return Row(input_ids, labels, positions)
+        tokens, trained, end = self._cache.tokens, self._cache.trained, self.seq_len
+        ids = np.full(end, self._pad, np.int32)
+        mask = np.zeros(end, np.bool_)
+        positions = self._counting.copy()
+        slot = 0
+        for place, slot, count in plan.row(row):
+            until = slot + count
+            tokens.read(place, ids[slot:until])
+            if trained is None:
+                mask[slot:until] = True
+            else:
+                trained.read(place, mask[slot:until])
+            mask[slot] = False  # nothing predicts it
+            positions[slot:until] = self._counting[:count]
+        positions[slot:] = self._counting[: end - slot]
+        input_ids = ids.astype(np.int64)
+        return Row(input_ids, np.where(mask, input_ids, UNTRAINED), positions)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from easyllm.data import manifest as manifests
 from easyllm.data import shards, spill, store
 from easyllm.data.manifest import Manifest
-from easyllm.data.pool import default_workers, ordered_map
+from easyllm.data.pool import Pool, default_workers
 from easyllm.data.shards import Int64
 from easyllm.data.spill import Index, Sorted, Unit
 from easyllm.errors import UserError
@@ -91,6 +90,22 @@ class Output:
     masked: bool
 
 
+@dataclass(frozen=True)
+class Job:
+    """A shuffle to be done."""
+
+    run: RunSpec
+    place: StorePaths
+    tokens: Manifest
+    sources: list[Source]
+    folder: Path
+    """Where the files are written."""
+    scratch: Path
+    """For what goes when the shuffle ends."""
+    bar: Any
+    """Progress over the tokens, each counted twice: when read first and when written."""
+
+
 def shuffle(run: RunSpec) -> dict[str, Any]:
     """Shuffle each source by rows into ``data.partitions`` files; returns the metrics.
 
@@ -121,16 +136,14 @@ def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, workshop: Workshop)
                 f"documents only; give data.partitions={source['documents']} at most"
             )
     total = sum(source["tokens"] for source in tokens["sources"].values())
-    workers = run.data.workers or default_workers()
-    limits = Limits.of(run.data.memory_gb * 1e9, workers, total)
     _check_room(place.root, TOKEN_BYTES * total)
-    # named so that the next process sweeps what a killed one leaves
-    scratch = tempfile.TemporaryDirectory(prefix=".shuffled.", suffix=".runs", dir=place.root)
-    with scratch as runs, progress("shuffle", 2 * total, "tok") as bar:
+    with (
+        manifests.scratch(place, "shuffle") as scratch,
+        run.data.engine.open(run, scratch) as pool,
+        progress("shuffle", 2 * total, "tok") as bar,
+    ):
         sources = _sources(place, tokens)
-        found = _sort(place, tokens, sources, run.seed, limits, Path(runs), bar)
-        outputs = _outputs(run, tokens, sources, found)
-        files = _merge(outputs, folder, run.data.compression, limits, bar)
+        files = pool.shuffle(Job(run, place, tokens, sources, folder, scratch, bar))
     made = {}
     for name, source in tokens["sources"].items():
         made[name] = {
@@ -160,6 +173,15 @@ def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, workshop: Workshop)
     }
 
 
+def out_of_core(pool: Pool, job: Job) -> dict[str, list[dict[str, Any]]]:
+    """Sort runs, then merge them into the files; the manifest's entries by source."""
+    data, total = job.run.data, sum(source["tokens"] for source in job.tokens["sources"].values())
+    limits = Limits.of(data.memory_gb * 1e9, data.workers or default_workers(), total)
+    runs = _sort(pool, job, limits)
+    outputs = cut(job, runs)
+    return _merge(pool, outputs, job, limits)
+
+
 def _check_room(root: Path, needed: int) -> None:
     free = shutil.disk_usage(root).free
     if free < needed:
@@ -186,46 +208,52 @@ def _sources(place: StorePaths, tokens: Manifest) -> list[Source]:
     return sources
 
 
-def _sort(
-    place: StorePaths,
-    tokens: Manifest,
-    sources: list[Source],
-    seed: int,
-    limits: Limits,
-    folder: Path,
-    bar: Any,
-) -> dict[str, list[Path]]:
+def _sort(pool: Pool, job: Job, limits: Limits) -> dict[str, list[Path]]:
     """The first pass: every source's runs. Raises UserError for a damaged file."""
-    total = sum(unit.group.tokens for source in sources for unit in source.units)
+    total = sum(unit.group.tokens for source in job.sources for unit in source.units)
     # a row group a run copies least, but of many runs the second pass reads little at a time
     capacity = min(limits.capacity, max(shards.BLOCK_TOKENS, total // MOST_RUNS))
-    tasks = [(s, batch) for s in sources for batch in _batches(s.units, capacity)]
-    work = partial(_sort_some, seed, capacity, folder)
-    runs: dict[str, list[Path]] = {source.name: [] for source in sources}
+    work = partial(_sort_some, job.run.seed, capacity, job.scratch)
+    return sorted_runs(pool, job, work, capacity, limits.workers)
+
+
+def sorted_runs(
+    pool: Pool,
+    job: Job,
+    work: Callable[[tuple[int, str, bool, list[Unit]]], Sorted],
+    capacity: int,
+    workers: int | None,
+) -> dict[str, list[Path]]:
+    """Every source's runs, which ``work`` made of at most ``capacity`` tokens at a time.
+
+    Raises UserError for a file whose documents are not those that were written.
+    """
+    tasks = [(s, batch) for s in job.sources for batch in batches(s.units, capacity)]
+    runs: dict[str, list[Path]] = {source.name: [] for source in job.sources}
     seen: dict[tuple[str, int], tuple[int, int]] = {}
-    jobs = (
+    numbered = (
         (number, s.name, s.masked, batch) for number, (s, batch) in enumerate(tasks)
     )  # fmt: skip
-    for (source, batch), made in zip(tasks, ordered_map(work, jobs, limits.workers), strict=True):
+    for (source, batch), made in zip(tasks, pool.map(work, numbered, workers), strict=True):
         runs[source.name] += made.runs
         for file, (documents, there) in made.counts.items():
             before = seen.get((source.name, file), (0, 0))
             seen[source.name, file] = before[0] + documents, before[1] + there
-        bar.update(sum(unit.group.tokens for unit in batch))
-    for name, source in tokens["sources"].items():
-        for number, file in enumerate(source["files"]):
+        job.bar.update(sum(unit.group.tokens for unit in batch))
+    for name, written in job.tokens["sources"].items():
+        for number, entry in enumerate(written["files"]):
             documents, there = seen.get((name, number), (0, 0))
-            if (documents, there) != (file["documents"], file["tokens"]):
+            if (documents, there) != (entry["documents"], entry["tokens"]):
                 damage = (
-                    f"holds {documents} documents of {there} tokens, not {file['documents']} of "
-                    f"{file['tokens']}"
+                    f"holds {documents} documents of {there} tokens, not {entry['documents']} of "
+                    f"{entry['tokens']}"
                 )
-                path = manifests.folder(place, "tokenize") / file["path"]
+                path = manifests.folder(job.place, "tokenize") / entry["path"]
                 raise store.damaged(path, damage, "tokenize")
     return runs
 
 
-def _batches(units: list[Unit], capacity: int) -> Iterator[list[Unit]]:
+def batches(units: list[Unit], capacity: int) -> Iterator[list[Unit]]:
     batch: list[Unit] = []
     for unit in units:
         if batch and sum(u.group.tokens for u in batch) + unit.group.tokens > capacity:
@@ -243,15 +271,14 @@ def _sort_some(
     return spill.sort(units, masked, capacity, seed, source, folder / str(number))
 
 
-def _outputs(
-    run: RunSpec, tokens: Manifest, sources: list[Source], runs: dict[str, list[Path]]
-) -> list[Output]:
+def cut(job: Job, runs: dict[str, list[Path]]) -> list[Output]:
     """Cut each source's order into ``data.partitions`` files of row groups."""
+    run, tokens = job.run, job.tokens
     parts = run.data.partitions
     outputs = []
     whole = 0
     given = np.zeros(parts + 1, np.int64)  # tokens of earlier sources below each cut
-    for source in sources:
+    for source in job.sources:
         there = tokens["sources"][source.name]
         index = Index(runs[source.name])
         whole += there["tokens"]
@@ -288,14 +315,14 @@ def _cuts(index: Index, targets: Int64, documents: int) -> Int64:
 
 
 def _merge(
-    outputs: list[Output], folder: Path, compression: str, limits: Limits, bar: Any
+    pool: Pool, outputs: list[Output], job: Job, limits: Limits
 ) -> dict[str, list[dict[str, Any]]]:
     """The second pass: the entries of every source's files."""
     files: dict[str, list[dict[str, Any]]] = {output.source: [] for output in outputs}
-    work = partial(_write, folder, compression, limits.capacity)
-    for output, entry in zip(outputs, ordered_map(work, outputs, limits.workers), strict=True):
+    work = partial(_write, job.folder, job.run.data.compression, limits.capacity)
+    for output, entry in zip(outputs, pool.map(work, outputs, limits.workers), strict=True):
         files[output.source].append(entry)
-        bar.update(entry["tokens"])
+        job.bar.update(entry["tokens"])
     return files
 
 

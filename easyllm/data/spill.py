@@ -87,14 +87,10 @@ def _narrow(shard: Shard) -> Shard:
 
 def _write_run(run: Path, held: list[tuple[UInt64, Shard]], masked: bool) -> Path:
     """Write what is held in the order of its keys, and hold it no more."""
-    run.mkdir(parents=True)
     keys = np.concatenate([drawn for drawn, _ in held])
     whole = held[0][1] if len(held) == 1 else shards.join([shard for _, shard in held])
     held.clear()  # joining made a copy
-    order = np.argsort(keys, kind="stable")
-    keys[order].tofile(run / "keys.uint64")
-    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(whole.lengths[order])])
-    ends.tofile(run / "offsets.int64")
+    order, ends = write_index(run, keys, whole.lengths)
     tokens, trained = run / f"tokens.{whole.ids.dtype}", run / "trained.bool"
     with tokens.open("wb") as ids, trained.open("wb") as mask:
         first = 0
@@ -107,6 +103,16 @@ def _write_run(run: Path, held: list[tuple[UInt64, Shard]], masked: bool) -> Pat
                 (all_trained if part.trained is None else part.trained).tofile(mask)
             first += part.documents
     return run
+
+
+def write_index(run: Path, keys: UInt64, lengths: Int64) -> tuple[Int64, Int64]:
+    """Write what ``Index`` needs of a run; the documents' order and their ends in it."""
+    run.mkdir(parents=True)
+    order = np.argsort(keys, kind="stable")
+    keys[order].tofile(run / "keys.uint64")
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[order])])
+    ends.tofile(run / "offsets.int64")
+    return order, ends
 
 
 class Index:
@@ -133,6 +139,15 @@ class Index:
         for ends, places in zip(self._offsets, bounds.T, strict=True):
             total += ends[places]
         return total
+
+    def keys(self, bounds: Int64) -> UInt64:
+        """The lowest key that is not below each of ``bounds`` [n, runs], [n]; the highest
+        number there is where no document is left."""
+        lowest = np.full(len(bounds), np.iinfo(np.uint64).max, np.uint64)
+        for keys, places in zip(self._keys, bounds.T, strict=True):
+            there = places < len(keys)
+            lowest[there] = np.minimum(lowest[there], keys[places[there]])
+        return lowest
 
     def _find(self, targets: Int64, tokens: bool) -> Int64:
         low = np.zeros(len(targets), np.uint64)

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from easyllm.data import inputs, store
 from easyllm.data.chunks import Chunk, chunks, files, shown
-from easyllm.data.encoding import encode, load_tokenizer
+from easyllm.data.encoding import Vocabulary, encode, load_tokenizer
+from easyllm.data.exactness import Engine, choose, compared, load
 from easyllm.data.identity import encoding, tokens_identity
-from easyllm.data.manifest import Manifest, make, tokenizer_identity
+from easyllm.data.manifest import Manifest, make, scratch, tokenizer_identity
 from easyllm.data.originals import TokenStore
-from easyllm.data.pool import ordered_map
-from easyllm.data.templates import end_of_sequence
 from easyllm.errors import UserError
 from easyllm.files import Workshop, digest, new_folder
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
-from easyllm.spec.roles import Template
+from easyllm.spec.roles import Record, Template
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
 
-Result = tuple[str, int, dict[str, Any] | None, list[dict[str, Any]]]
-"""Of a chunk: source, bytes of text, the manifest's entry and what was rejected."""
+Result = tuple[str, int, dict[str, Any] | None, list[dict[str, Any]], str | None]
+"""Of a chunk: source, bytes of text, the manifest's entry, what was rejected, and where the
+engine's ids are not Hugging Face's, in which case there is no entry."""
+
+
+class _Inexact(Exception):
+    """The engine gives other ids than Hugging Face's, and where."""
 
 
 def tokenize(run: RunSpec) -> dict[str, Any]:
@@ -38,28 +43,16 @@ def tokenize(run: RunSpec) -> dict[str, Any]:
 
 def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
     identity = _tokenizer(run, place, workshop)
-    tokenizer = _loaded(place.tokenizer, identity)
-    eos = end_of_sequence(tokenizer)
+    engine = choose(run.data.encoder, place.tokenizer, identity, RunPaths(run).models)
     began = time.perf_counter()
-
-    made: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(run.data.sources)}
-    rejected: list[dict[str, Any]] = []
-    text_bytes = 0
-    total = None
-    if run.data.limit is None:
-        total = sum(inputs.size(f) for n, r in run.data.sources.items() for f in files(n, r))
-    work = functools.partial(
-        _encode_chunk, place.tokenizer, identity, run.data.template, workshop, run.data.compression
-    )
-    with progress("tokenize", total, "B") as bar:
-        for source, size, entry, bad in ordered_map(work, chunks(run), run.data.workers):
-            if entry:
-                made[source].append(entry)
-            rejected += bad
-            if len(rejected) > run.data.max_rejects:
-                raise _too_many(rejected, run.data.max_rejects)
-            text_bytes += size
-            bar.update(size)
+    _say(engine)
+    try:
+        made, rejected, text_bytes = _encode(run, place, workshop, engine, identity)
+    except _Inexact as error:
+        # no piece that it wrote is taken by another engine
+        engine = engine.refused(str(error))
+        _say(engine)
+        made, rejected, text_bytes = _encode(run, place, workshop, engine, identity)
     for name, entries in made.items():
         if not entries:
             bad = [record for record in rejected if record["source"] == name]
@@ -88,20 +81,60 @@ def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
         "tokenizer": identity,
         "template": digest(write(run.data.template)),
         "encoding": encoding(run),
-        "vocab_size": len(tokenizer),
-        "eos_id": eos,
-        "pad_id": eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        "vocab_size": engine.vocab_size,
+        "eos_id": engine.eos_id,
+        "pad_id": engine.pad_id,
         "sources": sources,
         "rejected": len(rejected),
         "metrics": {
             **counts,
             "rejected": len(rejected),
             "text_bytes": text_bytes,
-            "vocab_size": len(tokenizer),
+            "vocab_size": engine.vocab_size,
+            "encoder": engine.label,
+            "encoders_passed_over": engine.passed_over,
             "tokens_per_second": round(counts["tokens"] / seconds, 1),
             "mb_per_second": round(text_bytes / seconds / 1e6, 3),
         },
     }
+
+
+def _say(engine: Engine) -> None:
+    for label, why in engine.passed_over.items():
+        print(f"{label} is not used: {why}", file=sys.stderr)
+    print(f"texts are encoded by {engine.label}", file=sys.stderr, flush=True)
+
+
+def _encode(
+    run: RunSpec, place: StorePaths, workshop: Workshop, engine: Engine, identity: str
+) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], int]:
+    """The manifest's entries by source, what was rejected, bytes of text. Raises _Inexact."""
+    made: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(run.data.sources)}
+    rejected: list[dict[str, Any]] = []
+    text_bytes = 0
+    total = None
+    if run.data.limit is None:
+        total = sum(inputs.size(f) for n, r in run.data.sources.items() for f in files(n, r))
+    work = functools.partial(
+        _encode_chunk, engine, place.tokenizer, identity, run.data.template, workshop,
+        run.data.compression,
+    )  # fmt: skip
+    with (
+        scratch(place, "tokenize") as folder,
+        run.data.engine.open(run, folder) as pool,
+        progress("tokenize", total, "B") as bar,
+    ):
+        for source, size, entry, bad, why in pool.map(work, chunks(run), run.data.workers):
+            if why:
+                raise _Inexact(why)
+            if entry:
+                made[source].append(entry)
+            rejected += bad
+            if len(rejected) > run.data.max_rejects:
+                raise _too_many(rejected, run.data.max_rejects)
+            text_bytes += size
+            bar.update(size)
+    return made, rejected, text_bytes
 
 
 def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
@@ -110,7 +143,10 @@ def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
     def make(note: Path) -> str:
         with new_folder(place.tokenizer) as aside:
             run.data.tokenizer.make(run, aside)
-            chat_template = run.data.template.chat_template(load_tokenizer(aside))
+            template = run.data.template
+            own = type(template).chat_template is not Template.chat_template
+            # loading takes a second, so only where a template may have something to say
+            chat_template = template.chat_template(load_tokenizer(aside)) if own else None
             if chat_template is not None:
                 # so that the exported tokenizer serves with what training used
                 (aside / "chat_template.jinja").write_text(chat_template, "utf-8")
@@ -125,13 +161,20 @@ def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
     return identity
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(folder: Path, identity: str) -> Any:
-    """A process loads a tokenizer once; ``identity`` tells one from its successor."""
-    return load_tokenizer(folder)
+def _vocabulary(engine: Engine, tokenizer: Path, identity: str) -> Vocabulary:
+    """A process loads an engine once; ``identity`` tells a tokenizer from its successor."""
+    key = (engine.folder, engine.label, tokenizer, identity)
+    if key not in _LOADED:
+        _LOADED.clear()
+        _LOADED[key] = load(engine, tokenizer)
+    return _LOADED[key]
+
+
+_LOADED: dict[Any, Vocabulary] = {}
 
 
 def _encode_chunk(
+    engine: Engine,
     tokenizer: Path,
     identity: str,
     template: Template,
@@ -141,12 +184,19 @@ def _encode_chunk(
 ) -> Result:
     """Write a chunk's parquet file, unless a killed process did."""
 
-    def make(aside: Path) -> tuple[int, dict[str, Any] | None, list[dict[str, Any]]]:
+    def make(aside: Path) -> tuple[int, dict[str, Any] | None, list[dict[str, Any]], str | None]:
         if isinstance(chunk.reader, TokenStore):
-            entry = _adopt(_loaded(tokenizer, identity), chunk.reader, chunk, aside, compression)
-            return entry["bytes"], entry, []
+            entry = _adopt(engine, chunk.reader, chunk, aside, compression)
+            return entry["bytes"], entry, [], None
+        vocabulary = _vocabulary(engine, tokenizer, identity)
+        records = chunk.read()
+        why = None
+        if chunk.first and not engine.is_reference:
+            documents = (r.document for r in records if isinstance(r, Record))
+            texts = (document for document in documents if isinstance(document, str))
+            why = compared(engine, vocabulary.encode, texts)
         try:
-            encoded = encode(_loaded(tokenizer, identity), template, chunk.read())
+            encoded = encode(vocabulary, template, [] if why else records)
         except UserError as error:
             raise UserError(f"{chunk.file}, {Path(chunk.path).name}: {error}") from None
         rejected = [
@@ -155,22 +205,21 @@ def _encode_chunk(
         ]
         if encoded.shard is None:
             aside.touch()  # a piece is a file, an empty one where no document is left
-            return 0, None, rejected
+            return 0, None, rejected, why
         entry = store.save(aside, chunk.path, encoded.shard, compression)
-        return encoded.text_bytes, entry, rejected
+        return encoded.text_bytes, entry, rejected, None
 
-    made_from = [identity, write(template), compression, chunk.identity()]
+    made_from = [identity, engine.label, write(template), compression, chunk.identity()]
     return chunk.source, *workshop.piece(chunk.path, made_from, make)
 
 
 def _adopt(
-    tokenizer: Any, reader: TokenStore, chunk: Chunk, aside: Path, compression: str
+    engine: Engine, reader: TokenStore, chunk: Chunk, aside: Path, compression: str
 ) -> dict[str, Any]:
     """Write a file of tokens as one of the store's; its entry for the manifest."""
     assert isinstance(chunk.file, Path)
-    eos = end_of_sequence(tokenizer)
-    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    parts = reader.shards(chunk.file, pad, eos, len(tokenizer), chunk.limit)
+    ids = engine.pad_id, engine.eos_id, engine.vocab_size
+    parts = reader.shards(chunk.file, *ids, chunk.limit)
     return store.save_groups(aside, chunk.path, parts, reader.masked(chunk.file), compression)
 
 

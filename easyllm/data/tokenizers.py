@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from easyllm.data import sentencepiece
 from easyllm.errors import UserError
 from easyllm.models import source
 from easyllm.paths import RunPaths
@@ -44,6 +45,25 @@ CHAT_TEMPLATE = (
 )
 
 
+PATHS = (
+    "give a folder in Hugging Face's format, a hub id, a .gguf or .tiktoken file, or "
+    "package:NAME/FILE"
+)
+
+
+def problem(path: str) -> str | None:
+    """What is wrong with a tokenizer's path, as far as that shows without loading."""
+    try:
+        place = source.local(path)
+    except source.Unusable as error:
+        return error.what
+    if place is None or place.suffix == ".tiktoken":
+        return None
+    if place.is_dir():
+        return None if tokenizer_files(place) else "the folder holds no tokenizer"
+    return source.problem(path)
+
+
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a folder in Hugging Face's format that make its tokenizer, sorted."""
     found = (file for file in folder.rglob("*") if file.is_file())
@@ -55,8 +75,8 @@ class Pretrained(Tokenizer):
     """A published tokenizer, taken as it is."""
 
     path: ModelPath | None = None
-    """A folder, hub id, ``.gguf`` file or ``package:NAME/FILE``, as in ``model.path``;
-    null takes the model's own."""
+    """A folder, hub id, ``.gguf`` file or ``package:NAME/FILE``, as in ``model.path``, or a
+    ``.tiktoken`` file such as Qwen's ``qwen.tiktoken``; null takes the model's own."""
 
     def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
         if "tokenize" in run.stages and not self._path(run):
@@ -71,7 +91,7 @@ class Pretrained(Tokenizer):
 
     def label(self, run: RunSpec) -> str:
         path = Path(self._path(run) or "")
-        return path.stem if path.suffix == ".gguf" else path.name
+        return path.stem if path.suffix in (".gguf", ".tiktoken") else path.name
 
     def files(self, run: RunSpec) -> list[Path]:
         path = self._path(run)
@@ -87,21 +107,35 @@ class Pretrained(Tokenizer):
         path = self._path(run)
         assert path, "checked by problems()"
         origin = source.local(path)
+        if origin is not None and origin.suffix == ".tiktoken":
+            return _convert(origin, folder)
         if origin is None or not origin.is_dir():
             origin = source.folder(path, RunPaths(run).models, with_weights=False)
         files = tokenizer_files(origin)
+        ranks = [file for file in files if file.suffix == ".tiktoken"]
+        if ranks and origin / "tokenizer.json" not in files:
+            return _convert(ranks[0], folder)
         if not files:
             raise UserError(
                 f"{path} holds no tokenizer; give data.tokenizer.path=<folder or hub id>"
             )
+        if sentencepiece.asks_for_code(origin):
+            return sentencepiece.convert(origin, folder)
         # copied as they are: what transformers saves anew older versions cannot always read
         for file in files:
             to = folder / file.relative_to(origin)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, to)
+        return None
 
     def _path(self, run: RunSpec) -> str | None:
         return self.path or run.model.path
+
+
+def _convert(file: Path, folder: Path) -> None:
+    from easyllm.data.qwen import convert
+
+    convert(file, folder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,16 +52,16 @@ def moved(before: RunSpec, after: RunSpec) -> RunSpec:
 def run_folder(run: RunSpec) -> str:
     """``<name>-<hash>``: where a run lands by default.
 
-    Places, the number of workers and their memory, how ranks are started, which stages are
-    asked for and how the model is served do not make another run; the content of the sources
-    does.
+    Places, the engines of the data stages and of the tokenizer, workers and memory, how ranks are
+    started, which stages are asked for and how the model is served do not make another run; the
+    content of the sources does.
     """
     plain = write(run)
     for key in ("run_dir", "stages", "serving"):
         del plain[key]
     address = store_address(run)
     derived = plain["data"]["dir"] is None or Path(plain["data"]["dir"]).name == address
-    for key in ("cache", "workers", "memory_gb") + (("dir",) if derived else ()):
+    for key in ("cache", "encoder", "engine", "workers", "memory_gb") + (("dir",) * derived):
         del plain["data"][key]
     del plain["model"]["cache"]
     del plain["hardware"]["launcher"], plain["hardware"]["timeout_s"]

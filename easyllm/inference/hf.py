@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+import easyllm.models.custom  # noqa: F401  registers what transformers does not have
 from easyllm.errors import UserError
 from easyllm.inference.engines import Completion, room
 from easyllm.spec.run import RunSpec, SamplingSpec
@@ -48,7 +49,12 @@ class HFGenerator:
         self.model = model.to(device).eval()
         self.seed = run.seed
         self.batch_size = run.inference.batch_size
-        self.max_positions: int = model.config.get_text_config().max_position_embeddings
+        config = model.config.get_text_config()
+        # beyond what Qwen calls its seq_length its positions must be stretched, which is not done
+        self.max_positions: int = min(
+            config.max_position_embeddings,
+            getattr(config, "seq_length", config.max_position_embeddings),
+        )
         self.stops = _stops(model, self.tokenizer)
         # generate() takes from here what it is not given, so a sampling spec would not be all.
         model.generation_config = GenerationConfig()

@@ -9,7 +9,7 @@ from typing import Any
 
 from easyllm.data.templates import TokenizerTemplate
 from easyllm.errors import UserError
-from easyllm.models import source
+from easyllm.models import source, tensor_files
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 
@@ -69,7 +69,7 @@ def model_files(run: RunSpec) -> list[Path]:
         return []
     if place is None:
         return []
-    return [place / "config.json", *source.weights(place)] if place.is_dir() else [place]
+    return [place / "config.json", *tensor_files.paths(place)] if place.is_dir() else [place]
 
 
 def load_prompts(run: RunSpec) -> list[Prompt]:

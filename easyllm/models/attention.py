@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,14 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from easyllm.models.custom.modeling_baichuan import alibi_slopes
 
 BY_DOCUMENT = "easyllm_sdpa"
 """The name in transformers' attention interface of torch's attention, document by document."""
+FLASH_ALIBI = "easyllm_flash_alibi"
+"""The same of flash-attn's kernel with ALiBi, which transformers does not pass on."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +44,27 @@ class Documents:
         return len(self.lengths) == len(self.positions)
 
 
-def implementation(attention: str) -> str:
+def implementation(attention: str, alibi: bool = False) -> str:
     """What computes ``model.attention``, by its name in transformers' attention interface."""
+    if attention == "flash_attention_2" and alibi:
+        return FLASH_ALIBI
     return BY_DOCUMENT if attention == "sdpa" else attention
 
 
-def arguments(config: Any, hidden: torch.Tensor, documents: Documents) -> dict[str, Any]:
+def arguments(
+    config: Any,
+    hidden: torch.Tensor,
+    documents: Documents,
+    window: int | None = None,
+    alibi: bool = False,
+) -> dict[str, Any]:
     """What a decoder layer of transformers must be called with for its attention to stay
-    within documents. ``hidden`` is ``(rows, tokens, hidden_size)``."""
+    within documents. ``hidden`` is ``(rows, tokens, hidden_size)``; a ``window`` is the
+    tokens that a layer looks back at, itself included."""
     name = config._attn_implementation
     if name == BY_DOCUMENT:
-        return {"attention_mask": None, "documents": documents}
-    if name == "flash_attention_2":  # not run yet: needs a GPU
+        return {"attention_mask": None, "documents": documents, "alibi": alibi}
+    if name in ("flash_attention_2", FLASH_ALIBI):  # not run yet: needs a GPU
         # transformers reads boundaries from positions only where there is one row
         longest = max(documents.lengths)
         return {
@@ -60,13 +74,19 @@ def arguments(config: Any, hidden: torch.Tensor, documents: Documents) -> dict[s
             "max_length_q": longest,
             "max_length_k": longest,
         }
-    mask = create_causal_mask(
+    make = create_sliding_window_causal_mask if window else create_causal_mask
+    mask: Any = make(
         config=config,
         inputs_embeds=hidden,
         attention_mask=None,
         past_key_values=None,
         position_ids=documents.positions,
     )
+    if alibi:
+        positions = documents.positions
+        behind = (positions[:, None, :] - positions[:, :, None]).clamp(max=0)
+        slopes = alibi_slopes(config.num_attention_heads).to(hidden.device)
+        mask = mask + (slopes[:, None, None] * behind[:, None]).to(hidden.dtype)
     return {"attention_mask": mask}
 
 
@@ -78,6 +98,8 @@ def attend_by_document(
     attention_mask: torch.Tensor | None,
     *,
     documents: Documents,
+    alibi: bool = False,
+    sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document. ``query``, ``key`` and ``value`` are ``(rows,
@@ -85,16 +107,26 @@ def attend_by_document(
     tokens, heads, head_dim)``.
 
     One call a document computes only what is kept: on a CPU 3 to 12 times faster than a mask
-    over the row, in memory that does not grow with the row's square.
+    over the row, in memory that does not grow with the row's square. ALiBi and a window that
+    is shorter than a document need a mask over the document.
     """
     attend: Any = sdpa_attention_forward
+    rows, heads, tokens, _ = query.shape
+
+    def mask(length: int) -> torch.Tensor | None:
+        if alibi:
+            return _alibi(heads, tokens, query.dtype, query.device)[..., :length, :length]
+        if sliding_window and length > sliding_window:
+            return _band(length, sliding_window, query.device)
+        return None
+
     if documents.one_a_row:
-        output, _ = attend(module, query, key, value, attention_mask, **options)
+        output, _ = attend(module, query, key, value, mask(tokens), **options)
         return output, None
-    rows, _, tokens, _ = query.shape
     apart = (end_to_end(part).split(documents.lengths, dim=2) for part in (query, key, value))
     found = [
-        attend(module, *parts, attention_mask, **options)[0] for parts in zip(*apart, strict=True)
+        attend(module, *parts, mask(parts[0].shape[2]), **options)[0]
+        for parts in zip(*apart, strict=True)
     ]
     return torch.cat(found, dim=1).unflatten(1, (rows, tokens)).squeeze(0), None
 
@@ -104,4 +136,56 @@ def end_to_end(part: torch.Tensor) -> torch.Tensor:
     return part.transpose(0, 1).flatten(1, 2).unsqueeze(0)
 
 
+@functools.lru_cache(maxsize=2)
+def _alibi(heads: int, tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """``(1, heads, tokens, tokens)``: what ALiBi adds to the scores of a document, whose first
+    tokens are those of any shorter one. Kept, so that the layers of a stage share it."""
+    places = torch.arange(tokens, device=device)
+    behind = places - places.unsqueeze(1)
+    slopes = alibi_slopes(heads).to(device)
+    bias = torch.empty(1, heads, tokens, tokens, dtype=dtype, device=device)
+    for head, slope in enumerate(slopes):  # one at a time: in fp32 all would take twice as much
+        bias[0, head] = (slope * behind).masked_fill_(behind > 0, -torch.inf)
+    return bias
+
+
+def _band(tokens: int, window: int, device: torch.device) -> torch.Tensor:
+    """``(tokens, tokens)``: true where a query's key is none after it and within the window."""
+    places = torch.arange(tokens, device=device)
+    behind = places.unsqueeze(1) - places
+    return (behind >= 0) & (behind < window)
+
+
+def attend_with_flash_alibi(  # not run yet: needs a GPU
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """``attend_by_document`` with ALiBi by flash-attn's kernel, which takes the slopes."""
+    from flash_attn import flash_attn_varlen_func
+
+    rows, heads, tokens, _size = query.shape
+    found = flash_attn_varlen_func(
+        *(part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)),
+        cu_seqlens_q=cu_seq_lens_q,
+        cu_seqlens_k=cu_seq_lens_q,
+        max_seqlen_q=max_length_q,
+        max_seqlen_k=max_length_q,
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        causal=True,
+        alibi_slopes=alibi_slopes(heads).to(query.device),
+    )
+    return found.unflatten(0, (rows, tokens)), None
+
+
 AttentionInterface.register(BY_DOCUMENT, attend_by_document)
+AttentionInterface.register(FLASH_ALIBI, attend_with_flash_alibi)

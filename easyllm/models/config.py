@@ -12,8 +12,9 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+import easyllm.models.custom  # noqa: F401  registers what transformers does not have
 from easyllm.errors import UserError
 from easyllm.models.families import FAMILIES, family_named
 from easyllm.models.source import folder
@@ -45,15 +46,13 @@ def family_of(run: RunSpec, model_type: str) -> Family:
     """The family that trains models of this type. Raises UserError where there is none."""
     family = run.model.family or family_named(model_type)
     if family is None:
-        known = ", ".join(f.model_type for f in FAMILIES if not f.unsupported)
+        known = ", ".join(f.model_type for f in FAMILIES)
         raise UserError(f"model.path: models of type {model_type} are not known; known: {known}")
     if family.model_type != model_type:
         raise UserError(
             f"model.family reads models of type {family.model_type}, the configuration says "
             f"{model_type}; leave model.family out"
         )
-    if family.unsupported:
-        raise UserError(f"model.family: {family.unsupported}")
     return family
 
 
@@ -109,11 +108,15 @@ def fit_tokenizer(run: RunSpec, config: PretrainedConfig) -> None:
         config.pad_token_id = None if tokenizer.pad_token_id in taken else tokenizer.pad_token_id
 
 
-def write_description(run: RunSpec, config: PretrainedConfig, to: Path) -> None:
-    """Write what stands beside the weights: configuration, generation defaults, tokenizer."""
-    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+def write_description(
+    run: RunSpec, config: PretrainedConfig, to: Path, conversations: bool
+) -> None:
+    """Write what stands beside the weights: configuration, generation defaults, tokenizer.
+
+    Where ``conversations`` were trained, generation ends with the assistant's turn too.
+    """
     config.dtype = run.model.dtype
-    config.save_pretrained(to)
+    described(config).save_pretrained(to)  # with the class of a model that transformers lacks
     tokenizer = RunPaths(run).store.tokenizer
     shutil.copytree(tokenizer, to, dirs_exist_ok=True)
     source = model_folder(run)
@@ -125,6 +128,34 @@ def write_description(run: RunSpec, config: PretrainedConfig, to: Path) -> None:
         GenerationConfig(
             bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=pad
         ).save_pretrained(to)
+    if conversations:
+        _end_with_turns(run, config, to)
+
+
+def _end_with_turns(run: RunSpec, config: PretrainedConfig, folder: Path) -> None:
+    """Add the token that ends the assistant's turn to those that end generation.
+
+    A base model names only its end of sequence, which ChatML, for one, never trains: whoever
+    generates from this folder would go on into a user's turn of the model's own.
+    """
+    try:
+        end = run.data.template.end_of_turn(AutoTokenizer.from_pretrained(folder))
+    except UserError:  # tokens that another program made: the run's template need not fit them
+        return
+    file = folder / "generation_config.json"
+    values = json.loads(file.read_text("utf-8"))
+    stated = values.get("eos_token_id", config.eos_token_id)
+    ends = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if end is not None and end not in ends:
+        values["eos_token_id"] = [*ends, end]
+        file.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+def described(config: PretrainedConfig) -> PretrainedConfig:
+    """``config`` with the name of the class that it makes."""
+    made: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config.architectures = [made.__name__]
+    return config
 
 
 def _built(model_type: str, values: dict[str, Any]) -> PretrainedConfig:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from easyllm.errors import UserError
 from easyllm.spec.roles import Family, ModelShape
 
 
@@ -29,6 +28,12 @@ LLAMA_KEYS = COMMON_KEYS | _keys(
     num_key_value_heads pretraining_tp rms_norm_eps rope_parameters rope_scaling rope_theta
     """
 )
+MISTRAL_KEYS = COMMON_KEYS | _keys(
+    """
+    attention_dropout head_dim hidden_act max_position_embeddings num_key_value_heads
+    rms_norm_eps rope_parameters rope_scaling rope_theta sliding_window
+    """
+)
 QWEN2_KEYS = COMMON_KEYS | _keys(
     """
     attention_dropout hidden_act layer_types max_position_embeddings max_window_layers
@@ -36,27 +41,23 @@ QWEN2_KEYS = COMMON_KEYS | _keys(
     use_mrope use_sliding_window
     """
 )
+QWEN3_KEYS = (QWEN2_KEYS - {"use_mrope"}) | {"attention_bias", "head_dim"}
 QWEN_KEYS = COMMON_KEYS | _keys(
     """
     attn_dropout_prob bf16 emb_dropout_prob fp16 fp32 kv_channels layer_norm_epsilon
     max_position_embeddings no_bias onnx_safe rotary_emb_base rotary_pct scale_attn_weights
-    seq_length softmax_in_fp32 tokenizer_class use_cache_kernel use_cache_quantization
-    use_dynamic_ntk use_flash_attn use_logn_attn
+    seq_length softmax_in_fp32 tokenizer_class tokenizer_type use_cache_kernel
+    use_cache_quantization use_dynamic_ntk use_flash_attn use_logn_attn
     """
 )
 BAICHUAN_KEYS = COMMON_KEYS | _keys(
     """
-    _from_model_config gradient_checkpointing hidden_act max_position_embeddings
-    model_max_length rms_norm_eps tokenizer_class z_loss_weight
+    _from_model_config alibi gradient_checkpointing hidden_act max_position_embeddings
+    model_max_length norm_head rms_norm_eps tokenizer_class z_loss_weight
     """
 )
-
-
-def _later(name: str) -> str:
-    return (
-        f"{name} models can be planned but not trained yet; "
-        "choose a Llama model, e.g. model=llama_13b, or leave train and export out of the stages"
-    )
+OF_THE_LARGE = _keys("bos_token_id eos_token_id layer_types max_window_layers pad_token_id")
+"""Keys whose values mean nothing in a smaller model: tokens and layers by number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,6 @@ class _Declared(Family):
 
     type_: ClassVar[str]
     keys: ClassVar[frozenset[str]]
-    later: ClassVar[str] = ""
 
     @property
     def model_type(self) -> str:
@@ -74,10 +74,6 @@ class _Declared(Family):
     @property
     def config_keys(self) -> frozenset[str]:
         return self.keys
-
-    @property
-    def unsupported(self) -> str:
-        return self.later
 
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
         heads = config["num_attention_heads"]
@@ -93,8 +89,28 @@ class _Declared(Family):
             tied=config.get("tie_word_embeddings", False),
         )
 
+    def shaped(self, config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+        dimensions = {
+            "model_type": self.model_type,
+            "num_hidden_layers": shape.layers,
+            "hidden_size": shape.hidden_size,
+            "num_attention_heads": shape.heads,
+            "intermediate_size": shape.intermediate_size,
+            "vocab_size": shape.vocab_size,
+            "max_position_embeddings": shape.max_positions,
+            "tie_word_embeddings": shape.tied,
+        }
+        if "num_key_value_heads" in self.keys:
+            dimensions["num_key_value_heads"] = shape.kv_heads
+        if "head_dim" in self.keys:
+            dimensions["head_dim"] = shape.head_dim
+        kept = {key: value for key, value in config.items() if key not in OF_THE_LARGE}
+        return {**kept, **dimensions}
+
     def layers(self, config: Any, attention: str) -> list[Any]:
-        raise UserError(f"model.family: {self.later}")
+        from easyllm.models.layers import decoder_layers
+
+        return list(decoder_layers(config, attention))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +120,13 @@ class Llama(_Declared):
     type_ = "llama"
     keys = LLAMA_KEYS
 
-    def layers(self, config: Any, attention: str) -> list[Any]:
-        from easyllm.models.layers import llama_layers
 
-        return list(llama_layers(config, attention))
+@dataclass(frozen=True, kw_only=True)
+class Mistral(_Declared):
+    """Mistral 7B and whatever shares its layers: Llama's, with a window where one is given."""
+
+    type_ = "mistral"
+    keys = MISTRAL_KEYS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,37 +135,111 @@ class Qwen2(_Declared):
 
     type_ = "qwen2"
     keys = QWEN2_KEYS
-    later = _later("Qwen2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3(_Declared):
+    """The dense Qwen3, which normalises its queries and keys."""
+
+    type_ = "qwen3"
+    keys = QWEN3_KEYS
+
+    def shape(self, config: Mapping[str, Any]) -> ModelShape:
+        # a size of its own, not hidden_size / heads; this is its configuration's default
+        return super().shape({**config, "head_dim": config.get("head_dim") or 128})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen(_Declared):
-    """The first Qwen, ``QWenLMHeadModel``."""
+    """The first Qwen, ``QWenLMHeadModel``: Qwen2 by other names."""
 
     type_ = "qwen"
     keys = QWEN_KEYS
-    later = _later("Qwen")
 
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
         # its intermediate_size counts the gate and the up projection together
         return super().shape({**config, "intermediate_size": config["intermediate_size"] // 2})
 
+    def shaped(self, config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+        return super().shaped(config, shape) | {
+            "intermediate_size": 2 * shape.intermediate_size,
+            "kv_channels": shape.head_dim,
+            "seq_length": shape.max_positions,
+        }
+
+    def layers(self, config: Any, attention: str) -> list[Any]:
+        return super().layers(config.modern(), attention)
+
+    def names(self) -> Any:
+        from easyllm.models.custom.modeling_qwen import FUSED, RENAMED
+        from easyllm.models.names import Names
+
+        return Names(RENAMED, FUSED)
+
+    def modern(self, config: Any) -> Any:
+        return config.modern()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Baichuan(_Declared):
-    """Baichuan-7B (rotary) and Baichuan-13B (ALiBi, without a table of positions)."""
+    """Baichuan and Baichuan2, 7B (rotary positions) and 13B (ALiBi): Llama with one matrix
+    for queries, keys and values. Of Baichuan2 the head's rows are normalised."""
 
     type_ = "baichuan"
     keys = BAICHUAN_KEYS
-    later = _later("Baichuan")
 
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
         if "max_position_embeddings" not in config and "model_max_length" in config:
             config = {**config, "max_position_embeddings": config["model_max_length"]}
         return super().shape(config)
 
+    def shaped(self, config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+        # told from the published dimensions, which are about to change
+        told = {"alibi": _alibi(config), "norm_head": _norm_head(config)}
+        made = super().shaped(config, shape) | told | {"model_max_length": shape.max_positions}
+        if told["alibi"]:
+            del made["max_position_embeddings"]
+        return made
 
-FAMILIES: tuple[Family, ...] = (Llama(), Qwen2(), Qwen(), Baichuan())
+    def layers(self, config: Any, attention: str) -> list[Any]:
+        from easyllm.models.layers import decoder_layers
+
+        return list(
+            decoder_layers(
+                config.modern(), attention, alibi=config.alibi, norm_head=config.norm_head
+            )
+        )
+
+    def names(self) -> Any:
+        from easyllm.models.custom.modeling_baichuan import FUSED
+        from easyllm.models.names import Names
+
+        return Names({}, FUSED)
+
+    def native_only(self, config: Mapping[str, Any]) -> str:
+        return "its ALiBi positions exist in no other layout" if _alibi(config) else ""
+
+    def modern(self, config: Any) -> Any:
+        return config.modern()
+
+    def modern_tensor(self, config: Any, name: str, tensor: Any) -> Any:
+        from easyllm.models.custom.modeling_baichuan import normal_rows
+
+        # a plain head of rows already normalised computes the same
+        return normal_rows(tensor) if config.norm_head and name == "lm_head.weight" else tensor
+
+
+def _alibi(config: Mapping[str, Any]) -> bool:
+    given = config.get("alibi")
+    return bool(config.get("max_position_embeddings") is None if given is None else given)
+
+
+def _norm_head(config: Mapping[str, Any]) -> bool:
+    given = config.get("norm_head")
+    return bool(config.get("vocab_size") == 125696 if given is None else given)
+
+
+FAMILIES: tuple[Family, ...] = (Llama(), Mistral(), Qwen2(), Qwen3(), Qwen(), Baichuan())
 
 
 def family_named(model_type: str) -> Family | None:

@@ -10,22 +10,26 @@ and a single process read and write the same tensors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig
+from transformers import PretrainedConfig
 from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from easyllm.models.attention import Documents, arguments, implementation
+from easyllm.models.custom.modeling_baichuan import NormHead, NoRotary
 
 
 @dataclass(frozen=True)
@@ -57,32 +61,68 @@ class Rotary(LlamaRotaryEmbedding):
         return self
 
 
-class LlamaLayer(LlamaDecoderLayer):
-    """A decoder layer from hidden states to hidden states, causal within each document."""
+class _Causal:
+    """Makes a decoder layer of transformers one from hidden states to hidden states, causal
+    within each document."""
 
-    def __init__(self, config: LlamaConfig, index: int):
+    def __init__(self, config: PretrainedConfig, index: int, alibi: bool = False):
         with torch.device("meta"):
-            super().__init__(config, index)
-        self.config = config
-        self.rotary = Rotary(config)
+            super().__init__(config, index)  # type: ignore[call-arg]
+        self.config, self.alibi = config, alibi
+        attention: Any = self.self_attn  # type: ignore[attr-defined]
+        # of Qwen the layer knows, of Mistral its configuration
+        everywhere = getattr(config, "sliding_window", None)
+        self.window = getattr(attention, "sliding_window", everywhere)
+        self.rotary = NoRotary() if alibi else Rotary(cast(Any, config))
 
-    def forward(  # type: ignore[override]
-        self, hidden: torch.Tensor, documents: Documents
-    ) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, documents: Documents) -> torch.Tensor:
         """``hidden`` and the result are ``(rows, tokens, hidden_size)``."""
-        return super().forward(
+        layer: Any = super()
+        return layer.forward(  # type: ignore[no-any-return]
             hidden,
             position_embeddings=self.rotary(hidden, documents.positions),
-            **arguments(self.config, hidden, documents),
+            **arguments(self.config, hidden, documents, self.window, self.alibi),
         )
 
 
-def llama_layers(config: LlamaConfig, attention: str) -> list[LayerSpec]:
-    """The layers of a Llama; ``attention`` is an implementation by its name in transformers."""
+class LlamaLayer(_Causal, LlamaDecoderLayer):  # type: ignore[misc]
+    pass
+
+
+class MistralLayer(_Causal, MistralDecoderLayer):  # type: ignore[misc]
+    pass
+
+
+class Qwen2Layer(_Causal, Qwen2DecoderLayer):  # type: ignore[misc]
+    pass
+
+
+class Qwen3Layer(_Causal, Qwen3DecoderLayer):  # type: ignore[misc]
+    pass
+
+
+LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "llama": LlamaLayer,
+    "mistral": MistralLayer,
+    "qwen2": Qwen2Layer,
+    "qwen3": Qwen3Layer,
+}
+"""Decoder layers by ``model_type``; around them all these models are alike."""
+
+
+def decoder_layers(
+    config: PretrainedConfig, attention: str, *, alibi: bool = False, norm_head: bool = False
+) -> list[LayerSpec]:
+    """The layers of a model; ``attention`` is an implementation by its name in transformers.
+
+    With ``alibi`` positions are ALiBi's instead of rotary ones; with ``norm_head`` the head's
+    rows are normalised.
+    """
     config = copy.copy(config)
-    config._attn_implementation = implementation(attention)
+    config._attn_implementation = implementation(attention, alibi)
     embedding, head = "model.embed_tokens", "lm_head"
     vocabulary, hidden = config.vocab_size, config.hidden_size
+    layer = LAYERS[config.model_type]
     return [
         LayerSpec(
             embedding,
@@ -95,19 +135,21 @@ def llama_layers(config: LlamaConfig, attention: str) -> list[LayerSpec]:
             ),
         ),
         *(
-            LayerSpec(f"model.layers.{index}", partial(LlamaLayer, config, index), decoder=True)
+            LayerSpec(f"model.layers.{index}", partial(layer, config, index, alibi), decoder=True)
             for index in range(config.num_hidden_layers)
         ),
         LayerSpec("model.norm", partial(_norm, config)),
         LayerSpec(
             head,
-            partial(nn.Linear, hidden, vocabulary, bias=False, device="meta"),
+            partial(
+                NormHead if norm_head else nn.Linear, hidden, vocabulary, bias=False, device="meta"
+            ),
             tied_to=embedding if config.tie_word_embeddings else None,
         ),
     ]
 
 
-def _norm(config: LlamaConfig) -> nn.Module:
+def _norm(config: PretrainedConfig) -> nn.Module:
     with torch.device("meta"):
         return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -119,7 +161,7 @@ def checkpoint_activations(layer: nn.Module) -> None:
     hooks._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
-def parameter_shapes(layers: Sequence[LayerSpec]) -> dict[str, torch.Size]:
+def parameter_shapes(layers: Iterable[LayerSpec]) -> dict[str, torch.Size]:
     """Shapes by parameter name, shared parameters once."""
     return {
         f"{spec.name}.{name}": parameter.shape

@@ -11,15 +11,17 @@ from typing import Any
 
 from easyllm import files
 from easyllm.errors import UserError
+from easyllm.models import tensor_files
 
 PACKAGE = "package:"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 FORMATS = (
     "give a folder in Hugging Face's format, a hub id, a .gguf file, or package:NAME/FILE.gguf"
 )
-SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 """Configuration and tokenizer of a repository on the hub."""
-WEIGHTS = "*.safetensors"
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+"""Weights of a repository on the hub; the first that it has are fetched."""
 
 
 class Unusable(UserError):
@@ -40,7 +42,7 @@ def local(path: str) -> Path | None:
     place = Path(path).expanduser()
     if place.exists():
         return place
-    if path.endswith(".gguf"):
+    if path.endswith((".gguf", ".tiktoken")):
         raise Unusable(path, "no such file", FORMATS)
     if not HUB_ID.fullmatch(path):
         raise Unusable(path, "no such folder", FORMATS)
@@ -67,28 +69,24 @@ def local_config(path: str) -> dict[str, Any] | None:
     return _config(place)
 
 
-def weights(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, sorted."""
-    return sorted(folder.glob(WEIGHTS))
-
-
 def folder(path: str, cache: Path, with_weights: bool = True) -> Path:
     """A folder in Hugging Face's format that holds the model at ``path``.
 
-    It has ``config.json``, the tokenizer's files and, unless ``with_weights`` is false,
-    ``*.safetensors``. A hub id is downloaded into the hub's own cache. A GGUF file is
-    converted once, under a lock, into ``cache/<name>-<digest>/``. Raises UserError.
+    It has ``config.json``, the tokenizer's files and, unless ``with_weights`` is false, weights
+    as safetensors or, where there are none, as ``.bin`` files. A hub id is downloaded into the
+    hub's own cache. A GGUF file is converted once, under a lock, into
+    ``cache/<name>-<digest>/``. Raises UserError.
     """
     place = _checked(path)
     if place is None:
         place = _downloaded(path, with_weights)
     elif place.is_file():
         return _converted(place, cache)
-    if with_weights and not weights(place):
+    if with_weights and not tensor_files.paths(place):
         raise Unusable(
             path,
-            f"has no {WEIGHTS} files",
-            "load it with transformers and save it with save_pretrained, which writes them",
+            f"has no weights: no {tensor_files.SINGLE}, {tensor_files.PICKLED} or index of several",
+            "give a folder that has them, or model.init=random",
         )
     return place
 
@@ -134,8 +132,11 @@ def _in_package(path: str) -> Path:
     for home in homes:
         if (home / file).exists():
             return home / file
-    carried = sorted(found.name for home in homes for found in home.glob("*.gguf"))
-    there = f"it carries {', '.join(carried)}" if carried else "it carries no .gguf file"
+    suffix = Path(file).suffix or ".gguf"
+    carried = sorted(
+        str(found.relative_to(home)) for home in homes for found in home.rglob(f"*{suffix}")
+    )
+    there = f"it carries {', '.join(carried)}" if carried else f"it carries no {suffix} file"
     raise Unusable(path, f"{name} has no {file}; {there}")
 
 
@@ -143,9 +144,14 @@ def _downloaded(hub_id: str, with_weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    wanted = [*SMALL_FILES, WEIGHTS] if with_weights else [*SMALL_FILES]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+        place = Path(snapshot_download(hub_id, allow_patterns=[*SMALL_FILES]))
+        # the indexes are small files: only where safetensors do not come are .bin files wanted
+        for pattern in WEIGHTS if with_weights else ():
+            place = Path(snapshot_download(hub_id, allow_patterns=[pattern]))
+            if tensor_files.paths(place) and any(place.glob(pattern)):
+                break
+        return place
     except GatedRepoError:
         consent = f"accept the terms on https://huggingface.co/{hub_id}, then set HF_TOKEN"
         raise Unusable(hub_id, "its owner asks for consent", consent) from None

@@ -1,13 +1,16 @@
-"""Weights by parameter name: read from safetensors or drawn, and written as Hugging Face shards."""
+"""Weights by parameter name: read from a model's files or drawn, and written as Hugging Face
+shards."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import pickle
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,10 +19,19 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from easyllm.errors import UserError
+from easyllm.models import tensor_files
+from easyllm.models.names import Names, Place
+from easyllm.models.tensor_files import INDEX, SINGLE, listed
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+MEND = (
+    "the files and the configuration are not of one model, or their download did not end: fetch "
+    "them again, take back what model.overrides changes, or give model.init=random"
+)
 
 
 class Weights(Protocol):
@@ -27,6 +39,16 @@ class Weights(Protocol):
 
     bytes_read: int
     """Bytes of tensors read from files so far."""
+    files_read: set[Path]
+    """Files that tensors were read from so far."""
+
+    def problems(
+        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Iterable[str]
+    ) -> list[str]:
+        """What keeps the parameters in ``own`` from being read, a sentence each, and what there
+        is besides those of the whole ``model`` and the names in ``shared``, which files of
+        tied models may or may not hold. Reads no tensor."""
+        ...
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
         """The parameter ``name``, in whatever dtype it is kept. Raises UserError."""
@@ -34,69 +56,137 @@ class Weights(Protocol):
 
 
 class WeightFiles:
-    """The safetensors of a folder in Hugging Face's format; only what is asked for is read."""
+    """The safetensors or ``.bin`` files of a folder in Hugging Face's format. Only the files of
+    what is asked for are opened, and only its bytes are read.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Raises UserError where the folder has no weights.
+    """
+
+    def __init__(self, folder: Path, names: Names | None = None):
+        self.folder, self.names = folder, names or Names()
         self.bytes_read = 0
-        self.files = _files_by_name(folder)
+        self.files_read: set[Path] = set()
+        found = tensor_files.find(folder)
+        if isinstance(found, Path):
+            if told := tensor_files.damage(found):
+                raise UserError(f"{told}; {MEND}")
+            found = dict.fromkeys(_opened(found).shapes, found)
+        self.files = found
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
-        if name not in self.files:
-            remedy = (
-                "give model.overrides.tie_word_embeddings=true if the head shares the embedding"
-                if name == "lm_head.weight"
-                else "the configuration and the weights are not of one model"
-            )
-            raise UserError(f"{self.folder} has no tensor {name} of shape {tuple(shape)}; {remedy}")
-        with safe_open(self.files[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        if tensor.shape != shape:
-            raise UserError(
-                f"{self.files[name]}: {name} has shape {tuple(tensor.shape)}, the configuration "
-                f"asks for {tuple(shape)}; take back what model.overrides changes, or give "
-                "model.init=random"
-            )
+        place = self.names.place(name)
+        if told := self._problem(place, shape, name):
+            raise UserError(f"{told}; {MEND}")
+        file = self.files[place.tensor]
+        rows = slice(None)
+        if place.parts > 1:
+            rows = slice(place.part * shape[0], (place.part + 1) * shape[0])
+        tensor = _opened(file).rows(place.tensor, rows)
         self.bytes_read += tensor.nbytes
+        self.files_read.add(file)
         return tensor
 
     def shapes(self) -> dict[str, torch.Size]:
-        """The shape of every tensor, without reading it."""
-        found = {}
-        for name, file in self.files.items():
-            with safe_open(file, framework="pt") as tensors:
-                found[name] = torch.Size(tensors.get_slice(name).get_shape())
-        return found
+        """The shape of every tensor of the files, by its name there, without reading it."""
+        return {name: _opened(file).shapes[name] for name, file in self.files.items()}
 
-    def check(self, expected: Iterable[str], shared: Iterable[str] = ()) -> None:
-        """Raise UserError where the files hold tensors that the model has no place for.
-
-        ``shared`` are names that tied models may or may not repeat in their files.
-        """
-        spare = set(self.files) - set(expected) - set(shared)
+    def problems(
+        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Iterable[str]
+    ) -> list[str]:
+        found = dict.fromkeys(
+            told
+            for name, shape in own.items()
+            if (told := self._problem(self.names.place(name), shape, name))
+        )
+        spare = set(self.files) - set(self.names.tensors([*model, *shared]))
         # tables of old checkpoints that every model computes by itself
         spare = {name for name in spare if not name.endswith("rotary_emb.inv_freq")}
         if spare:
-            shown = ", ".join(sorted(spare)[:3])
-            raise UserError(
+            found[
                 f"{self.folder} holds {len(spare)} tensors that the configuration has no place "
-                f"for ({shown}); take back what model.overrides changes, or give model.init=random"
+                f"for: {listed(sorted(spare))}"
+            ] = None
+        return list(found)
+
+    def _problem(self, place: Place, shape: torch.Size, name: str) -> str | None:
+        whole = torch.Size([place.parts * shape[0], *shape[1:]])
+        file = self.files.get(place.tensor)
+        if file is None:
+            hint = ""
+            if name == "lm_head.weight":
+                hint = " (model.overrides.tie_word_embeddings=true if it shares the embedding)"
+            return f"{self.folder} has no tensor {place.tensor} of shape {tuple(whole)}{hint}"
+        if told := tensor_files.damage(file):
+            return f"{told}; {place.tensor} is to be read from it"
+        found = _opened(file).shapes.get(place.tensor)
+        if found is None:
+            return f"{file} does not hold {place.tensor}, which its index says it does"
+        if found != whole:
+            return (
+                f"{file}: {place.tensor} has shape {tuple(found)}, the configuration asks for "
+                f"{tuple(whole)}"
             )
+        return None
 
 
-def _files_by_name(folder: Path) -> dict[str, Path]:
-    index, single = folder / INDEX, folder / SINGLE
+class _Safetensors:
+    """A safetensors file; reading rows of a tensor reads their bytes."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        tensors, _ = tensor_files.header(file)
+        self.shapes = {name: torch.Size(tensor["shape"]) for name, tensor in tensors.items()}
+
+    def rows(self, name: str, rows: slice) -> torch.Tensor:
+        with safe_open(self.file, framework="pt") as opened:
+            if rows == slice(None):
+                tensor: torch.Tensor = opened.get_tensor(name)
+            else:
+                # a copy: a view would keep the rest of the tensor with it
+                tensor = opened.get_slice(name)[rows].clone()
+        return tensor
+
+
+class _Pickled:
+    """A ``.bin`` file of torch, mapped into memory; nothing in it is executed."""
+
+    def __init__(self, file: Path):
+        load: Callable[..., Any] = functools.partial(
+            torch.load, file, map_location="cpu", weights_only=True
+        )
+        try:
+            try:
+                self.tensors = load(mmap=True)
+            except RuntimeError:  # of the format before torch 1.6, which cannot be mapped
+                self.tensors = load()
+        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            raise UserError(f"{file} cannot be read as weights: {why}; {MEND}") from error
+        self.tensors = {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if isinstance(tensor, torch.Tensor)
+        }
+        self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    def rows(self, name: str, rows: slice) -> torch.Tensor:
+        # a copy: what is mapped would keep the whole file's map alive
+        tensor: torch.Tensor = self.tensors[name]
+        return tensor[rows].clone()
+
+
+def _opened(file: Path) -> _Safetensors | _Pickled:
+    """The file, perhaps opened before: layers are read in order, so few are needed at a time."""
+    stat = file.stat()
+    return _open(file, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(file: Path, time: int, size: int) -> _Safetensors | _Pickled:
     try:
-        if index.exists():
-            named = json.loads(index.read_text("utf-8"))["weight_map"]
-            return {name: folder / file for name, file in named.items()}
-        with safe_open(single, framework="pt") as file:
-            return dict.fromkeys(file.keys(), single)
+        return _Safetensors(file) if file.suffix == ".safetensors" else _Pickled(file)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"model.path: {folder} has no readable {SINGLE} or {INDEX} ({error}); "
-            "give a folder with safetensors weights, or model.init=random"
-        ) from error
+        raise UserError(f"{file} cannot be read as weights: {error}; {MEND}") from error
 
 
 class RandomWeights:
@@ -110,6 +200,12 @@ class RandomWeights:
 
     def __init__(self, config: PretrainedConfig, seed: int):
         self.config, self.seed = config, seed
+        self.files_read: set[Path] = set()
+
+    def problems(
+        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Iterable[str]
+    ) -> list[str]:
+        return []
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
         if len(shape) < 2:

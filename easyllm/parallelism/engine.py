@@ -6,6 +6,7 @@ import abc
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import nn
 from tqdm import tqdm
 
 from easyllm.errors import UserError
-from easyllm.models.layers import LayerSpec, checkpoint_activations
-from easyllm.models.weights import DTYPES, Weights, fill
-from easyllm.parallelism.world import quiet
+from easyllm.models.layers import LayerSpec, checkpoint_activations, parameter_shapes
+from easyllm.models.tensor_files import listed
+from easyllm.models.weights import DTYPES, MEND, Weights, fill
+from easyllm.parallelism.world import from_all, quiet
 from easyllm.progress import progress
 from easyllm.spec.roles import Parallelism
 from easyllm.spec.run import RunSpec
@@ -115,6 +117,16 @@ class TrainEngine(abc.ABC):
             )
         if found is None:
             raise UserError(f"{folder / ENGINE} holds no state of this layout; remove {folder}")
+
+    def check_weights(self, own: Iterable[LayerSpec]) -> None:
+        """Raise UserError on every rank where any cannot read the weights of its ``own``
+        layers, or where the files hold what no layer has a place for."""
+        names = parameter_shapes(self.layers)
+        shared = [f"{spec.name}.weight" for spec in self.layers if spec.tied_to]
+        found = self.weights.problems(parameter_shapes(own), names, shared)
+        told = list(dict.fromkeys(chain.from_iterable(from_all(found))))
+        if told:
+            raise UserError(f"model.path: {listed(told, sep='; ')}; {MEND}")
 
     def loading(self, layers: int) -> tqdm[Any]:
         """A bar over the layers that ``build`` makes within the block."""

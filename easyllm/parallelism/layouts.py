@@ -32,8 +32,14 @@ class Pipeline(Parallelism):
 
     pipeline_stages: Count = 2
     """Ranks that one replica of the model is spread over."""
-    partition: Literal["parameters", "uniform"] = "parameters"
-    """Give each stage about as many parameters, or about as many layers."""
+    partition: Literal["parameters", "uniform", "balanced"] = "parameters"
+    """What the stages get about as much of: ``parameters``, and so memory, embedding and head
+    counted; ``uniform`` decoder layers; ``balanced`` work, of which the head's product and
+    attention over ``data.seq_len`` are a part, and the embedding's look-up none."""
+    bounds: tuple[int, ...] = ()
+    """The decoder layers, from 0, with which the stages after the first begin, e.g. [9, 18, 27]
+    for four stages; given, ``partition`` is not asked. The embedding is in the first stage,
+    the head in the last."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What is split over the replicas: 0 nothing, 1 the optimizer's state."""
 
@@ -55,6 +61,26 @@ class Pipeline(Parallelism):
                 "so they cannot be split",
                 "give 0 or 1, or parallelism=zero",
             )
+        if self.bounds:
+            yield from self._bounds_problems(f"{key}.bounds", run)
+
+    def _bounds_problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        given, model = list(self.bounds), run.model
+        if len(given) != self.pipeline_stages - 1:
+            yield Problem(
+                key, given, f"{self.pipeline_stages} stages have {self.pipeline_stages - 1} bounds",
+                "give the decoder layer with which each stage after the first begins",
+                also=(key.replace("bounds", "pipeline_stages"),),
+            )  # fmt: skip
+            return
+        layers = {**model.config, **model.overrides}.get("num_hidden_layers")
+        last = layers - 1 if isinstance(layers, int) else given[-1]
+        rising = all(a < b for a, b in zip([0, *given], [*given, last + 1], strict=True))
+        if not rising:
+            yield Problem(
+                key, given, "every stage must hold a decoder layer",
+                f"give rising numbers from 1 to {last}" if layers else "give rising numbers from 1",
+            )  # fmt: skip
 
     def engine(self, run: RunSpec, **parts: Any) -> TrainEngine:
         from easyllm.parallelism.pipeline import PipelineTrainEngine

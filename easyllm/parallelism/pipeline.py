@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from easyllm.errors import UserError
 from easyllm.models.attention import Documents
 from easyllm.models.layers import LayerSpec, causal_loss, chain
-from easyllm.parallelism import partition
+from easyllm.parallelism import partition, world
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
 from easyllm.spec.run import RunSpec
@@ -30,30 +30,38 @@ class PipelineTrainEngine(TrainEngine):
 
     def __init__(self, run: RunSpec, layout: Pipeline, **parts: Any):
         super().__init__(run, layout, **parts)
-        bounds = self._bounds()
-        with quiet(), self.loading(max(b - a for a, b in pairwise(bounds))):
-            self.pipeline = _Stages(self, bounds)
-        self.grid: Any = self.pipeline.mpu()
+        self.load_stage()
         self.data_rank = self.grid.get_data_parallel_rank()
         self.data_size = self.grid.get_data_parallel_world_size()
         self.runtime = self.initialize(self.pipeline)
         # the last stage needs the labels, the first the token ids
         self.reads_data = self.runtime.is_first_stage() or self.runtime.is_last_stage()
 
-    def _bounds(self) -> list[int]:
-        decoders = [spec.decoder for spec in self.layers]
-        weights = [float(decoder) for decoder in decoders]
-        if self.layout.partition == "parameters":
-            weights = [
-                float(sum(p.numel() for p in spec.build().parameters())) for spec in self.layers
-            ]
-        try:
-            return partition.bounds(weights, decoders, self.layout.pipeline_stages)
-        except ValueError as error:
-            raise UserError(
-                f"parallelism.pipeline_stages={self.layout.pipeline_stages}: {error}; "
-                f"give at most {sum(decoders)}"
-            ) from None
+    def load_stage(self) -> None:
+        """Build this rank's layers and read their weights."""
+        bounds = stage_bounds(self.layers, self.layout, self.run.data.seq_len)
+        self.check_weights(self._own(bounds))
+        with quiet(), self.loading(max(b - a for a, b in pairwise(bounds))):
+            self.pipeline = _Stages(self, bounds)
+        self.grid: Any = self.pipeline.mpu()
+        self._check_cover()
+
+    def _own(self, bounds: list[int]) -> list[LayerSpec]:
+        """The layers whose weights this rank's stage reads; DeepSpeed lays ranks out stage by
+        stage."""
+        stage = dist.get_rank() // (dist.get_world_size() // self.layout.pipeline_stages)
+        sources = {spec.name: spec for spec in self.layers}
+        own = self.layers[bounds[stage] : bounds[stage + 1]]
+        return [sources[spec.tied_to or spec.name] for spec in own]
+
+    def _check_cover(self) -> None:
+        """Every layer with weights of its own must be in exactly one stage of each replica."""
+        places = world.from_all((self.grid.get_data_parallel_rank(), list(self.modules)))
+        layers = [spec.name for spec in self.layers if spec.tied_to is None]
+        for replica in {place for place, _ in places}:
+            held = [name for place, names in places if place == replica for name in names]
+            if held != layers:
+                raise RuntimeError(f"replica {replica} holds {held} instead of {layers}")
 
     def specs(self) -> list[DeepSpeedLayer]:
         """The layers as DeepSpeed builds them."""
@@ -81,6 +89,44 @@ class PipelineTrainEngine(TrainEngine):
     def evaluate(self, batches: Iterable[Batch], count: int) -> float:
         loss = self.runtime.eval_batch(iter(batches), num_micro_batches=count)
         return float(loss.item())
+
+
+def stage_bounds(layers: Sequence[LayerSpec], layout: Pipeline, seq_len: int) -> list[int]:
+    """Where the stages of ``layout`` begin in the list of layers, and its end.
+
+    Raises UserError where a stage would be left without a decoder layer.
+    """
+    decoders = [place for place, spec in enumerate(layers) if spec.decoder]
+    stages, given = layout.pipeline_stages, layout.bounds
+    if given:
+        if given[-1] >= len(decoders):
+            raise UserError(
+                f"parallelism.bounds={list(given)}: the model has {len(decoders)} decoder "
+                f"layers; give rising numbers from 1 to {len(decoders) - 1}"
+            )
+        return [0, *(decoders[layer] for layer in given), len(layers)]
+    weights = [_weight(spec, layout.partition, seq_len) for spec in layers]
+    try:
+        return partition.bounds(weights, [spec.decoder for spec in layers], stages)
+    except ValueError as error:
+        raise UserError(
+            f"parallelism.pipeline_stages={stages}: {error}; give at most {len(decoders)}"
+        ) from None
+
+
+def _weight(spec: LayerSpec, partition: str, seq_len: int) -> float:
+    """What a layer counts for in ``parallelism.partition``."""
+    if partition == "uniform":
+        return float(spec.decoder)
+    module: Any = spec.build()
+    parameters = sum(p.numel() for p in module.parameters())
+    if partition == "parameters":
+        return float(parameters)
+    if isinstance(module, nn.Embedding):
+        return 0.0
+    # multiplications a token: one a parameter, and half of attention's two products over a row
+    attention = seq_len * module.self_attn.q_proj.out_features if spec.decoder else 0
+    return float(parameters + attention)
 
 
 class _Stages(PipelineModule):

@@ -32,6 +32,7 @@ class ZeroTrainEngine(TrainEngine):
         self.runtime = self.initialize(self._model())
 
     def _model(self) -> nn.Module:
+        self.check_weights(self.layers)
         model = _Chain()
         with self.loading(len(self.layers)):
             for spec in self.layers:

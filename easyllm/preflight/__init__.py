@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from easyllm.models.families import family_named
+from easyllm.models.families import FAMILIES, family_named
 from easyllm.models.source import local_config
 from easyllm.preflight import machine, places
 from easyllm.spec.checks import config_problems, shape_problems
@@ -53,7 +53,7 @@ def _model(run: RunSpec) -> Iterator[Problem]:
         yield Problem(
             "model.path", model.path,
             f"its config.json is of model_type {model_type}, which no family here has",
-            near(model_type, ["llama", "qwen", "qwen2", "baichuan"])
+            near(model_type, [family.model_type for family in FAMILIES])
             or "name your own family in model.family._target_",
         )  # fmt: skip
         return

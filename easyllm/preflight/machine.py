@@ -36,6 +36,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
     if "train" in run.stages:
         yield from run.hardware.launcher.lacks("hardware.launcher", run)
     for key, part in components(run):
+        yield from part.lacking(key, run)
         for module, extra in part.requires.items():
             if find_spec(module) is None:
                 yield Problem(

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from easyllm.data import tokenizers
 from easyllm.errors import UserError
-from easyllm.models import source
+from easyllm.models import source, tensor_files
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 
@@ -17,9 +18,11 @@ def problems(run: RunSpec) -> Iterator[Problem]:
         yield from _sources(run)
     if run.model.path and (complaint := source.problem(run.model.path)):
         yield Problem("model.path", run.model.path, complaint, "give a folder or a hub id")
+    elif run.model.path:
+        yield from _weights(run, run.model.path)
     tokenizer = getattr(run.data.tokenizer, "path", None)
-    if isinstance(tokenizer, str) and (complaint := source.problem(tokenizer)):
-        yield Problem("data.tokenizer.path", tokenizer, complaint, "give a folder or a hub id")
+    if isinstance(tokenizer, str) and (complaint := tokenizers.problem(tokenizer)):
+        yield Problem("data.tokenizer.path", tokenizer, complaint, tokenizers.PATHS)
     yield from _inference(run)
     checkpoint = run.export.checkpoint
     if checkpoint and not (Path(checkpoint) / "manifest.json").is_file():
@@ -45,6 +48,16 @@ def _sources(run: RunSpec) -> Iterator[Problem]:
             reader.files()
         except (OSError, UserError) as error:
             yield Problem(key, path, str(error), f"give {key}=<a file or folder that exists>")
+
+
+def _weights(run: RunSpec, path: str) -> Iterator[Problem]:
+    """Weight files that training would read and that are absent or cut short."""
+    folder = source.local(path)
+    if "train" in run.stages and run.model.init == "pretrained" and folder and folder.is_dir():
+        for complaint in tensor_files.problems(folder):
+            yield Problem(
+                "model.path", path, complaint, "fetch its files again, or give model.init=random"
+            )
 
 
 def _inference(run: RunSpec) -> Iterator[Problem]:

@@ -202,8 +202,6 @@ def config_problems(run: RunSpec, family: Family) -> Iterator[Problem]:
                     near(key, family.config_keys, under=f"model.{group}")
                     or f"it has: {', '.join(sorted(family.config_keys))}",
                 )
-    if family.unsupported and set(run.stages) & {"train", "export"}:
-        yield Problem("model.family", family.model_type, family.unsupported)
 
 
 def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -226,6 +224,9 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
             f"does not divide the {shape.heads} attention heads",
             f"give a divisor of {shape.heads}",
         )  # fmt: skip
+    modern = run.export.layout == "modern" and "export" in run.stages
+    if modern and (why := family.native_only(config)):
+        yield Problem("export.layout", "modern", why, "give export.layout=native")
     stages = run.parallelism.stages
     if stages > shape.layers:
         yield Problem(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -34,6 +35,13 @@ class Component(abc.ABC):  # noqa: B024  (the roles below have the abstract meth
         """What is wrong with this component in this run; no I/O.
 
         ``key`` is the dotted key at which the component stands.
+        """
+        return iter(())
+
+    def lacking(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        """What this machine lacks that the component needs in this run's stages.
+
+        Asked before anything starts; may read small files and ask programs for their version.
         """
         return iter(())
 
@@ -125,6 +133,37 @@ class Tokenizer(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoder(Component):
+    """The engine that turns texts into token ids.
+
+    Its ids are those of Hugging Face's tokenizers, or it is not used: it is compared with
+    them on texts that are hard to get right, on every token of the vocabulary and on the first
+    documents of each source. An engine changes how fast a store is made, never what it holds.
+    """
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """Its name and version."""
+
+    def prepare(self, folder: Path) -> None:
+        """Write what ``load`` needs beside ``folder/tokenizer.json``, once a tokenizer.
+
+        That file is the tokenizer as transformers loaded it. Raises UserError where the engine
+        cannot take it.
+        """
+
+    @abc.abstractmethod
+    def load(self, folder: Path) -> Callable[[list[str]], tuple[Any, Any]]:
+        """A function from texts to numpy arrays: their ids, int32 [tokens], laid end to end,
+        and the offsets, int64 [texts + 1], at which each text's begin.
+
+        No token is added, and names of special tokens in a text are words. It runs on one
+        thread: processes are the parallelism. Raises UserError as ``prepare`` does.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
 class Template(Component):
     """How a conversation becomes tokens, and which of them are trained."""
 
@@ -139,10 +178,36 @@ class Template(Component):
     def prompt(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         """Token ids after which the assistant's next turn begins."""
 
+    def end_of_turn(self, tokenizer: Any) -> int | None:
+        """The id of the special token that ends the assistant's turn and is trained with it;
+        None where none does. Raises as ``encode`` does."""
+        question = {"role": "user", "content": "Is it?"}
+        ids, trained = self.encode(tokenizer, [question, {"role": "assistant", "content": "Yes."}])
+        last = [token for token, train in zip(ids, trained, strict=True) if train][-1]
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        return last if last in special else None
+
     def chat_template(self, tokenizer: Any) -> str | None:
         """The same as Jinja text, which the store's and the exported tokenizer carry; None
         keeps the tokenizer's own."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataEngine(Component):
+    """What does the work of the data stages, on this machine or on many.
+
+    It never changes what they make. Its processes, wherever they run, must see the sources
+    and the token store under the same paths.
+    """
+
+    @abc.abstractmethod
+    def open(self, run: RunSpec, scratch: Path) -> AbstractContextManager[Any]:
+        """Start it for one stage and stop it when the block ends; gives an
+        ``easyllm.data.pool.Pool``.
+
+        ``scratch`` is an empty folder beside the store, which is removed afterwards.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,18 +224,35 @@ class Family(Component):
     def config_keys(self) -> frozenset[str]:
         """Keys a configuration of this family may hold."""
 
-    @property
-    def unsupported(self) -> str:
-        """Why the family can be composed but not trained; empty where it can."""
-        return ""
-
     @abc.abstractmethod
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
         """The dimensions that plans and checks need. Raises KeyError for a missing key."""
 
     @abc.abstractmethod
+    def shaped(self, config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+        """A configuration like ``config``, with these dimensions."""
+
+    @abc.abstractmethod
     def layers(self, config: Any, attention: str) -> list[Any]:
         """The layers in order, as ``easyllm.models.layers.LayerSpec``."""
+
+    def names(self) -> Any:
+        """What the files call the parameters of these layers, an
+        ``easyllm.models.names.Names``; None where they have the layers' own names."""
+        return None
+
+    def native_only(self, config: Mapping[str, Any]) -> str:
+        """Why the model has no layout but its own; empty where ``modern`` gives one."""
+        return ""
+
+    def modern(self, config: Any) -> Any:
+        """The configuration of the same model in the layout that every engine runs, whose
+        parameters have the layers' own names. By default its own."""
+        return config
+
+    def modern_tensor(self, config: Any, name: str, tensor: Any) -> Any:
+        """The layers' parameter ``name`` as the modern layout has it."""
+        return tensor
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from easyllm.spec.roles import (
+    DataEngine,
+    Encoder,
     Family,
     InferenceEngine,
     Launcher,
@@ -94,6 +96,10 @@ class DataSpec:
     """Folder on this node's own disk for the uncompressed map of the store and the plans of
     how its documents lie in rows; by default inside the store."""
     tokenizer: Tokenizer = component("easyllm.data.tokenizers.Pretrained")
+    encoder: Encoder | None = None
+    """The engine that turns texts into ids. Null takes the fastest that is installed and gives
+    exactly the ids of Hugging Face's: gigatoken, quicktok, else Hugging Face's own. Never
+    changes the result."""
     template: Template = component("easyllm.data.templates.TokenizerTemplate")
     seq_len: Count = 2048
     """Tokens a row."""
@@ -102,6 +108,13 @@ class DataSpec:
     cuts only those longer than a row; ``concat`` joins the documents and cuts the stream into
     rows; ``none`` gives each document rows of its own, padded. In all of them positions
     restart at each document and attention stays within it."""
+    long_conversations: Literal["cut_at_turns", "cut", "drop"] = "cut_at_turns"
+    """What becomes of a conversation longer than a row. ``cut_at_turns`` gives each row as many
+    whole turns as it holds: a row begins with what follows an answer, a user's turn mostly, and
+    only a question that with its answer is longer than a row is cut within; rows after the
+    first are without the system's words. ``cut`` cuts it after each ``seq_len`` tokens. ``drop``
+    leaves it out. With ``concat``, which cuts the stream wherever a row ends, ``cut_at_turns``
+    is ``cut``. Texts are always cut."""
     partitions: Count = 4
     """Parts the store is dealt into; each holds a share of every source."""
     compression: Literal["zstd", "gzip", "snappy", "none"] = "zstd"
@@ -113,11 +126,14 @@ class DataSpec:
     max_rejects: NonNegativeInt = 100
     """Bad records to leave out at most; with more, tokenizing stops. Each is written to
     ``tokens/rejected.jsonl`` in the store."""
+    engine: DataEngine = component("easyllm.data.engines.Local")
+    """What does the work of tokenize, shuffle and repartition: ``local``, the processes of this
+    machine, or ``spark``. Never changes the result."""
     workers: Count | None = None
-    """Processes of the data stages; null takes one for each core. Never changes the result."""
+    """Processes of the local engine; null takes one for each core. Never changes the result."""
     memory_gb: PositiveFloat = 4.0
-    """Memory, in 10^9 bytes, that all processes of a shuffle take together, whatever the size
-    of the store. Never changes the result."""
+    """Memory, in 10^9 bytes, that all processes of the local engine's shuffle take together,
+    whatever the size of the store. Never changes the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +196,12 @@ class TrainingSpec:
 class ExportSpec:
     checkpoint: Place | None = None
     """The checkpoint to convert; null takes the run's newest."""
-    dtype: DType | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the exported weights; null keeps the checkpoint's."""
+    layout: Literal["native", "modern"] = "native"
+    """``native`` keeps the names and the configuration of the model that was loaded;
+    ``modern`` writes Qwen as Qwen2 and Baichuan with rotary positions as Llama, which compute
+    the same and which every engine runs."""
     max_shard_gb: PositiveFloat = 5.0
     """Largest safetensors file."""
 

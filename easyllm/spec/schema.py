@@ -24,7 +24,8 @@ TARGET = "_target_"
 MISSING = "???"
 
 Resolve = Callable[[str, type[Component]], type[Component]]
-"""Gives the class behind a ``_target_``, or raises ``UnknownComponent``."""
+"""Gives the class behind a ``_target_``, ``module.Class`` or the bare name of a shipped class,
+or raises ``UnknownComponent``."""
 
 
 class UnknownComponent(Exception):
@@ -78,6 +79,26 @@ def target_of(cls: type) -> str:
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
+
+
+def role_at(key: str) -> type[Component] | None:
+    """The role of the component that stands at a dotted key of a spec, if one does."""
+    hint: Any = RunSpec
+    for name in key.split("."):
+        if typing.get_origin(hint) is dict:
+            hint = _alone(typing.get_args(hint)[1])
+        elif _is_group(hint):
+            hint = _alone(hints(hint).get(name))
+        else:
+            return None
+    return hint if isinstance(hint, type) and issubclass(hint, Component) else None
+
+
+def _alone(hint: Any) -> Any:
+    """``X`` of ``X | None``; any other type as it is."""
+    arms = [arm for arm in typing.get_args(hint) if arm is not type(None)]
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return arms[0] if union and len(arms) == 1 else hint
 
 
 class _Bad:
@@ -165,9 +186,11 @@ class _Walk:
         return built
 
     def _component(self, role: Any, config: Any, key: str, default: str | None) -> Any:
+        if isinstance(config, str):
+            config = {TARGET: config}
         if not isinstance(config, Mapping):
             return self.note(
-                key, config, "must be a component", f"give {key}._target_=<class> and its fields"
+                key, config, "must be a component", f"give {key}=<class>, and {key}.<field>=<value>"
             )
         target = config.get(TARGET, default)
         if not isinstance(target, str) or target == MISSING:
@@ -180,7 +203,8 @@ class _Walk:
         try:
             cls = self.resolve(target, role)
         except UnknownComponent as error:
-            return self.note(f"{key}.{TARGET}", target, str(error), error.remedy)
+            at = f"{key}.{TARGET}" if "." in target else key
+            return self.note(at, target, str(error), error.remedy)
         return self.dataclass(cls, config, key)
 
     def value(self, hint: Any, value: Any, key: str) -> Any:

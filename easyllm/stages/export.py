@@ -33,7 +33,7 @@ class Export(Stage):
             raise UserError(_missing(run, self.paths(run).checkpoints))
         from easyllm.training.exporting import export
 
-        return export(checkpoint, self.paths(run).export, run.export)
+        return export(checkpoint, self.paths(run).export, run)
 
     def _found(self, run: RunSpec) -> checkpoints.Checkpoint | None:
         if run.export.checkpoint:

@@ -26,6 +26,7 @@ class Inspect(Stage):
         "data.dir",
         "data.seq_len",
         "data.packing",
+        "data.long_conversations",
         "training.evaluate",
     )
 

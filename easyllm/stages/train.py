@@ -8,7 +8,7 @@ from typing import Any
 
 from easyllm.data import manifest
 from easyllm.data.identity import check_encoding
-from easyllm.models import source
+from easyllm.models import source, tensor_files
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Interrupted, Rank, Stage
 from easyllm.training import checkpoints
@@ -30,6 +30,7 @@ class Train(Stage):
         "data.dir",
         "data.seq_len",
         "data.packing",
+        "data.long_conversations",
         "parallelism",
         "hardware.nodes",
         "hardware.devices_per_node",
@@ -62,7 +63,7 @@ class Train(Stage):
         if place and place.is_dir():
             files.append(place / "config.json")
             if run.model.init == "pretrained":
-                files += source.weights(place)
+                files += tensor_files.paths(place)
         elif place:
             files.append(place)
         return files

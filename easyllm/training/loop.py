@@ -16,6 +16,7 @@ from easyllm.errors import UserError
 from easyllm.files import new_file
 from easyllm.models.config import family_of, fit_tokenizer, hf_config
 from easyllm.models.layers import parameter_shapes
+from easyllm.models.names import Names
 from easyllm.parallelism import world
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.paths import RunPaths
@@ -74,7 +75,7 @@ class Training:
         self.step = self.resumed.step if self.resumed else 0
         self.samples = self.resumed.samples if self.resumed else 0
         self.eval_loss: float | None = None
-        self.read_bytes = 0
+        self.read_bytes = self.read_files = 0
 
     @property
     def done(self) -> bool:
@@ -84,11 +85,11 @@ class Training:
     def start(self) -> None:
         """Build the model and its optimizer on all ranks."""
         world.beat("building the model")
-        weights = starting_weights(self.run, self.config, self.layers, self.resumed)
+        weights = starting_weights(self.run, self.config, self.family, self.resumed)
         self.engine = self.run.parallelism.engine(
             self.run, layers=self.layers, weights=weights, device=self.device
         )
-        self.read_bytes = weights.bytes_read
+        self.read_bytes, self.read_files = weights.bytes_read, len(weights.files_read)
         if self.resumed:
             self.engine.load(self.resumed.path)
         self.heldout = self.rows.heldout() if self.run.training.evaluate.fraction else []
@@ -190,7 +191,8 @@ class Training:
             "layout": layout_facts(self.run),
             "data": self.rows.fingerprint,
         }
-        save(self.engine, self.config, facts)
+        conversations = bool(self.rows.manifest["conversations"])
+        save(self.engine, self.config, self.family.names() or Names(), facts, conversations)
 
     def report(self) -> dict[str, Any]:
         """What the record tells of all steps, those of earlier starts included."""
@@ -201,6 +203,8 @@ class Training:
             "parameters": self.parameters,
             "checkpoint": str(checkpoints.location(self.paths.checkpoints, self.total)),
             "bytes_read": world.from_all(self.read_bytes),
+            "files_read": world.from_all(self.read_files),
+            "data_map": self.rows.cache,
         }
         return found if self.eval_loss is None else {**found, "eval_loss": self.eval_loss}
 

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from easyllm.files import new_folder
 from easyllm.models.config import write_description
+from easyllm.models.names import Names
 from easyllm.models.weights import plan_shards, shard_name, write_index, write_shard
 from easyllm.parallelism import world
 from easyllm.parallelism.engine import TrainEngine
@@ -21,10 +22,17 @@ from easyllm.training import checkpoints
 SHARD_BYTES = 5e9
 
 
-def save(engine: TrainEngine, config: PretrainedConfig, facts: dict[str, Any]) -> Path:
+def save(
+    engine: TrainEngine,
+    config: PretrainedConfig,
+    names: Names,
+    facts: dict[str, Any],
+    conversations: bool,
+) -> Path:
     """Write ``checkpoints/step-N`` for ``facts["step"]``; every rank must call it.
 
-    All ranks write into one folder aside, which rank 0 names when they are done.
+    All ranks write into one folder aside, which rank 0 names when they are done. Whether
+    ``conversations`` were trained decides with what generation ends.
     """
     run = engine.run
     root = RunPaths(run).checkpoints
@@ -36,9 +44,9 @@ def save(engine: TrainEngine, config: PretrainedConfig, facts: dict[str, Any]) -
             (aside / checkpoints.WEIGHTS).mkdir()
         folder: Path = world.from_first(aside)
         engine.save(folder)
-        write_weights(engine, folder / checkpoints.WEIGHTS)
+        write_weights(engine, folder / checkpoints.WEIGHTS, names)
         if world.first():
-            write_description(run, config, folder / checkpoints.WEIGHTS)
+            write_description(run, config, folder / checkpoints.WEIGHTS, conversations)
         world.wait_for_all()
         if world.first():
             checkpoints.seal(folder, facts)
@@ -48,12 +56,12 @@ def save(engine: TrainEngine, config: PretrainedConfig, facts: dict[str, Any]) -
     return target
 
 
-def write_weights(engine: TrainEngine, folder: Path) -> None:
+def write_weights(engine: TrainEngine, folder: Path, names: Names) -> None:
     """Hugging Face shards, each written by a rank that holds its layers, and their index."""
-    names = list(engine.modules)
-    owners = [place * engine.data_size // len(names) for place in range(len(names))]
-    mine = [name for name, owner in zip(names, owners, strict=True) if owner == engine.data_rank]
-    sizes = _sizes(engine, mine)
+    layers = list(engine.modules)
+    owners = [place * engine.data_size // len(layers) for place in range(len(layers))]
+    mine = [name for name, owner in zip(layers, owners, strict=True) if owner == engine.data_rank]
+    sizes = _sizes(engine, mine, names)
     plan = plan_shards(sizes, SHARD_BYTES)
     counts = world.from_all(len(plan))
     begin, total = sum(counts[: torch.distributed.get_rank()]), sum(counts)
@@ -64,13 +72,13 @@ def write_weights(engine: TrainEngine, folder: Path) -> None:
     }
     waiting: dict[str, torch.Tensor] = {}
     last = {shard[-1] for shard in plan}
-    with progress("save weights", len(names), "layer", visible=world.first()) as bar:
-        for name in names:
+    with progress("save weights", len(layers), "layer", visible=world.first()) as bar:
+        for name in layers:
             with engine.whole(engine.modules[name]):
-                own = engine.modules[name].named_parameters() if name in mine else ()
-                for path, parameter in own:
-                    tensor = f"{name}.{path}"
-                    waiting[tensor] = parameter.detach().to("cpu", copy=True)
+                own = _parameters(engine, name) if name in mine else {}
+                for tensor, parts in names.tensors(own).items():
+                    # always a copy: what is trained on must not be what waits to be written
+                    waiting[tensor] = torch.cat([own[part].detach().cpu() for part in parts])
                     if tensor in last:
                         write_shard(folder / files[tensor], waiting)
                         waiting = {}
@@ -84,11 +92,19 @@ def write_weights(engine: TrainEngine, folder: Path) -> None:
         )
 
 
-def _sizes(engine: TrainEngine, modules: list[str]) -> dict[str, int]:
-    """Bytes by parameter name, without gathering what is split."""
-    return {
-        f"{name}.{path}": engine.dtype.itemsize
+def _parameters(engine: TrainEngine, layer: str) -> dict[str, torch.nn.Parameter]:
+    """A layer's parameters by their names in the whole model."""
+    return {f"{layer}.{path}": p for path, p in engine.modules[layer].named_parameters()}
+
+
+def _sizes(engine: TrainEngine, layers: list[str], names: Names) -> dict[str, int]:
+    """Bytes by the tensor's name in the files, without gathering what is split."""
+    sizes = {
+        name: engine.dtype.itemsize
         * torch.Size(getattr(parameter, "ds_shape", parameter.shape)).numel()
-        for name in modules
-        for path, parameter in engine.modules[name].named_parameters()
+        for layer in layers
+        for name, parameter in _parameters(engine, layer).items()
+    }
+    return {
+        tensor: sum(sizes[part] for part in parts) for tensor, parts in names.tensors(sizes).items()
     }

@@ -103,13 +103,17 @@ REFUSALS = {
         ["+recipe=llama13b_pipe", "parallelism.pipeline_stages=1", "stages=[tokenize,train]"],
         ["hardware.memory_gb = 40", "conf/hardware/a100_40gb_8x8.yaml", "GB a device"],
     ),
-    "a family without training": (
-        ["+recipe=qwen7b_pipe"],
-        ["model.family = qwen", "Qwen models can be planned but not trained yet"],
+    "a layout that a family does not have": (
+        ["+recipe=baichuan13b_pipe", "export.layout=modern"],
+        ["export.layout = modern", "ALiBi positions exist in no other layout", "native"],
     ),
-    "a family without smoke": (
-        ["+smoke=cpu", "+recipe=baichuan13b_pipe"],
-        ["smoke = cpu", "models of type baichuan cannot be shrunk yet"],
+    "bounds of too few stages": (
+        ["+recipe=demo", "parallelism.bounds=[1,2]"],
+        ["parallelism.bounds = [1, 2]", "2 stages have 1 bounds"],
+    ),
+    "bounds past the last layer": (
+        ["+recipe=demo", "parallelism.bounds=[4]"],
+        ["parallelism.bounds = [4]", "every stage must hold a decoder layer", "from 1 to 3"],
     ),
     "no GPU here": (
         ["+recipe=llama13b_zero", "model.attention=sdpa"],

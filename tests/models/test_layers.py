@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from easyllm.models.attention import Documents, arguments
-from easyllm.models.layers import causal_loss, chain, llama_layers, parameter_shapes
+from easyllm.models.layers import causal_loss, chain, decoder_layers, parameter_shapes
 from easyllm.models.weights import RandomWeights, WeightFiles, fill
 from tests.support import LLAMA
 
@@ -41,8 +41,8 @@ def chained(
     if positions is None:
         positions = torch.arange(ids.shape[1]).expand_as(ids)
     weights = WeightFiles(folder)
-    layers = llama_layers(config, attention)
-    weights.check(parameter_shapes(layers))
+    layers = decoder_layers(config, attention)
+    assert weights.problems(parameter_shapes(layers), parameter_shapes(layers), []) == []
     sources = {spec.name: spec for spec in layers}
     built = []
     for spec in layers:
@@ -119,7 +119,7 @@ def test_gradients_are_those_of_a_mask_over_the_row(tmp_path: Path) -> None:
     hidden = torch.randn(*ids.shape, 32)
     found = []
     for attention in ("sdpa", "eager"):
-        spec = llama_layers(config, attention)[1]
+        spec = decoder_layers(config, attention)[1]
         layer = spec.build()
         fill(layer, spec.name, RandomWeights(config, 0), torch.float32, torch.device("cpu"))
         given = hidden.clone().requires_grad_()
@@ -158,7 +158,7 @@ def test_logits_and_loss_are_transformers_own(tmp_path: Path, variant: str, atte
 def test_positions_are_exact_in_bfloat16(tmp_path: Path) -> None:
     config = LlamaConfig(**{**LLAMA, "max_position_embeddings": 4096})
     expected = LlamaForCausalLM(config).model.rotary_emb
-    layer = llama_layers(config, "sdpa")[1].build()
+    layer = decoder_layers(config, "sdpa")[1].build()
     layer = fill(
         layer, "model.layers.0", RandomWeights(config, 0), torch.bfloat16, torch.device("cpu")
     ).bfloat16()
@@ -174,7 +174,7 @@ def test_positions_are_exact_in_bfloat16(tmp_path: Path) -> None:
 def test_random_weights_depend_on_seed_and_name_alone() -> None:
     config = LlamaConfig(**LLAMA, initializer_range=0.05, pad_token_id=7)
     first, again, other = (RandomWeights(config, seed) for seed in (1, 1, 2))
-    shapes = parameter_shapes(llama_layers(config, "sdpa"))
+    shapes = parameter_shapes(decoder_layers(config, "sdpa"))
     drawn = {name: first.tensor(name, shape) for name, shape in shapes.items()}
     for name in reversed(list(shapes)):
         assert torch.equal(again.tensor(name, shapes[name]), drawn[name])
@@ -192,4 +192,4 @@ def test_parameters_have_transformers_names_and_shapes() -> None:
         expected = {
             name: parameter.shape for name, parameter in LlamaForCausalLM(config).named_parameters()
         }
-        assert parameter_shapes(llama_layers(config, "sdpa")) == expected
+        assert parameter_shapes(decoder_layers(config, "sdpa")) == expected

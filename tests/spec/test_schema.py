@@ -74,7 +74,7 @@ def test_every_key_of_a_resolved_spec_is_a_key():
         ("stages", "train", "a list"),
         ("data.sources", ["a"], "a map by name"),
         ("data", None, "a map of keys"),
-        ("parallelism", "zero", "a component"),
+        ("parallelism", 5, "a component"),
         ("parallelism", {"_target_": None}, "Parallelism class"),
         ("training.evaluate.fraction", 1.5, "at most 1"),
         ("serving.port", 0, "at least 1"),

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
+from easyllm.errors import UserError
 from easyllm.files import write_json
 from easyllm.models.families import Llama
 from easyllm.parallelism.layouts import Pipeline, Zero
@@ -52,6 +54,31 @@ def test_stages_are_balanced_and_each_has_a_decoder() -> None:
     assert bounds([1000, *[1] * 6, 0, 1000], decoders, 4) == [0, 2, 4, 6, 9]
     with pytest.raises(ValueError, match="6 decoder layers"):
         bounds([1.0] * 9, decoders, 7)
+
+
+@pytest.mark.parametrize(
+    ("partition", "vocabulary", "expected"),
+    [
+        ("uniform", 512, [0, 3, 7]),
+        # a table as large as a layer or two draws the split towards it, at either end alike
+        ("parameters", 4096, [0, 3, 7]),
+        # what is only looked up is no work, what is multiplied is
+        ("balanced", 512, [0, 4, 7]),
+    ],
+)
+def test_what_the_stages_get_as_much_of(
+    partition: str, vocabulary: int, expected: list[int]
+) -> None:
+    from easyllm.parallelism.pipeline import stage_bounds
+
+    config = LlamaConfig(**{**LLAMA, "num_hidden_layers": 4, "vocab_size": vocabulary})
+    layers = Llama().layers(config, "sdpa")
+    assert stage_bounds(layers, Pipeline(partition=partition), 16) == expected  # type: ignore[arg-type]
+    for given in ((1,), (3,)):
+        found = stage_bounds(layers, Pipeline(partition=partition, bounds=given), 16)  # type: ignore[arg-type]
+        assert found == [0, 1 + given[0], 7]
+    with pytest.raises(UserError, match=r"parallelism.bounds=\[4\]: the model has 4 decoder"):
+        stage_bounds(layers, Pipeline(bounds=(4,)), 16)
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:

@@ -1,0 +1,171 @@
+"""Encoders: engines that turn texts into token ids, all to the same ids.
+
+To add your own, subclass ``easyllm.spec.roles.Encoder`` and name the class by
+``data.encoder._target_``; ``easyllm.data.exactness`` holds it to the ids of Hugging Face's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easyllm.errors import UserError
+from easyllm.spec.roles import Encoder
+
+if TYPE_CHECKING:
+    from easyllm.data.shards import Int32, Int64
+
+    Encode = Callable[[list[str]], tuple[Int32, Int64]]
+
+TOKENIZER = "tokenizer.json"
+
+REMEMBERED, WATCHED = 1 << 30, 1 << 25
+"""Bytes of memory that an engine's words may take, and characters after which that is seen to."""
+
+LONG = 2000
+"""Characters of a text, on average, from which a call for each costs nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace(Encoder):
+    """Hugging Face's tokenizers: takes any ``tokenizer.json`` and is what others are held to."""
+
+    @property
+    def label(self) -> str:
+        return f"tokenizers {version('tokenizers')}"
+
+    def load(self, folder: Path) -> Encode:
+        import numpy as np
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        tokenizer.encode_special_tokens = True
+
+        def encode(texts: list[str]) -> tuple[Int32, Int64]:
+            rows = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            return _joined([np.fromiter(row.ids, np.int32, len(row)) for row in rows])
+
+        return encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gigatoken(Encoder):
+    """gigatoken: byte-level BPE with the usual patterns, and SentencePiece's BPE."""
+
+    requires = {"gigatoken": "fast-tokenizers"}  # noqa: RUF012  (a constant of the class)
+
+    @property
+    def label(self) -> str:
+        return f"gigatoken {version('gigatoken')}"
+
+    def prepare(self, folder: Path) -> None:
+        content = json.loads((folder / TOKENIZER).read_bytes())
+        # it would find them in texts, where they are words
+        content["added_tokens"] = [t for t in content["added_tokens"] if not t["special"]]
+        (folder / "gigatoken.json").write_text(json.dumps(content), "utf-8")
+
+    def load(self, folder: Path) -> Encode:
+        import numpy as np
+
+        tokenizer = _gigatoken(folder)
+        text, begun = 0, _resident()
+
+        def encode(texts: list[str]) -> tuple[Int32, Int64]:
+            nonlocal tokenizer, text, begun
+            size = sum(map(len, texts))
+            text += size
+            if text >= WATCHED:
+                # it remembers every word it has met, and forgets them only with its end
+                if _resident() - begun > REMEMBERED:
+                    del tokenizer
+                    tokenizer = _gigatoken(folder)
+                    begun = min(begun, _resident())
+                text = 0
+            if size >= LONG * len(texts):
+                # what a batch gives needs the package awkward, whose import takes 0.2 s
+                return _joined([tokenizer.encode(text) for text in texts])
+            rows = tokenizer.encode_batch(texts, parallel=False).layout
+            offsets = rows.offsets.data.astype(np.int64)
+            return rows.content.data[offsets[0] : offsets[-1]].view(np.int32), offsets - offsets[0]
+
+        return encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickTok(Encoder):
+    """quicktok: byte-level BPE with the patterns of GPT-4, GPT-4o, Llama 3, Qwen and Mistral."""
+
+    requires = {"quicktok": "fast-tokenizers"}  # noqa: RUF012  (a constant of the class)
+
+    @property
+    def label(self) -> str:
+        return f"quicktok {version('quicktok-v1')}"
+
+    def prepare(self, folder: Path) -> None:
+        from quicktok import import_tokenizer
+
+        place = folder / "quicktok"
+        place.mkdir(exist_ok=True)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                import_tokenizer(str(folder / TOKENIZER), "tokenizer", str(place))
+        except (ValueError, RuntimeError, OSError) as error:
+            raise UserError(f"quicktok does not take this tokenizer: {_said(error)}") from None
+
+    def load(self, folder: Path) -> Encode:
+        import numpy as np
+        from quicktok import Tokenizer
+
+        tokenizer = Tokenizer("tokenizer", str(folder / "quicktok"))
+
+        def encode(texts: list[str]) -> tuple[Int32, Int64]:
+            ids, offsets = tokenizer.encode_batch(texts, 1)
+            return ids.view(np.int32), offsets.astype(np.int64, copy=False)
+
+        return encode
+
+
+FASTEST = (Gigatoken(), QuickTok())
+"""Tried in this order where the spec names no engine."""
+
+
+def _gigatoken(folder: Path) -> Any:
+    from gigatoken import Tokenizer
+
+    try:
+        return Tokenizer.from_json((folder / "gigatoken.json").read_bytes())
+    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
+        raise UserError(f"gigatoken does not take this tokenizer: {_said(error)}") from None
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _joined(rows: list[Any]) -> tuple[Int32, Int64]:
+    """Rows of ids end to end, and their offsets."""
+    import numpy as np
+
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    ids = np.empty(offsets[-1], np.int32)
+    np.concatenate(rows or [ids], out=ids, casting="unsafe")
+    return ids, offsets
+
+
+def _said(error: Exception) -> str:
+    """The first line of what a package says."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].removeprefix("REFUSED: ")[:200].rstrip(os.linesep)

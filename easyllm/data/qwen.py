@@ -1,0 +1,74 @@
+"""The vocabulary of the first Qwen models, published for tiktoken, in Hugging Face's format."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+from easyllm.data.bpe import save
+from easyllm.data.formats import ChatML
+from easyllm.data.tokenizers import END
+from easyllm.errors import UserError
+
+RANKS = 151_643
+"""Tokens in ``qwen.tiktoken``; the special ones follow."""
+
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""What the published tokenizer splits text by, once it is in Unicode's normal form C."""
+
+TURNS = ("<|im_start|>", "<|im_end|>")
+SPECIAL = (END, *TURNS, *(f"<|extra_{number}|>" for number in range(205)))
+"""In the order of their ids. The end of a text is ``<|endoftext|>``; ``<|im_end|>`` ends a
+turn of the chat models."""
+
+
+def convert(file: Path, folder: Path) -> None:
+    """Write into ``folder`` the tokenizer of a ``qwen.tiktoken``: same ids, no code of its own.
+
+    Raises UserError for a file that is another vocabulary's, whose pattern and special tokens
+    are not known.
+    """
+    from tokenizers import normalizers
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    class Converter(TikTokenConverter):
+        @staticmethod
+        def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
+            return ranks(Path(tiktoken_url))
+
+    converter: Any = Converter(str(file), PATTERN, extra_special_tokens=list(SPECIAL))
+    tokenizer = converter.converted()
+    tokenizer.normalizer = normalizers.NFC()
+    save(
+        tokenizer,
+        folder,
+        eos_token=END,
+        pad_token=END,
+        additional_special_tokens=list(TURNS),
+        chat_template=ChatML().chat_template(None),
+    )
+
+
+def ranks(file: Path) -> dict[bytes, int]:
+    """The tokens' bytes and ids, from lines of base64 and a number. Raises UserError."""
+    found: dict[bytes, int] = {}
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            token, rank = line.split()
+            found[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise UserError(
+                f"{file}, line {number}: is not a token in base64 and its rank; fetch the file anew"
+            ) from None
+    if sorted(found.values()) != list(range(RANKS)):
+        raise UserError(
+            f"{file} holds {len(found):,} tokens, and qwen.tiktoken has {RANKS:,}; of other "
+            ".tiktoken files the pattern and the special tokens are not known: give "
+            "data.tokenizer.path=<a folder with its tokenizer.json>"
+        )
+    return found

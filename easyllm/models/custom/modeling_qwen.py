@@ -1,0 +1,176 @@
+"""Qwen, the first generation (``QWenLMHeadModel``), as Qwen2's own modules.
+
+This file needs torch and transformers only: an exported model carries a copy of it, so that
+``trust_remote_code=True`` runs it where easyllm is not installed. Beyond ``seq_length`` the
+published model stretches its rotary positions and scales its queries at inference
+(``use_dynamic_ntk``, ``use_logn_attn``); that is not done here, so prompts and what follows
+should stay within ``seq_length``.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
+from transformers.generation.utils import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+RENAMED = {
+    "model.embed_tokens.": "transformer.wte.",
+    "model.norm.": "transformer.ln_f.",
+    "model.layers.": "transformer.h.",
+    ".input_layernorm.": ".ln_1.",
+    ".post_attention_layernorm.": ".ln_2.",
+    ".self_attn.o_proj.": ".attn.c_proj.",
+    ".mlp.gate_proj.": ".mlp.w2.",
+    ".mlp.up_proj.": ".mlp.w1.",
+    ".mlp.down_proj.": ".mlp.c_proj.",
+}
+"""Parts of Qwen2's parameter names, and what they are called in Qwen's files."""
+FUSED = {".attn.c_attn.": (".self_attn.q_proj.", ".self_attn.k_proj.", ".self_attn.v_proj.")}
+"""Tensors that hold the rows of several parameters one after the other."""
+
+
+class QWenConfig(PreTrainedConfig):
+    """The published keys; ``intermediate_size`` counts both halves of the gate."""
+
+    model_type = "qwen"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+
+    vocab_size: int = 151936
+    hidden_size: int = 4096
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    kv_channels: int = 128
+    intermediate_size: int = 22016
+    max_position_embeddings: int = 8192
+    seq_length: int = 8192
+    layer_norm_epsilon: float = 1e-6
+    initializer_range: float = 0.02
+    rotary_emb_base: float | int = 10000
+    rotary_pct: float | int = 1.0
+    attn_dropout_prob: float | int = 0.0
+    emb_dropout_prob: float | int = 0.0
+    scale_attn_weights: bool = True
+    use_dynamic_ntk: bool = True
+    use_logn_attn: bool = True
+    no_bias: bool = True
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.kv_channels * self.num_attention_heads != self.hidden_size:
+            raise ValueError(
+                f"kv_channels {self.kv_channels} x num_attention_heads "
+                f"{self.num_attention_heads} must be hidden_size {self.hidden_size}"
+            )
+        for key, only in (
+            ("no_bias", True),
+            ("rotary_pct", 1),
+            ("scale_attn_weights", True),
+            ("emb_dropout_prob", 0),
+        ):
+            if getattr(self, key) != only:
+                raise ValueError(
+                    f"{key}={getattr(self, key)}: no published Qwen has it; only {only}"
+                )
+        self.auto_map = {
+            "AutoConfig": "modeling_qwen.QWenConfig",
+            "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel",
+        }
+
+    def modern(self) -> Qwen2Config:
+        """The same model in Qwen2's terms."""
+        stretches = self.use_dynamic_ntk or self.use_logn_attn
+        return Qwen2Config(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size // 2,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_attention_heads,
+            max_position_embeddings=min(
+                self.max_position_embeddings,
+                self.seq_length if stretches else self.max_position_embeddings,
+            ),
+            rms_norm_eps=self.layer_norm_epsilon,
+            initializer_range=self.initializer_range,
+            rope_parameters={"rope_type": "default", "rope_theta": float(self.rotary_emb_base)},
+            attention_dropout=self.attn_dropout_prob,
+            tie_word_embeddings=self.tie_word_embeddings,
+            use_cache=self.use_cache,
+            pad_token_id=self.pad_token_id,
+            bos_token_id=self.bos_token_id,
+            eos_token_id=self.eos_token_id,
+            dtype=self.dtype,
+        )
+
+
+class QWenLMHeadModel(PreTrainedModel, GenerationMixin):
+    config_class = QWenConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["Qwen2DecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: QWenConfig):
+        super().__init__(config)
+        modern = config.modern()
+        modern._attn_implementation = config._attn_implementation
+        self.model = Qwen2Model(modern)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        found = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(found.last_hidden_state[:, last])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=found.past_key_values
+        )
+
+
+register_checkpoint_conversion_mapping(
+    "QWenLMHeadModel",
+    [
+        *(WeightRenaming(theirs, ours) for ours, theirs in RENAMED.items()),
+        *(
+            WeightConverter(theirs, list(ours), operations=[Chunk(dim=0)])
+            for theirs, ours in FUSED.items()
+        ),
+    ],
+    overwrite=True,
+)
+QWenConfig.register_for_auto_class()
+QWenLMHeadModel.register_for_auto_class("AutoModelForCausalLM")

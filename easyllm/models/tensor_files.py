@@ -1,0 +1,128 @@
+"""Which files hold a model's weights, and whether they are whole. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from easyllm.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+
+
+def find(folder: Path) -> dict[str, Path] | Path:
+    """The file of each tensor by an index, or the one file that holds all of them.
+
+    Safetensors go before ``.bin`` files. Raises UserError where there are none, or where an
+    index cannot be read.
+    """
+    for index, single in ((INDEX, SINGLE), (PICKLED_INDEX, PICKLED)):
+        if (folder / index).exists():
+            return _indexed(folder, folder / index)
+        if (folder / single).exists():
+            return folder / single
+    raise UserError(
+        f"{folder} has no {SINGLE} or {INDEX}, nor a {PICKLED}; give a folder with weights, or "
+        "model.init=random"
+    )
+
+
+def paths(folder: Path) -> list[Path]:
+    """The weight files that a folder has or should have, and their index, sorted; none where
+    it has no weights that ``find`` can tell of."""
+    try:
+        found = find(folder)
+    except UserError:
+        return []
+    if isinstance(found, Path):
+        return [found]
+    index = folder / (INDEX if (folder / INDEX).exists() else PICKLED_INDEX)
+    return sorted({*found.values(), index})
+
+
+def problems(folder: Path) -> list[str]:
+    """What is wrong with the weight files of a folder, as far as that shows without loading
+    them: a file that is absent or cut short, with the tensors that it should hold."""
+    try:
+        found = find(folder)
+    except UserError as error:
+        return [str(error)]
+    if isinstance(found, Path):
+        told = damage(found)
+        return [told] if told else []
+    tensors: dict[Path, list[str]] = {}
+    for name, file in found.items():
+        tensors.setdefault(file, []).append(name)
+    return [
+        f"{told}; it should hold {listed(sorted(names), 3)}"
+        for file, names in sorted(tensors.items())
+        if (told := damage(file))
+    ]
+
+
+def damage(file: Path) -> str | None:
+    """What is wrong with a weight file: absent, cut short, of another format."""
+    try:
+        if file.suffix == ".safetensors":
+            _, data = header(file)
+            size = file.stat().st_size
+            if size < data:
+                return f"{file} has {size:,} of {data:,} bytes: its download did not end"
+        elif not zipfile.is_zipfile(file) and not _old_pickle(file):
+            if not file.exists():
+                return f"{file} is not there"
+            return f"{file} ends before its directory: its download did not end"
+    except FileNotFoundError:
+        return f"{file} is not there"
+    except (OSError, ValueError) as error:
+        return f"{file} cannot be read: {error}"
+    return None
+
+
+def header(file: Path) -> tuple[dict[str, Any], int]:
+    """The ``dtype``, ``shape`` and ``data_offsets`` of the tensors of a safetensors file by
+    name, and the file's size when it is whole. Raises ValueError for a file of another format.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        if len(start) < 8:
+            raise ValueError(f"it has {len(start)} bytes only")
+        (length,) = struct.unpack("<Q", start)
+        if length > 1 << 30:
+            raise ValueError("it is no safetensors file")
+        text = opened.read(length)
+    if len(text) < length:
+        raise ValueError("it ends within its header")
+    tensors = json.loads(text)
+    tensors.pop("__metadata__", None)
+    ends = (tensor["data_offsets"][1] for tensor in tensors.values())
+    return tensors, 8 + length + max(ends, default=0)
+
+
+def listed(names: list[str], limit: int = 8, sep: str = ", ") -> str:
+    """Names for a message, the first few of many."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return sep.join(names[:limit]) + more
+
+
+def _old_pickle(file: Path) -> bool:
+    """Whether it is of torch's format before 1.6: pickles one after the other."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(2) == b"\x80\x02"
+    except FileNotFoundError:
+        return False
+
+
+def _indexed(folder: Path, index: Path) -> dict[str, Path]:
+    try:
+        named: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+        return {name: folder / file for name, file in named.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} cannot be read: {error!r}; fetch it again") from error

@@ -1,0 +1,54 @@
+"""Token stores written directly, for tests that need other tokens than a tokenizer gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from easyllm.data import manifest, store
+from easyllm.data.shards import Shard
+from easyllm.files import new_folder, write_json
+from easyllm.paths import StorePaths
+from easyllm.spec.run import RunSpec
+from tests.support import merged, run_spec
+
+
+def shard(documents: Sequence[Sequence[int]], trained: Sequence[Sequence[bool]] | None) -> Shard:
+    """Documents as given, token by token."""
+    offsets = np.cumsum([0, *map(len, documents)])
+    masks = None if trained is None else np.array([t for row in trained for t in row], np.bool_)
+    return Shard(np.array([t for row in documents for t in row], np.int32), offsets, masks)
+
+
+def tokens_store(
+    folder: Path,
+    sources: dict[str, list[Shard]],
+    weights: Mapping[str, float] | None = None,
+    **changes: Any,
+) -> RunSpec:
+    """Write a store whose ``tokens/`` hold these files a source; a run that reads it."""
+    place = StorePaths(folder / "store")
+    place.tokenizer.mkdir(parents=True, exist_ok=True)
+    made = {}
+    with new_folder(place.tokens) as aside:
+        for name, files in sources.items():
+            paths = [f"{name}/{number}.parquet" for number in range(len(files))]
+            entries = [
+                store.save(aside / path, path, part, "none")
+                for path, part in zip(paths, files, strict=True)
+            ]
+            weight = (weights or {}).get(name, 1.0)
+            made[name] = {"dataset": name, "weight": weight, **store.totals(entries)}
+        content = {
+            "schema": manifest.SCHEMA,
+            "made_from": {},
+            **dict.fromkeys(manifest.CARRIED, 0),
+            "encoding": {},
+            "sources": made,
+            "metrics": {},
+        }
+        write_json(aside / "manifest.json", content)
+    return run_spec(folder, merged({"seed": 7, "data": {"workers": 1}}, changes))

