@@ -59,7 +59,7 @@ class VLLMEngine:
     async def generate(
         self, prompt: Sequence[int], sampling: SamplingSpec
     ) -> AsyncGenerator[Step, None]:
-        from vllm import TokensPrompt
+        from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         limit = room(self, prompt, sampling)
@@ -67,7 +67,7 @@ class VLLMEngine:
         request = next(self._ids)
         self._begun[request] = False
         outputs = self._llm.generate(
-            TokensPrompt(prompt_token_ids=list(prompt)),
+            tokens_input(list(prompt)),
             _params(sampling, limit, stops),
             str(request),
         )
