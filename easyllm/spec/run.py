@@ -158,6 +158,8 @@ class CheckpointSpec:
     """Steps between checkpoints; null saves at the end only."""
     keep: Count = 2
     """Newest checkpoints to keep."""
+    keep_every: Count | None = None
+    """Keep every checkpoint whose step is a multiple of this, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +182,12 @@ class TrainingSpec:
     schedule: Schedule = component("easyllm.training.schedules.Cosine")
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest norm of the gradient over all parameters; 0 does not clip."""
+    resume: Literal["exact", "weights", "never"] = "exact"
+    """How a run goes on from its newest checkpoint. ``exact``: the losses are those that would
+    have followed; another layout of the same state is taken up too, and they agree but for
+    rounding; where a setting that decides them has changed, the run is refused with a list.
+    ``weights``: there, begin at step 0 with the checkpoint's weights and a fresh optimizer.
+    ``never``: begin afresh each time. What was trained before is set aside, not removed."""
     checkpoint: CheckpointSpec = nested(CheckpointSpec)
     evaluate: EvaluateSpec = nested(EvaluateSpec)
     trackers: dict[str, Tracker] = empty()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,11 @@ class MetricsLog:
             self._file.flush()
         for tracker in self._trackers:
             tracker.log(line["step"], line)
+
+    def sync(self) -> None:
+        """Force the lines onto the disk: a checkpoint must not outlive the steps before it."""
+        if self._file:
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> MetricsLog:
         return self

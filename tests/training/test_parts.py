@@ -139,7 +139,7 @@ def checkpoint(root: Path, step: int) -> Path:
     folder = checkpoints.location(root, step)
     (folder / "weights").mkdir(parents=True)
     (folder / "weights" / "model.safetensors").write_bytes(b"12345")
-    facts = {"step": step, "samples": 8 * step, "layout": {}, "data": "d"}
+    facts = {"step": step, "samples": 8 * step, "trained_with": {}}
     checkpoints.seal(folder, facts)
     return folder
 
@@ -162,10 +162,20 @@ def test_tidying_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
         checkpoint(tmp_path, step)
     (checkpoints.location(tmp_path, 3) / "weights" / "model.safetensors").unlink()
     (tmp_path / ".step-00000005.77.part").mkdir()
+    (tmp_path / "damaged-step-00000004").mkdir()
+    (tmp_path / "damaged-step-00000007").mkdir()
     write_json(checkpoints.location(tmp_path, 6) / "manifest.json", {"files": {"gone": 1}})
+    checkpoints.clear_leftovers(tmp_path)
     checkpoints.tidy(tmp_path, keep=2)
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["step-00000002", "step-00000004", "step-00000006"]
+    assert left == ["damaged-step-00000007", "step-00000002", "step-00000004", "step-00000006"]
+
+
+def test_every_nth_is_kept_besides_the_newest(tmp_path: Path) -> None:
+    for step in range(2, 15, 2):
+        checkpoint(tmp_path, step)
+        checkpoints.tidy(tmp_path, keep=2, keep_every=4)
+    assert [path.name[-2:] for path in sorted(tmp_path.iterdir())] == ["04", "08", "12", "14"]
 
 
 def test_specs_name_the_choices_of_a_stage(tmp_path: Path) -> None:
