@@ -88,7 +88,8 @@ class Life:
     def wait_for(self, moment: Callable[[], bool]) -> None:
         while not moment():
             if self.process.poll() is not None:
-                sys.exit(f"the run ended with status {self.process.returncode}; see its log")
+                told = Path(self.log.name).read_text("utf-8", "replace")[-4000:]
+                sys.exit(f"the run ended with status {self.process.returncode}:\n{told}")
             if time.monotonic() - self.began > PATIENCE:
                 self.process.kill()
                 sys.exit(f"nothing to kill in {PATIENCE} s")

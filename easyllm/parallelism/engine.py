@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -95,13 +95,10 @@ class TrainEngine(abc.ABC):
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient over all parameters, before clipping."""
-        return float(self.runtime.get_global_grad_norm())
-
-    @property
-    def skipped_steps(self) -> int:
-        """Steps that the engine left out because of non-finite gradients."""
-        return int(self.runtime.skipped_steps)
+        """Norm of the last step's gradient over all parameters, before clipping; not finite
+        where no update was made."""
+        norm = float(self.runtime.get_global_grad_norm())
+        return norm if norm >= 0 else math.inf
 
     def parameters(self, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters of ``modules`` by their names in the whole model."""
@@ -146,14 +143,15 @@ class TrainEngine(abc.ABC):
 
     def initialize(self, model: nn.Module) -> deepspeed.DeepSpeedEngine:
         """DeepSpeed's engine around ``model``."""
-        optimizer = self.run.training.optimizer.build(parameter_groups(model))
-        self.optimizer = optimizer
+        self.optimizer = optimizer = self.run.training.optimizer.build(parameter_groups(model))
+        clip = None
         if not any(self.layout.state_shards):
-            _clip_before_steps(optimizer, self.run.training.gradient_clipping, self._norm_group())
+            clip = _clipping(optimizer, self.run.training.gradient_clipping, self._norm_group())
         with quiet():
             runtime, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=self.config(), dist_init_required=False
             )
+        _guard(optimizer, runtime, clip)
         return runtime
 
     def _norm_group(self) -> dist.ProcessGroup | None:
@@ -194,13 +192,15 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _clip_before_steps(optimizer: Any, limit: float, spread_over: dist.ProcessGroup | None) -> None:
-    """Clip the whole gradient's norm, and keep it where DeepSpeed looks for it.
+def _clipping(
+    optimizer: Any, limit: float, spread_over: dist.ProcessGroup | None
+) -> Callable[[], None]:
+    """Clips the whole gradient's norm, and keeps it where DeepSpeed looks for it.
 
     Without ZeRO DeepSpeed neither tells the norm nor counts the pipeline's shared weights once.
     """
 
-    def clip(*_: Any) -> None:
+    def clip() -> None:
         grads = [
             (p.grad, getattr(p, "ds_pipe_replicated", False))
             for group in optimizer.param_groups
@@ -217,4 +217,24 @@ def _clip_before_steps(optimizer: Any, limit: float, spread_over: dist.ProcessGr
                 grad.mul_(limit / norm)
         optimizer._global_grad_norm = norm
 
-    optimizer.register_step_pre_hook(clip)
+    return clip
+
+
+def _guard(optimizer: Any, runtime: Any, clip: Callable[[], None] | None) -> None:
+    """Have the optimizer make no update from a gradient that is not finite.
+
+    DeepSpeed does not look for that in every layout. It has told the norm over all ranks by the
+    time it calls the optimizer, so that all of them leave the same updates out.
+    """
+    step = optimizer.step
+
+    def guarded(*arguments: Any, **named: Any) -> Any:
+        if clip is not None:
+            clip()
+        norm = getattr(runtime.optimizer, "_global_grad_norm", None)
+        # below 0 is how some of its helpers tell of one that is not finite
+        if norm is not None and not (math.isfinite(norm) and norm >= 0):
+            return None
+        return step(*arguments, **named)
+
+    optimizer.step = guarded

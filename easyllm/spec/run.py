@@ -182,6 +182,10 @@ class TrainingSpec:
     schedule: Schedule = component("easyllm.training.schedules.Cosine")
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest norm of the gradient over all parameters; 0 does not clip."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What becomes of a step whose gradient is not finite. Its update is never made: ``stop``
+    ends the run, ``skip`` goes on with the next samples; ``metrics.jsonl`` marks the step as
+    ``skipped``, and the stage's record counts them."""
     resume: Literal["exact", "weights", "never"] = "exact"
     """How a run goes on from its newest checkpoint. ``exact``: the losses are those that would
     have followed; another layout of the same state is taken up too, and they agree but for

@@ -24,7 +24,7 @@ from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
 from easyllm.training import checkpoints, optimizer_state
 from easyllm.training.batches import dealt, micro_batches, scaled
-from easyllm.training.metrics import MetricsLog, flops_per_token, read, summary
+from easyllm.training.metrics import MetricsLog, flops_per_token, peak_memory, read, summary
 from easyllm.training.resuming import set_aside, settings, starting_point, starting_weights
 from easyllm.training.sampling import samples_of, seed_step
 from easyllm.training.saving import save
@@ -44,7 +44,8 @@ def train(run: RunSpec, rows: Rows, device: torch.device, stop: Stop) -> dict[st
             while training.step < training.total:
                 line = training.advance()
                 log.log(line)
-                bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+                told = "skipped" if line["loss"] is None else f"{line['loss']:.3f}"
+                bar.set_postfix(loss=told, refresh=False)
                 bar.update()
                 stopping = world.any_rank(stop.asked, device)
                 if stopping or training.due(run.training.checkpoint.every):
@@ -75,6 +76,8 @@ class Training:
         self.begun = starting_point(run, rows, self.total)
         self.step, self.samples = self.begun.step, self.begun.samples
         self.eval_loss: float | None = None
+        self.save_seconds: float | None = None
+        """How long training stood still for a checkpoint since the last line of metrics."""
         self.read_bytes = self.read_files = 0
 
     @property
@@ -131,23 +134,27 @@ class Training:
             rows = [[self.rows.sample(index) for index in micro] for micro in wanted]
             batches, trained = scaled(rows, engine, self.config.vocab_size)
         seed_step(self.run.seed, self.step, world.rank())
-        skipped = engine.skipped_steps
-        loss = engine.train_batch(batches)
-        self._check(loss, engine.grad_norm, engine.skipped_steps - skipped)
+        loss, norm = engine.train_batch(batches), engine.grad_norm
+        skipped = self._skipped(loss, norm)
         self.step += 1
         self.samples += layout.global_batch_size
         tokens = layout.global_batch_size * self.rows.seq_len
         seconds = time.perf_counter() - begin
         line = {
             "step": self.step,
-            "loss": loss,
+            "loss": None if skipped else loss,
             "tokens": tokens,
             "trained_tokens": trained,
             "tokens_per_second": tokens / seconds,
-            "grad_norm": engine.grad_norm,
+            "grad_norm": None if skipped else norm,
             "lr": lr,
             "seconds": seconds,
+            "memory_gb": peak_memory(self.device) / 1e9,
         }
+        if skipped:
+            line["skipped"] = True
+        if self.save_seconds is not None:
+            line["save_seconds"], self.save_seconds = self.save_seconds, None
         if self.run.hardware.peak_tflops:
             shape = self.family.shape(self.config.to_dict())
             flops = tokens * flops_per_token(shape, self.parameters, self.rows.seq_len)
@@ -157,13 +164,17 @@ class Training:
             line["eval_loss"] = self.evaluate()
         return line
 
-    def _check(self, loss: float, grad_norm: float, skipped: int) -> None:
-        if math.isfinite(loss) and math.isfinite(grad_norm) and not skipped:
-            return
+    def _skipped(self, loss: float, norm: float) -> bool:
+        """Whether the step made no update. Raises UserError where that ends the run."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return False
+        if self.run.training.on_nonfinite == "skip" and not math.isfinite(norm):
+            return True
         raise UserError(
-            f"step {self.step + 1}: loss {loss}, norm of the gradient {grad_norm}; what was saved "
+            f"step {self.step + 1}: loss {loss}, norm of the gradient {norm}; what was saved "
             "before stands. Give a smaller training.optimizer.lr (now "
-            f"{self.run.training.optimizer.lr:g}) or a longer training.schedule.warmup"
+            f"{self.run.training.optimizer.lr:g}), a longer training.schedule.warmup, or "
+            "training.on_nonfinite=skip to leave such steps out"
         )
 
     def evaluate(self) -> float:
@@ -190,6 +201,7 @@ class Training:
         self.save()
 
     def save(self) -> None:
+        begin = time.perf_counter()
         facts = {
             "step": self.step,
             "samples": self.samples,
@@ -197,6 +209,7 @@ class Training:
         }
         conversations = bool(self.rows.manifest["conversations"])
         save(self.engine, self.config, self.family.names() or Names(), facts, conversations)
+        self.save_seconds = time.perf_counter() - begin
 
     def report(self) -> dict[str, Any]:
         """What the record tells of all steps, those of earlier starts included."""

@@ -286,4 +286,8 @@ def lives(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     add("small-vocabulary", zero, {"model": fresh})
     wild = {"checkpoint": {"every": 1}, "optimizer": {"lr": 1e30}, "schedule": {"warmup": 0}}
     add("wild", zero, {"training": wild})
+    skip = {"steps": 3, "on_nonfinite": "skip", "checkpoint": {"every": 1, "keep": 3}}
+    for name, layout in (RESUMED | {"zero0": {"_target_": ZERO, "zero_stage": 0}}).items():
+        over = {"training": merged(wild, skip)}
+        add(f"skipping-{name}", layout, over)
     return launch(tmp_path_factory.mktemp("lives"), 2, cases)

@@ -21,6 +21,11 @@ def losses(trained: Trained, case: str, run: str = "") -> list[float]:
     return [line["loss"] for line in trained.metrics(case, run)]
 
 
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    files = (checkpoint / "weights").glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
 def exported(
     small: Small, trained: Trained, run: str, model: str = "tied", **export: object
 ) -> Path:
@@ -188,7 +193,7 @@ def test_never_begins_afresh_and_removes_nothing(lives: Trained) -> None:
         ),
         ("lost", "often", ("no checkpoint", "step-00000003 is damaged", "training.resume=never")),
         ("small-vocabulary", "", ("vocab_size=100", "tokens")),
-        ("wild", "", ("step 2", "training.optimizer.lr", "1e+30")),
+        ("wild", "", ("step 2", "training.optimizer.lr", "1e+30", "on_nonfinite=skip")),
     ],
 )
 def test_a_mistake_is_told(lives: Trained, case: str, run: str, words: tuple[str, ...]) -> None:
@@ -225,6 +230,23 @@ def test_trackers_are_fed(lives: Trained) -> None:
 def test_a_run_gone_wild_keeps_what_was_saved(lives: Trained) -> None:
     saved = [path.name for path in (lives.root / "wild" / "run" / "checkpoints").iterdir()]
     assert saved == ["step-00000001"]
+
+
+@pytest.mark.parametrize("layout", [*RESUMED, "zero0"])
+def test_a_step_without_a_finite_gradient_changes_nothing(lives: Trained, layout: str) -> None:
+    name = f"skipping-{layout}"
+    lines = lives.metrics(name)
+    assert [line.get("skipped", False) for line in lines] == [False, True, True]
+    assert [line["loss"] is None for line in lines] == [False, True, True]
+    report = lives.seen(name)[0]["report"]
+    assert report["skipped_steps"] == 2 and report["last_loss"] == lines[0]["loss"]
+    first, last = (
+        weights_of(lives.root / name / "run" / "checkpoints" / step)
+        for step in ("step-00000001", "step-00000003")
+    )
+    for tensor in first:
+        assert torch.isfinite(first[tensor]).all()
+        assert torch.equal(first[tensor], last[tensor])
 
 
 def test_epochs_are_counted_in_steps(lives: Trained) -> None:

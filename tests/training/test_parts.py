@@ -20,7 +20,7 @@ from easyllm.training import checkpoints
 from easyllm.training.metrics import flops_per_token, read, summary
 from easyllm.training.optimizers import AdamW
 from easyllm.training.sampling import samples_of
-from easyllm.training.schedules import Constant, Cosine, Linear
+from easyllm.training.schedules import WSD, Constant, Cosine, Linear
 from tests.support import LLAMA, run_spec
 
 
@@ -35,7 +35,8 @@ def test_replicas_share_a_step_out(replicas: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "at_end"), [(Constant(), 1.0), (Linear(floor=0.2), 0.2), (Cosine(), 0.1)]
+    ("schedule", "at_end"),
+    [(Constant(), 1.0), (Linear(floor=0.2), 0.2), (Cosine(), 0.1), (WSD(floor=0.3), 0.3)],
 )
 def test_schedules_warm_up_and_reach_their_floor(schedule: Schedule, at_end: float) -> None:
     warmed = type(schedule)(**{**vars(schedule), "warmup": 0.1})
@@ -45,6 +46,15 @@ def test_schedules_warm_up_and_reach_their_floor(schedule: Schedule, at_end: flo
     assert factors[100] == pytest.approx(at_end)
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert type(schedule)(**{**vars(schedule), "warmup": 7}).factor(7, 100) == 1.0
+
+
+def test_wsd_is_stable_until_its_end_falls() -> None:
+    factors = [WSD(decay=0.2, warmup=10).factor(step, 110) for step in range(111)]
+    assert factors[10:91] == pytest.approx([1.0] * 81)
+    assert factors[100] == pytest.approx(0.5) and factors[110] == 0.0
+    longer = [WSD(decay=0.2, warmup=10).factor(step, 210) for step in range(91)]
+    assert longer == pytest.approx(factors[:91])
+    assert WSD(decay=0.0).factor(110, 110) == 1.0
 
 
 def test_stages_are_balanced_and_each_has_a_decoder() -> None:
