@@ -35,7 +35,14 @@ STEPS, EVERY, KILLS, IN_SAVE = 60, 5, 25, 8
 COMPARED = ("step", "loss", "grad_norm", "lr", "tokens", "trained_tokens")
 LAYOUTS = {
     "pipeline": ["parallelism=pipeline"],
-    **{f"zero{n}": ["parallelism=zero", f"parallelism.zero_stage={n}"] for n in range(4)},
+    **{
+        f"zero{n}": [
+            "parallelism=zero",
+            "~parallelism.pipeline_stages",
+            f"parallelism.zero_stage={n}",
+        ]
+        for n in range(4)
+    },
 }
 PATIENCE = 300
 """Seconds without the awaited moment after which the benchmark gives up."""
