@@ -125,6 +125,7 @@ def shuffle_spark(folder: Path, memory: float, workers: int) -> None:
         "spark.log.level": "ERROR",
         "spark.sql.shuffle.partitions": str(16 * workers),  # some tens of MB each
         "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
     }
     session = SparkSession.builder.master(f"local[{workers}]").config(map=settings).getOrCreate()
     rows = session.read.option("recursiveFileLookup", True).option("pathGlobFilter", "*.parquet")

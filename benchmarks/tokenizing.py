@@ -24,6 +24,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -241,16 +242,17 @@ def measure(contender: str, folder: Path, vocabulary: str, workers: int) -> floa
     command = [sys.executable, __file__, "--run", contender, "--folder", str(folder),
                "--vocabulary", vocabulary, "--workers", str(workers)]  # fmt: skip
     alone = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    began = time.perf_counter()
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True)
-    seconds = time.perf_counter() - began
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if done.returncode:
         print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
         raise subprocess.CalledProcessError(done.returncode, command)
     said = done.stdout.splitlines()[-1] if done.stdout.strip() else ""
     if contender == "bare":
         seconds, said = float(said), ""
-    print(f"{vocabulary:8} {contender:10} {seconds:8.2f} s   {said}", flush=True)
+    print(f"{vocabulary:8} {contender:10} {seconds:8.2f} s   {cpu:7.2f} CPU s   {said}", flush=True)
     return seconds
 
 

@@ -55,7 +55,8 @@ def _composed(arguments: Arguments, overrides: list[Override]) -> RunSpec:
     from easyllm.cli.compose import compose
     from easyllm.dispatcher.identity import resolved
 
-    return resolved(check(compose(overrides, arguments.library), arguments.library))
+    run = check(compose(overrides, arguments.library), arguments.library)
+    return run if _follows(run) else resolved(run)
 
 
 def _again(arguments: Arguments, file: Path, overrides: list[Override]) -> RunSpec:
@@ -64,10 +65,17 @@ def _again(arguments: Arguments, file: Path, overrides: list[Override]) -> RunSp
     from easyllm.cli.compose import from_file
     from easyllm.dispatcher.identity import moved, resolved
 
-    run = resolved(check(from_file(file, overrides), arguments.library))
+    run = check(from_file(file, overrides), arguments.library)
+    if _follows(run):
+        return run
+    run = resolved(run)
     if not overrides:
         return run
-    return moved(resolved(check(from_file(file, []), arguments.library)), run)
+    try:
+        before = check(from_file(file, []), arguments.library)
+    except SpecError:  # a spec by hand that only the words make whole: no run of it can be
+        return run
+    return moved(resolved(before), run)
 
 
 def _hydra(arguments: Arguments, overrides: list[Override]) -> int:
@@ -85,13 +93,23 @@ def _start(run: RunSpec) -> int:
 
         print(sound(run))
         return 0
-    from easyllm.dispatcher.run import dispatch
-
     try:
+        if (
+            _follows(run)
+            and (status := run.hardware.launcher.follow(run.hardware.nodes)) is not None
+        ):
+            return status
+        from easyllm.dispatcher.run import dispatch
+
         return dispatch(run)
     except UserError as error:
         print(f"easyllm: {error}", file=sys.stderr)
         return 1
+
+
+def _follows(run: RunSpec) -> bool:
+    """Whether another machine, on which the same command was given, owns the run."""
+    return bool(run.stages) and run.hardware.launcher.follows(run.hardware.nodes)
 
 
 def entry() -> None:

@@ -27,15 +27,20 @@ def _beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes ``path`` when the block ends well and goes otherwise."""
+def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A path to write to; it becomes ``path`` when the block ends well and goes otherwise.
+
+    What is not ``durable`` may be lost when the machine loses power.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _beside(path)
     try:
         yield aside
-        flush(aside)
+        if durable:
+            flush(aside)
         aside.replace(path)
-        flush(path.parent)
+        if durable:
+            flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -95,9 +100,12 @@ class Workshop:
             there = read_json(note)
             if there["made_from"] == key and there["bytes"] == target.stat().st_size:
                 return there["gave"]
-        with new_file(target) as aside:
+        with new_file(target, durable=False) as aside:
             gave = make(aside)
-        write_json(note, {"made_from": key, "bytes": target.stat().st_size, "gave": gave})
+            flush(aside)  # before the note, which says that it is whole
+        # without a note, or with half of one, the piece is only made again
+        size = target.stat().st_size
+        write_json(note, {"made_from": key, "bytes": size, "gave": gave}, durable=False)
         return gave
 
     def finish(self, names: set[str]) -> None:
@@ -125,8 +133,8 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def write_json(path: Path, content: Any) -> None:
-    with new_file(path) as aside:
+def write_json(path: Path, content: Any, durable: bool = True) -> None:
+    with new_file(path, durable) as aside:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

@@ -1,22 +1,25 @@
 """A rank's entry: ``python -m easyllm.worker RUN_DIR/run.yaml STAGE``.
 
 Launchers start it with RANK, WORLD_SIZE and LOCAL_RANK set. It never sees Hydra. Rank 0
-leaves what the stage returned, or why it failed, beside its log; the dispatcher records it.
+leaves what the stage returned beside its log, every rank why it failed; the dispatcher records
+it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 from easyllm import runfile
 from easyllm.errors import UserError
 from easyllm.files import write_json
+from easyllm.launchers import reports
+from easyllm.launchers.reports import Report
 from easyllm.paths import RunPaths
 from easyllm.stages import load
 from easyllm.stages.base import Interrupted, Rank
@@ -28,32 +31,39 @@ SAVED = 75
 
 def main(file: Path, stage: str) -> int:
     _die_with_parent()
+    faulthandler.enable()  # the launcher asks a rank that hangs for its stacks by SIGABRT
     run = runfile.load(file)
     rank = Rank(
         index=int(os.environ.get("RANK", 0)),
         count=int(os.environ.get("WORLD_SIZE", 1)),
         local_index=int(os.environ.get("LOCAL_RANK", 0)),
+        local_count=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        reports=Path(os.environ.get(reports.FOLDER, RunPaths(run).logs(stage))),
     )
-    logs = RunPaths(run).logs(stage)
     try:
         metrics = load(stage).work(run, rank)
     except Interrupted:
         return SAVED
     except UserError as error:
-        _leave(logs, rank, "error", {"message": str(error), "mendable": True})
+        _leave(rank, str(error), mendable=True)
         return FAILED
     except Exception as error:
-        traceback.print_exc()
         last = traceback.format_exception_only(error)[-1].strip()
-        _leave(logs, rank, "error", {"message": last, "mendable": False})
+        if reports.kind_of(last) == "lost_peer":
+            # the cause is another rank's, and is to be seen first
+            print(f"rank {rank.index} has lost another rank: {last}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        _leave(rank, last)
         return FAILED
     if rank.first:
-        write_json(logs / "result.json", dict(metrics))
+        write_json(rank.reports / "result.json", dict(metrics))
     return 0
 
 
-def _leave(logs: Path, rank: Rank, what: str, content: dict[str, Any]) -> None:
-    write_json(logs / f"{what}-{rank.index}.json", content | {"rank": rank.index})
+def _leave(rank: Rank, message: str, mendable: bool = False) -> None:
+    kind = reports.kind_of(message) if not mendable else "error"
+    reports.leave(rank.reports, Report(rank.index, message, kind, mendable))
 
 
 def _die_with_parent() -> None:

@@ -13,6 +13,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,12 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text("\n".join(turns) + "\n")
     (folder / "news.txt").write_text("\n\n".join(f"Item {n} of the news." for n in range(50)))
     (folder / "prompt.txt").write_text("The statement\nA class\n")
+    questions = [{"id": "sea", "prompt": "The sea"}, {"messages": [{"user": "Who are you?"}]}]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
     lines = [f"Line {n} of a long poem about the sea and the sky." for n in range(100)]
     (folder / "verses.txt").write_text("\n".join(lines))
     own = folder / "mine"
     (own / "recipe").mkdir(parents=True)
     for kind, text in BLOCKS:
-        if kind == "python":
+        if kind == "python" and text.startswith("# mine/poems.py"):
             (own / "poems.py").write_text(text)
         elif kind == "yaml" and text.startswith("# @package"):
             (own / "recipe/verses.yaml").write_text(text)
@@ -110,15 +114,27 @@ def test_tables_store_has_the_originals_tree(folder):
         assert list(store.glob(pattern)), pattern
 
 
-def test_serving_and_its_curl(finished):
-    (serve,) = [c for c in TABLE if "serve" in c]
+@contextmanager
+def serving(command: str, cwd: Path) -> Iterator[int]:
+    """The port of the server that the command starts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [*words(serve), f"serving.port={port}"]
-    server = subprocess.Popen(command, cwd=finished.parent, start_new_session=True)
+    server = subprocess.Popen(
+        [*words(command), f"serving.port={port}"], cwd=cwd, start_new_session=True
+    )
     try:
         _wait_for_server(server, port)
+        yield port
+    finally:
+        os.kill(server.pid, signal.SIGTERM)
+        status = server.wait(timeout=60)
+    assert status == 0
+
+
+def test_serving_and_its_curl(finished):
+    (command,) = [c for c in TABLE if "serve" in c]
+    with serving(command, finished.parent) as port:
         (curl,) = [text for _, text in BLOCKS if text.startswith("curl")]
         done = subprocess.run(
             ["bash", "-c", curl.replace(":8000", f":{port}")],
@@ -127,17 +143,27 @@ def test_serving_and_its_curl(finished):
         assert done.returncode == 0, done.stderr
         (text,) = json.loads(done.stdout)["text"]
         assert isinstance(text, str)
-    finally:
-        os.kill(server.pid, signal.SIGTERM)
-        status = server.wait(timeout=60)
-    assert status in (0, 75)
+
+
+def test_serving_and_openais_client(folder):
+    (command,) = [text.strip() for kind, text in BLOCKS if not kind and "stages=[serve]" in text]
+    (program,) = [text for kind, text in BLOCKS if kind == "python" and "openai" in text]
+    with serving(command, folder) as port:
+        done = subprocess.run(
+            [sys.executable, "-c", program.replace(":8000", f":{port}")],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "Paris" in done.stdout
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+        assert b"app.js" in page.read()
 
 
 def _wait_for_server(server: subprocess.Popen[bytes], port: int) -> None:
     for _ in range(600):
         assert server.poll() is None, "the server has ended"
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5)
             return
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easyllm.data import store
+from easyllm.data import inputs, store
 from easyllm.data.originals import TokenStore
 from easyllm.errors import UserError
 from easyllm.files import digest, fingerprint
@@ -17,8 +17,12 @@ from easyllm.spec.roles import Document, File, Part, Reader, Record, Rejected
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
 
-CHUNK = 1 << 22
-"""Characters of text, or bytes of a file read in parts, in a parquet file, about."""
+CHUNK = 1 << 21, 1 << 24
+"""Bytes of text, or of a file read in parts, that become a parquet file: at least, at most."""
+
+CHUNKS = 128
+"""Files that a source is to become, about, within these bounds: enough that no process waits
+long for the last one, and no more than are of use."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ def _chunks(run: RunSpec) -> Iterator[Chunk]:
     rows = run.data.rows_per_file
     for name, reader in sorted(run.data.sources.items()):
         left = run.data.limit
-        for number, file in enumerate(files(name, reader)):
+        found = files(name, reader)
+        size = sorted((CHUNK[0], sum(map(inputs.size, found)) // CHUNKS, CHUNK[1]))[1]
+        for number, file in enumerate(found):
             stem = f"{name}-part-{number:02}"
             folder = f"{name}_{run.data.tokenizer.label(run)}/{stem}"
             paths = (
@@ -90,12 +96,12 @@ def _chunks(run: RunSpec) -> Iterator[Chunk]:
                     break
                 continue
             # a limit has to count the documents one after another
-            parts = reader.parts(file, CHUNK, rows) if left is None else None
+            parts = reader.parts(file, size, rows) if left is None else None
             if parts is not None:
                 for part in parts:
                     yield Chunk(name, next(paths), part, reader=reader)
                 continue
-            for records in _cut(reader, file, rows, left, run.data.max_rejects):
+            for records in _cut(reader, file, size, rows, left, run.data.max_rejects):
                 yield Chunk(name, next(paths), file, records)
                 if left is not None:
                     left -= sum(isinstance(record, Record) for record in records)
@@ -104,24 +110,24 @@ def _chunks(run: RunSpec) -> Iterator[Chunk]:
 
 
 def _cut(
-    reader: Reader, file: File, rows: int, limit: int | None, rejects: int
+    reader: Reader, file: File, size: int, rows: int, limit: int | None, rejects: int
 ) -> Iterator[list[Record | Rejected]]:
     """The records of a file, at most ``limit`` documents."""
     part: list[Record | Rejected] = []
-    size = documents = bad = 0
+    held = documents = bad = 0
     read = checked(reader, file)
     while limit != 0 and (record := next(read, None)):
         part.append(record)
         if isinstance(record, Rejected):
             bad += 1
         else:
-            size += length(record.document)
+            held += length(record.document)
             documents += 1
             limit = None if limit is None else limit - 1
         # with more rejects than are allowed the stage stops when it sees them
-        if documents == rows or size >= CHUNK or bad > rejects:
+        if documents == rows or held >= size or bad > rejects:
             yield part
-            part, size, documents, bad = [], 0, 0, 0
+            part, held, documents, bad = [], 0, 0, 0
     if part:
         yield part
 

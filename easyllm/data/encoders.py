@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 
+REMEMBERED, WATCHED = 1 << 30, 1 << 25
+"""Bytes of memory that an engine's words may take, and characters after which that is seen to."""
+
 LONG = 2000
 """Characters of a text, on average, from which a call for each costs nothing."""
 
@@ -70,15 +73,22 @@ class Gigatoken(Encoder):
 
     def load(self, folder: Path) -> Encode:
         import numpy as np
-        from gigatoken import Tokenizer
 
-        try:
-            tokenizer = Tokenizer.from_json((folder / "gigatoken.json").read_bytes())
-        except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
-            raise UserError(f"gigatoken does not take this tokenizer: {_said(error)}") from None
+        tokenizer = _gigatoken(folder)
+        text, begun = 0, _resident()
 
         def encode(texts: list[str]) -> tuple[Int32, Int64]:
-            if sum(map(len, texts)) >= LONG * len(texts):
+            nonlocal tokenizer, text, begun
+            size = sum(map(len, texts))
+            text += size
+            if text >= WATCHED:
+                # it remembers every word it has met, and forgets them only with its end
+                if _resident() - begun > REMEMBERED:
+                    del tokenizer
+                    tokenizer = _gigatoken(folder)
+                    begun = min(begun, _resident())
+                text = 0
+            if size >= LONG * len(texts):
                 # what a batch gives needs the package awkward, whose import takes 0.2 s
                 return _joined([tokenizer.encode(text) for text in texts])
             rows = tokenizer.encode_batch(texts, parallel=False).layout
@@ -124,6 +134,24 @@ class QuickTok(Encoder):
 
 FASTEST = (Gigatoken(), QuickTok())
 """Tried in this order where the spec names no engine."""
+
+
+def _gigatoken(folder: Path) -> Any:
+    from gigatoken import Tokenizer
+
+    try:
+        return Tokenizer.from_json((folder / "gigatoken.json").read_bytes())
+    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
+        raise UserError(f"gigatoken does not take this tokenizer: {_said(error)}") from None
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _joined(rows: list[Any]) -> tuple[Int32, Int64]:

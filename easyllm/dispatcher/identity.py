@@ -52,9 +52,9 @@ def moved(before: RunSpec, after: RunSpec) -> RunSpec:
 def run_folder(run: RunSpec) -> str:
     """``<name>-<hash>``: where a run lands by default.
 
-    Places, the engines of the data stages and of the tokenizer, workers and memory, which stages
-    are asked for and how the model is served do not make another run; the content of the
-    sources does.
+    Places, the engines of the data stages and of the tokenizer, workers and memory, how ranks
+    are started, which stages are asked for and how the model is served do not make another
+    run; the content of the sources does.
     """
     plain = write(run)
     for key in ("run_dir", "stages", "serving"):
@@ -64,6 +64,7 @@ def run_folder(run: RunSpec) -> str:
     for key in ("cache", "encoder", "engine", "workers", "memory_gb") + (("dir",) * derived):
         del plain["data"][key]
     del plain["model"]["cache"], plain["training"]["resume"]
+    del plain["hardware"]["launcher"], plain["hardware"]["timeout_s"]
     return f"{run.name}-{digest([plain, address], 8)}"
 
 

@@ -17,9 +17,11 @@ from easyllm.dispatcher import directory, records, summary
 from easyllm.dispatcher.lock import Occupied, held
 from easyllm.errors import UserError
 from easyllm.files import read_json
+from easyllm.launchers import reports
 from easyllm.launchers.local import Local
 from easyllm.paths import RunPaths
 from easyllm.spec.problems import Problem, SpecError
+from easyllm.spec.roles import Launch
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
 from easyllm.stages.base import Stage
@@ -31,7 +33,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 class _Stopped(Exception):
-    """SIGTERM between two stages."""
+    """SIGTERM or SIGUSR1 between two stages."""
 
 
 def dispatch(run: RunSpec) -> int:
@@ -46,7 +48,7 @@ def dispatch(run: RunSpec) -> int:
         with held(paths.root):
             runfile.save(run, paths.spec)
             with _stoppable():
-                return _stages(run)
+                return _on_machines(run)
     except Occupied as error:
         raise SpecError(
             [
@@ -69,7 +71,15 @@ def _lacking(run: RunSpec) -> list[Problem]:
     return found
 
 
-def _stages(run: RunSpec) -> int:
+def _on_machines(run: RunSpec) -> int:
+    """The stages, with all machines of the run at hand; the status, which all end with."""
+    status = FAILED
+    with run.hardware.launcher.opened(run.hardware.nodes, lambda: status) as launcher:
+        status = _stages(run, launcher)
+    return status
+
+
+def _stages(run: RunSpec, launcher: Launch) -> int:
     begun = time.monotonic()
     made: list[tuple[dict[str, Any], bool]] = []
     status = DONE
@@ -83,7 +93,7 @@ def _stages(run: RunSpec) -> int:
                 summary.say(f"{name}: done before, inputs unchanged; passed over")
                 made.append((record, True))
                 continue
-            status, record = _run(run, stage)
+            status, record = _run(run, stage, launcher)
             made.append((record, False))
             if status != DONE:
                 break
@@ -97,18 +107,22 @@ def _stages(run: RunSpec) -> int:
     return status
 
 
-def _run(run: RunSpec, stage: Stage) -> tuple[int, dict[str, Any]]:
+def _run(run: RunSpec, stage: Stage, launcher: Launch) -> tuple[int, dict[str, Any]]:
     """One stage through the launcher; its exit status and record."""
     paths = RunPaths(run)
     logs, started = paths.logs(stage.name), datetime.now(UTC)
     ranks = stage.ranks(run)
-    for left in (*logs.glob("result.json"), *logs.glob("error-*.json")):
-        left.unlink()
+    (logs / "result.json").unlink(missing_ok=True)
     summary.say(f"{stage.name} …" if ranks == 1 else f"{stage.name} on {ranks} ranks …")
     command = [sys.executable, "-m", "easyllm.worker", str(paths.spec), stage.name]
-    launcher = run.hardware.launcher if ranks > 1 else Local()
+    nodes = run.hardware.nodes if ranks > 1 else 1
     try:
-        code = launcher.launch(command, ranks, logs, _environment())
+        code = (launcher if ranks > 1 else Local()).launch(
+            command, ranks, logs, _environment(), nodes=nodes, files=[paths.spec]
+        )
+    except UserError as unreached:
+        summary.failure(stage.name, str(unreached), None)
+        return FAILED, records.save(run, stage, records.FAILED, started, error=str(unreached))
     except KeyboardInterrupt:
         records.save(run, stage, records.INTERRUPTED, started, error="Ctrl-C")
         raise
@@ -121,23 +135,9 @@ def _run(run: RunSpec, stage: Stage) -> tuple[int, dict[str, Any]]:
     if code in (STOPPED, TERMINATED):
         summary.say(f"{stage.name}: stopped by a signal; what it had is saved")
         return STOPPED, records.save(run, stage, records.INTERRUPTED, started, error="SIGTERM")
-    error, mendable = _failure(logs, code)
+    error, mendable = reports.cause(logs, code)
     summary.failure(stage.name, error, None if mendable else logs)
     return FAILED, records.save(run, stage, records.FAILED, started, error=error)
-
-
-def _failure(logs: Path, code: int) -> tuple[str, bool]:
-    """Why a stage failed, and whether that says it all. The rank that failed first knows."""
-    if code == 128 + signal.SIGKILL:
-        return "a rank was killed by SIGKILL; the machine may have run out of memory", False
-    left = sorted(logs.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)
-    if left:
-        error = read_json(left[0])
-        rank = "" if len(list(logs.glob("rank-*.log"))) == 1 else f"rank {error['rank']}: "
-        return ("" if error["mendable"] else rank) + error["message"], error["mendable"]
-    if code > 128:
-        return f"a rank was killed by {signal.Signals(code - 128).name}", False
-    return f"a rank ended with status {code}", False
 
 
 def _environment() -> dict[str, str]:
@@ -149,13 +149,15 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM between stages ends the run as it does within one."""
+    """SIGTERM and SIGUSR1 between stages end the run as they do within one."""
 
     def stop(number: int, frame: Any) -> None:
         raise _Stopped
 
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -93,6 +93,8 @@ def _made(stage: str, metrics: Mapping[str, Any]) -> str:
             words.append(f"{metrics[key]:,} {unit}{'' if metrics[key] == 1 else 's'}")
     if metrics.get("rejected"):
         words.append(f"{metrics['rejected']:,} rejected (rejected.jsonl)")
+    if metrics.get("failed"):
+        words.append(f"{metrics['failed']:,} failed (see error)")
     if "bytes" in metrics:
         words.append(f"{metrics['bytes'] / 1e6:,.1f} MB")
     rate = metrics.get("tokens_per_second")

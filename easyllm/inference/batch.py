@@ -1,67 +1,178 @@
-"""Batch inference: prompts in, JSON Lines out."""
+"""Batch inference: every prompt is answered once, whatever kills come between."""
 
 from __future__ import annotations
 
-import json
+import asyncio
+import dataclasses
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from easyllm import files
-from easyllm.inference.prompts import Prompt, decode, encode_text, load_prompts, model_folder
+from easyllm.data.inputs import is_url
+from easyllm.errors import UserError
+from easyllm.inference.engines import Engine, TokenLogprob
+from easyllm.inference.prompts import encode_messages, encode_text, model_files, model_folder
+from easyllm.inference.reading import Prompt, read_prompts
+from easyllm.inference.results import Journal
+from easyllm.inference.text import answer
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
-from easyllm.spec.run import RunSpec
+from easyllm.spec.run import RunSpec, SamplingSpec
+from easyllm.spec.schema import write
 
 SHOWN = 3
-"""Completions shown in the stage's metrics."""
+"""Answers shown in the stage's metrics."""
 SHOWN_CHARACTERS = 160
 
 
 def infer(run: RunSpec) -> dict[str, Any]:
-    """Complete every prompt of the run and write ``RunPaths.results``.
+    """Answer every prompt of the run and write ``RunPaths.results``.
 
-    A line holds ``prompt``, ``text``, ``tokens`` (how many were generated),
-    ``finish_reason`` and, for prompts given by name, ``name``.
+    A result holds ``id``, ``prompt``, ``text``, ``finish_reason``, ``prompt_tokens`` and
+    ``completion_tokens``; with ``sampling.n`` its ``index``, with ``sampling.logprobs`` the
+    tokens' ``logprobs``. Where a prompt failed, ``error`` says why and the text is null.
+    Prompts that a killed run has answered are not answered again.
     """
-    prompts = load_prompts(run)
-    generator = run.inference.engine.load(model_folder(run), run)
-    encoded = [_encode(run, generator.tokenizer, prompt) for prompt in prompts]
-    sampling = run.inference.sampling
-    started = time.monotonic()
-    with progress("infer", len(prompts) * sampling.max_tokens, "tok") as bar:
-        completions = generator.generate(encoded, sampling, advance=bar.update)
-        bar.total = bar.n  # most prompts end before the tokens they may take
-    seconds = time.monotonic() - started
-    tokens = sum(len(completion.tokens) for completion in completions)
-    results = [
-        {
-            **({"name": prompt.name} if prompt.name is not None else {}),
-            "prompt": prompt.text,
-            "text": decode(generator.tokenizer, completion.tokens),
-            "tokens": len(completion.tokens),
-            "finish_reason": completion.finish_reason,
-        }
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
-    with files.new_file(RunPaths(run).results) as aside, aside.open("w", encoding="utf-8") as out:
-        for result in results:
-            out.write(json.dumps(result, ensure_ascii=False) + "\n")
+    count = sum(1 for _ in read_prompts(run))
+    if not count:
+        raise UserError(f"inference.prompts={run.inference.prompts}: holds no prompt; write one")
+    journal = Journal(RunPaths(run).results, _identity(run))
+    try:
+        resumed = len(journal)
+        tokens, seconds = 0, 0.0
+        if resumed < count:
+            engine = run.inference.engine.load(model_folder(run), run)
+            started = time.monotonic()
+            try:
+                tokens = asyncio.run(_answer_all(run, engine, journal, count))
+            except ExceptionGroup as group:  # of several workers; the first one tells
+                raise group.exceptions[0] from group
+            finally:
+                engine.close()
+            seconds = time.monotonic() - started
+        failed = 0
+        samples: list[dict[str, str]] = []
+        for result in journal.results():
+            failed += "error" in result
+            if len(samples) < SHOWN and "error" not in result:
+                shown = {"prompt": _words(result["prompt"]), "text": result["text"]}
+                samples.append({key: _shortened(text) for key, text in shown.items()})
+        journal.finish()
+    finally:
+        journal.close()
     return {
-        "prompts": len(prompts),
+        "prompts": count,
+        "failed": failed,
+        "resumed": resumed,
         "generated_tokens": tokens,
-        "tokens_per_second": tokens / seconds,
-        "samples": [
-            {"prompt": _shortened(result["prompt"]), "text": _shortened(result["text"])}
-            for result in results[:SHOWN]
-        ],
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "samples": samples,
+    }
+
+
+async def _answer_all(run: RunSpec, engine: Engine, journal: Journal, count: int) -> int:
+    """Answer the prompts that the journal lacks; returns the number of tokens."""
+    rest = ((at, prompt) for at, prompt in enumerate(read_prompts(run)) if at not in journal)
+    tokens = 0
+    with progress("infer", count, "prompt") as bar:
+        bar.update(len(journal))
+
+        async def work(prompts: Iterator[tuple[int, Prompt]]) -> None:
+            nonlocal tokens
+            for at, prompt in prompts:
+                results = await _results(run, engine, at, prompt)
+                journal.add(at, results)
+                tokens += sum(result["completion_tokens"] for result in results)
+                bar.update(1)
+
+        async with asyncio.TaskGroup() as group:
+            # more than the engine takes at a time, so that it never waits for this loop
+            for _ in range(2 * run.inference.batch_size):
+                group.create_task(work(rest))
+    return tokens
+
+
+async def _results(run: RunSpec, engine: Engine, at: int, prompt: Prompt) -> list[dict[str, Any]]:
+    """The results of prompt number ``at``, one for each of ``sampling.n``."""
+    sampling = run.inference.sampling
+    begun: dict[str, Any] = {"id": prompt.id, "prompt": prompt.asked}
+    try:
+        if prompt.error is not None:
+            raise UserError(prompt.error)
+        ids = _encode(run, engine.tokenizer, prompt)
+        answers = [
+            _complete(engine, ids, dataclasses.replace(sampling, seed=_seed(run, at, index)))
+            for index in range(sampling.n)
+        ]
+        made = await asyncio.gather(*answers)
+    except UserError as error:
+        nothing = {"text": None, "finish_reason": None, "prompt_tokens": 0, "completion_tokens": 0}
+        return [{**begun, **nothing, "error": str(error)}]
+    indexed = [{"index": index} if sampling.n > 1 else {} for index in range(sampling.n)]
+    return [{**begun, **number, **one} for number, one in zip(indexed, made, strict=True)]
+
+
+async def _complete(engine: Engine, prompt: list[int], sampling: SamplingSpec) -> dict[str, Any]:
+    text, tokens, reason = "", 0, None
+    logprobs: list[TokenLogprob] = []
+    async for piece in answer(engine, prompt, sampling):
+        text += piece.text
+        tokens += len(piece.tokens)
+        logprobs += piece.logprobs
+        reason = piece.finish_reason
+    told = {}
+    if sampling.logprobs is not None:
+        told["logprobs"] = [
+            {
+                "token": engine.tokenizer.decode([one.token]),
+                "logprob": one.logprob,
+                "top": [[engine.tokenizer.decode([id_]), value] for id_, value in one.top],
+            }
+            for one in logprobs
+        ]
+    return {
+        "text": text,
+        "finish_reason": reason,
+        "prompt_tokens": len(prompt),
+        "completion_tokens": tokens,
+        **told,
     }
 
 
 def _encode(run: RunSpec, tokenizer: Any, prompt: Prompt) -> list[int]:
+    if isinstance(prompt.asked, list):
+        return encode_messages(run, tokenizer, prompt.asked)
     if run.inference.chat:
-        turn = {"role": "user", "content": prompt.text}
+        turn = {"role": "user", "content": prompt.asked}
         return run.data.template.prompt(tokenizer, [turn])
-    return encode_text(tokenizer, prompt.text)
+    return encode_text(tokenizer, prompt.asked)
+
+
+def _seed(run: RunSpec, at: int, index: int) -> int:
+    """A seed of each answer's own, so that no order of the work can change it."""
+    sampling = run.inference.sampling
+    seed = run.seed if sampling.seed is None else sampling.seed
+    return int(files.digest([seed, at, index], 12), 16)
+
+
+def _identity(run: RunSpec) -> str:
+    """A hash of all that decides the results."""
+    inference = write(run.inference)
+    for key in ("output", "batch_size"):
+        del inference[key]
+    model = {str(file): files.fingerprint(file) for file in model_files(run)}
+    prompts = run.inference.prompts
+    file = None
+    if isinstance(prompts, str):
+        file = files.fingerprint(prompts if is_url(prompts) else Path(prompts))
+    plain = [inference, model, file, write(run.model), write(run.data.template), run.seed]
+    return files.digest([*plain, run.hardware.device])
+
+
+def _words(asked: str | list[dict[str, Any]]) -> str:
+    return asked if isinstance(asked, str) else str(asked[-1]["content"])
 
 
 def _shortened(text: str) -> str:

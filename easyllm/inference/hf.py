@@ -1,34 +1,94 @@
-"""Generation by transformers' own ``generate``."""
+"""Transformers' continuous batching behind the engine's protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import groupby
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.continuous_api import OutputRouter
+from transformers.generation.continuous_batching.requests import GenerationOutput
 from transformers.utils import logging
 
 import easyllm.models.custom  # noqa: F401  registers what transformers does not have
 from easyllm.errors import UserError
-from easyllm.inference.engines import Completion, room
+from easyllm.inference.choosing import Choosing
+from easyllm.inference.engines import EngineFailed, Step, TokenLogprob, Transformers, ends, room
 from easyllm.spec.run import RunSpec, SamplingSpec
 
+CPU_CACHE_GB = 2.0
+"""Memory for keys and values on a CPU at most, unless more is given."""
+PAGE = {"cpu": 32, "cuda": 256}
+"""Tokens a page of keys and values; flash attention asks for multiples of 256."""
 
-class HFGenerator:
-    """An ``easyllm.inference.engines.Generator`` over one model on one device."""
 
-    def __init__(self, folder: Path, run: RunSpec):
+@dataclass
+class _Answer:
+    """An answer under way: written by the generation thread, read by its event loop."""
+
+    sampling: SamplingSpec
+    prompt_tokens: int
+    ends: frozenset[int]
+    loop: asyncio.AbstractEventLoop
+    steps: asyncio.Queue[Step | EngineFailed] = field(default_factory=asyncio.Queue)
+    told: int = 0
+    """Tokens in the steps so far."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    draws: torch.Generator | None = None
+
+    def step(self, output: GenerationOutput) -> Step | EngineFailed:
+        """What the answer has grown by since the last step."""
+        if output.error is not None:
+            return EngineFailed(output.error)
+        tokens = output.generated_tokens[self.told :]
+        logprobs = self.logprobs[self.told : self.told + len(tokens)]
+        self.told += len(tokens)
+        if not output.is_finished():
+            return Step(tokens, logprobs)
+        if tokens and tokens[-1] in self.ends:
+            return Step(tokens[:-1], logprobs[:-1], "stop")
+        return Step(tokens, logprobs, "length")
+
+
+class _Router(OutputRouter):
+    """Takes a step's outputs to the event loops, waking each loop once."""
+
+    def __init__(self, answers: dict[str, _Answer]):
+        super().__init__()
+        self._answers = answers
+
+    def deliver(self, output: GenerationOutput) -> None:
+        self.deliver_batch([output])
+
+    def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Answer, Any]]] = {}
+        for output in outputs:
+            answer = self._answers.get(output.request_id)
+            if answer is not None:  # None: aborted meanwhile
+                by_loop.setdefault(answer.loop, []).append((answer, answer.step(output)))
+        for loop, grown in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_hand_over, grown)
+
+
+def _hand_over(grown: list[tuple[_Answer, Any]]) -> None:
+    for answer, step in grown:
+        answer.steps.put_nowait(step)
+
+
+class HFEngine:
+    """An ``easyllm.inference.engines.Engine`` over one model on one device.
+
+    A thread generates; a new request joins the batch at the next step.
+    """
+
+    def __init__(self, folder: Path, run: RunSpec, fields: Transformers):
         device = run.hardware.device
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError(
@@ -47,145 +107,116 @@ class HFGenerator:
                 f"{folder}: transformers cannot load this model and its tokenizer: {error}"
             ) from error
         self.model = model.to(device).eval()
-        self.seed = run.seed
-        self.batch_size = run.inference.batch_size
+        self._generation_config = model.generation_config
+        self._answers: dict[str, _Answer] = {}
+        self._ids = map(str, itertools.count())
+        self._manager = self._started(model, run, fields)
+        cache = self._manager.batch_processor.cache
         config = model.config.get_text_config()
         # beyond what Qwen calls its seq_length its positions must be stretched, which is not done
         self.max_positions: int = min(
             config.max_position_embeddings,
             getattr(config, "seq_length", config.max_position_embeddings),
+            cache.num_blocks * PAGE[device],
         )
-        self.stops = _stops(model, self.tokenizer)
-        # generate() takes from here what it is not given, so a sampling spec would not be all.
-        model.generation_config = GenerationConfig()
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingSpec,
-        advance: Callable[[int], None] = lambda tokens: None,
-    ) -> list[Completion]:
-        rooms = [room(self, prompt, sampling) for prompt in prompts]
-        # Prompts of like length share a batch, so that little of it is padding, and none is
-        # in a batch that goes on past its last position.
-        order = sorted(range(len(prompts)), key=lambda index: (rooms[index], len(prompts[index])))
-        done: dict[int, Completion] = {}
-        with self._draws(sampling):
-            for limit, alike in groupby(order, key=rooms.__getitem__):
-                indices = list(alike)
-                for start in range(0, len(indices), self.batch_size):
-                    batch = indices[start : start + self.batch_size]
-                    rows = [prompts[index] for index in batch]
-                    count = _counter(self.stops, advance)
-                    made = self._complete(rows, limit, sampling, count)
-                    done |= zip(batch, made, strict=True)
-        return [done[index] for index in range(len(prompts))]
+    def _started(self, model: Any, run: RunSpec, fields: Transformers) -> Any:
+        device = run.hardware.device
+        try:
+            # What a request does not say must not come from the model's own configuration.
+            manager = model.init_continuous_batching(
+                generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
+                continuous_batching_config=ContinuousBatchingConfig(
+                    page_size=PAGE[device],
+                    num_blocks=_blocks(model, run, fields),
+                    max_batch_tokens=fields.max_batch_tokens,
+                    max_requests_per_batch=run.inference.batch_size,
+                    # tokens are chosen in Python, between a step and the next
+                    use_async_batching=False,
+                    use_cuda_graph=False,
+                ),
+            )
+            manager.logit_processor = Choosing(self._answers.get)
+            manager.output_router = _Router(self._answers)
+            manager.warmup()
+        except (ValueError, AttributeError, NotImplementedError) as error:
+            raise UserError(
+                f"transformers cannot batch a {type(model).__name__} continuously: {error}; "
+                "give another model, or inference.engine._target_=easyllm.inference.engines.VLLM"
+            ) from error
+        manager.start()
+        return manager
 
-    def stream(
-        self, prompt: Sequence[int], sampling: SamplingSpec, tell: Callable[[Completion], bool]
-    ) -> None:
+    async def generate(
+        self, prompt: Sequence[int], sampling: SamplingSpec
+    ) -> AsyncGenerator[Step, None]:
         limit = room(self, prompt, sampling)
-        tokens: list[int] = []
+        stops = ends(self.tokenizer, self._generation_config, sampling)
+        answer = _Answer(sampling, len(prompt), stops, asyncio.get_running_loop())
+        request = next(self._ids)
+        self._answers[request] = answer
+        finished = False
+        try:
+            added = not self.failed and self._manager.add_request(
+                list(prompt),
+                request_id=request,
+                max_new_tokens=limit,
+                streaming=True,
+                eos_token_id=sorted(stops) or -1,
+            )
+            if not added:
+                raise EngineFailed("the engine has stopped")
+            while not finished:
+                step = await answer.steps.get()
+                while isinstance(step, Step) and not answer.steps.empty():
+                    more = answer.steps.get_nowait()
+                    if isinstance(more, EngineFailed):
+                        step = more
+                    else:  # what came while the caller was busy comes together
+                        step = Step(
+                            step.tokens + more.tokens,
+                            step.logprobs + more.logprobs,
+                            more.finish_reason,
+                        )
+                if isinstance(step, EngineFailed):
+                    finished = True
+                    raise step
+                finished = step.finish_reason is not None
+                yield step
+        finally:
+            del self._answers[request]
+            if not finished:
+                self._manager.cancel_request(request)
 
-        def grow(step: list[int]) -> bool:
-            tokens.extend(step)
-            return tell(self._completion(tokens, limit))
+    @property
+    def waiting(self) -> int:
+        return sum(not answer.told for answer in list(self._answers.values()))
 
-        with self._draws(sampling):
-            self._complete([prompt], limit, sampling, grow)
+    @property
+    def failed(self) -> bool:
+        return not self._manager.is_running()
 
-    def _complete(
-        self,
-        prompts: Sequence[Sequence[int]],
-        limit: int,
-        sampling: SamplingSpec,
-        tell: Callable[[list[int]], bool],
-    ) -> list[Completion]:
-        """Complete a batch, ``limit`` tokens each at most; ``tell`` as in ``_Listener``."""
-        width = max(map(len, prompts))
-        gaps = [width - len(prompt) for prompt in prompts]
-        # The repetition penalty does not see the mask: a row is padded with a token of its own.
-        ids = [[p[0]] * gap + list(p) for gap, p in zip(gaps, prompts, strict=True)]
-        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
-        device = self.model.device
-        rows = self.model.generate(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            generation_config=self._settings(limit, sampling),
-            stopping_criteria=StoppingCriteriaList([_Listener(tell)]),
+    def close(self) -> None:
+        if self._manager.is_running():
+            self._manager.stop(block=True, timeout=60, hard_stop=True)
+
+
+def _blocks(model: Any, run: RunSpec, fields: Transformers) -> int | None:
+    """Pages of keys and values; None where transformers takes what the device has free."""
+    config = model.config.get_text_config()
+    device = run.hardware.device
+    if fields.kv_cache_gb is None and device == "cuda":
+        return None
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    page_bytes = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * PAGE[device]
+    full = -(-config.max_position_embeddings // PAGE[device]) + 1
+    budget = int((fields.kv_cache_gb or CPU_CACHE_GB) * 1e9 // page_bytes)
+    if fields.kv_cache_gb is None:
+        budget = min(budget, full * run.inference.batch_size)
+    if budget < 2:
+        raise UserError(
+            f"inference.engine.kv_cache_gb={fields.kv_cache_gb}: one page of keys and values "
+            f"takes {page_bytes / 1e9:.3f} GB; give more"
         )
-        return [self._completion(row, limit) for row in rows[:, width:].tolist()]
-
-    def _settings(self, limit: int, sampling: SamplingSpec) -> GenerationConfig:
-        drawn: dict[str, Any] = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-        }
-        return GenerationConfig(
-            max_new_tokens=limit,
-            repetition_penalty=sampling.repetition_penalty,
-            eos_token_id=self.stops or None,
-            pad_token_id=self.stops[0] if self.stops else 0,  # fills a row after its end
-            **(drawn if sampling.temperature else {}),
-        )
-
-    def _completion(self, tokens: list[int], limit: int) -> Completion:
-        ends = [tokens.index(stop) for stop in self.stops if stop in tokens]
-        if ends:
-            return Completion(tokens[: min(ends)], "stop")
-        return Completion(list(tokens), "length" if len(tokens) == limit else None)
-
-    def _draws(self, sampling: SamplingSpec) -> AbstractContextManager[Any]:
-        if not sampling.temperature:
-            return nullcontext()
-        seed = self.seed if sampling.seed is None else sampling.seed
-        return _Draws(torch.Generator(self.model.device).manual_seed(seed))
-
-
-class _Draws(TorchFunctionMode):
-    """Draws this thread's samples from ``generator``.
-
-    ``generate`` has no argument for one, and torch's global one is shared by all threads.
-    """
-
-    def __init__(self, generator: torch.Generator):
-        super().__init__()
-        self.generator = generator
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        more = {"generator": self.generator} if func is torch.multinomial else {}
-        return func(*args, **(kwargs or {}), **more)
-
-
-class _Listener(StoppingCriteria):
-    """Tells of each step's tokens, one a row, and ends all rows once ``tell`` returns False."""
-
-    def __init__(self, tell: Callable[[list[int]], bool]):
-        self.tell = tell
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        done = not self.tell(input_ids[:, -1].tolist())
-        return torch.full((len(input_ids),), done, device=input_ids.device)
-
-
-def _counter(stops: list[int], advance: Callable[[int], None]) -> Callable[[list[int]], bool]:
-    """A ``tell`` that counts the tokens of the rows that have not ended."""
-    ended: set[int] = set()
-
-    def tell(step: list[int]) -> bool:
-        ended.update(row for row, token in enumerate(step) if token in stops)
-        advance(len(step) - len(ended))
-        return True
-
-    return tell
-
-
-def _stops(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a completion: those of the generation config and the tokenizer's."""
-    configured = model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return sorted({id_ for id_ in (*ids, tokenizer.eos_token_id) if id_ is not None})
+    return budget

@@ -1,9 +1,8 @@
-"""What a run generates with and from: its model and its prompts."""
+"""What a run generates with: its model, and tokens of texts and conversations for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,9 @@ from easyllm.errors import UserError
 from easyllm.models import source, tensor_files
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
+
+ROLES = ("system", "user", "assistant", "tool")
+TURN = f'a message is {{"role": …, "content": TEXT}} or {{"user": TEXT}}, with {", ".join(ROLES)}'
 
 KEYS = (
     "seed",
@@ -24,12 +26,6 @@ KEYS = (
     "hardware.device",
 )
 """Keys of the spec that decide what is generated."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    text: str
-    name: str | None = None
 
 
 def model_path(run: RunSpec) -> str:
@@ -72,30 +68,50 @@ def model_files(run: RunSpec) -> list[Path]:
     return [place / "config.json", *tensor_files.paths(place)] if place.is_dir() else [place]
 
 
-def load_prompts(run: RunSpec) -> list[Prompt]:
-    """The prompts of ``inference.prompts`` in order; blank lines of a file are passed over.
+def turn(message: object) -> dict[str, Any]:
+    """A message as ``{"role": …, "content": …}``, from that shape or from ``{"user": TEXT}``.
 
-    Raises UserError where the file is missing or there is no prompt.
+    Parts of a content, ``[{"type": "text", "text": …}]``, are joined. Raises UserError.
     """
-    given = run.inference.prompts
-    if not isinstance(given, str):
-        return [Prompt(text, name) for name, text in given.items()]
+    if not isinstance(message, Mapping):
+        raise UserError(f"{TURN}, not {type(message).__name__}")
+    if "role" in message:
+        made = {key: value for key, value in message.items() if value is not None}
+    elif len(message) == 1:
+        [(role, content)] = message.items()
+        made = {"role": role, "content": content}
+    else:
+        raise UserError(f"{TURN}, not one with the keys [{', '.join(map(str, message))}]")
+    if made["role"] == "developer":  # OpenAI's newer name
+        made["role"] = "system"
+    if made["role"] not in ROLES:
+        raise UserError(f"{TURN}, not of {str(made['role'])!r}")
+    content = made.get("content", "")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        content = "".join(part for part in parts if isinstance(part, str))
+        if not all(isinstance(part, str) for part in parts):
+            raise UserError("a message's content is text; this model takes nothing else")
+    if not isinstance(content, str):
+        raise UserError(f"{TURN}; its content is of {type(content).__name__}")
+    return {**made, "content": _unicode(content)}
+
+
+def _unicode(text: str) -> str:
+    """``text``, without halves of surrogate pairs, which JSON can spell and no text holds."""
     try:
-        lines = Path(given).read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(
-            f"inference.prompts={given}: no such file; give a text file with one prompt a line"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"inference.prompts={given}: cannot be read as UTF-8: {error}") from None
-    prompts = [Prompt(line) for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"inference.prompts={given}: holds no prompt; write one a line")
-    return prompts
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text is not Unicode at character {error.start + 1}") from None
+    return text
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text to go on with, after the tokens that the tokenizer begins with."""
+    """Token ids of a text to go on with, after the tokens that the tokenizer begins with.
+
+    Raises UserError for a text that is not Unicode.
+    """
+    _unicode(text)
     ids: list[int] = tokenizer(text)["input_ids"]
     return ids
 
@@ -112,9 +128,3 @@ def encode_messages(
     if isinstance(template, TokenizerTemplate) and not tokenizer.chat_template:
         return encode_text(tokenizer, "\n".join(message["content"] for message in messages))
     return template.prompt(tokenizer, messages)
-
-
-def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """The text of a completion, special tokens left out."""
-    text: str = tokenizer.decode(list(tokens), skip_special_tokens=True)
-    return text

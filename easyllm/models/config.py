@@ -77,6 +77,10 @@ def hf_config(run: RunSpec) -> PretrainedConfig:
             f"data.seq_len={run.data.seq_len}: the model has {config.max_position_embeddings} "
             f"positions; give at most that, or model.overrides.max_position_embeddings"
         )
+    # rows longer than Qwen's seq_length train its plain positions, which are then not to be
+    # stretched at inference
+    if run.data.seq_len > getattr(config, "seq_length", run.data.seq_len):
+        config.seq_length = run.data.seq_len
     return config
 
 

@@ -116,7 +116,7 @@ class WeightFiles:
             if name == "lm_head.weight":
                 hint = " (model.overrides.tie_word_embeddings=true if it shares the embedding)"
             return f"{self.folder} has no tensor {place.tensor} of shape {tuple(whole)}{hint}"
-        if told := tensor_files.damage(file):
+        if told := _damage(file):
             return f"{told}; {place.tensor} is to be read from it"
         found = _opened(file).shapes.get(place.tensor)
         if found is None:
@@ -179,6 +179,20 @@ def _opened(file: Path) -> _Safetensors | _Pickled:
     """The file, perhaps opened before: layers are read in order, so few are needed at a time."""
     stat = file.stat()
     return _open(file, stat.st_mtime_ns, stat.st_size)
+
+
+def _damage(file: Path) -> str | None:
+    """``tensor_files.damage``, looked for once while the file stays as it is."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return tensor_files.damage(file)
+    return _damage_of(file, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _damage_of(file: Path, time: int, size: int) -> str | None:
+    return tensor_files.damage(file)
 
 
 @functools.lru_cache(maxsize=2)

@@ -7,16 +7,40 @@ import io
 import logging
 import os
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
+from easyllm.parallelism.watchdog import Watchdog
 
-def start(device: Literal["cpu", "cuda"]) -> torch.device:
+_watchdog: Watchdog | None = None
+"""Of this process, between ``watch`` and ``stop``."""
+
+MARGIN = 30.0
+"""Seconds that a collective waits longer than the watchdog, which has more to tell."""
+
+
+def watch(folder: Path, rank: int, timeout_s: float) -> None:
+    """End this rank when the time between two calls of ``beat`` exceeds ``timeout_s``;
+    its report goes into ``folder``."""
+    global _watchdog
+    _watchdog = Watchdog(folder, rank, timeout_s)
+
+
+def beat(doing: str) -> None:
+    """Say what this rank begins now, e.g. ``step 12``; nothing where it is not watched."""
+    if _watchdog is not None:
+        _watchdog.beat(doing)
+
+
+def start(device: Literal["cpu", "cuda"], timeout_s: float = 1800.0) -> torch.device:
     """Join the other ranks (NCCL on CUDA, Gloo on the CPU); returns this rank's device.
 
     RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT must be in the environment.
+    A collective for which some rank does not arrive within ``timeout_s`` fails.
     """
     os.environ["DS_ACCELERATOR"] = device
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -29,13 +53,18 @@ def start(device: Literal["cpu", "cuda"]) -> torch.device:
     if device == "cuda":
         here = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(here)
+    beat("joining the other ranks")
     with quiet():
-        deepspeed.init_distributed()
+        deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s + MARGIN))
     return here
 
 
 def stop() -> None:
     """Leave the process group."""
+    global _watchdog
+    if _watchdog is not None:
+        _watchdog.stop()
+        _watchdog = None
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -28,8 +28,12 @@ def problems(run: RunSpec) -> Iterator[Problem]:
     """What is missing or does not fit, of files, models and devices. Reads small files only.
 
     With no stages the spec alone is checked: sources and models must be there, devices
-    and optional packages need not.
+    and optional packages need not. Of a run that another machine owns, only what this one
+    needs to serve it.
     """
+    if run.stages and run.hardware.launcher.follows(run.hardware.nodes):
+        yield from machine.problems(run)
+        return
     yield from places.problems(run)
     yield from _model(run)
     if run.stages:

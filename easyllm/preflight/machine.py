@@ -33,6 +33,8 @@ def problems(run: RunSpec) -> Iterator[Problem]:
                 "model.attention", run.model.attention, "the package flash-attn is not installed",
                 "pip install 'easyllm[flash-attn]', or give model.attention=sdpa",
             )  # fmt: skip
+    if "train" in run.stages:
+        yield from run.hardware.launcher.lacks("hardware.launcher", run)
     for key, part in components(run):
         yield from part.lacking(key, run)
         for module, extra in part.requires.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from easyllm.data import tokenizers
 from easyllm.errors import UserError
 from easyllm.models import source, tensor_files
+from easyllm.serving.keys import VARIABLE, load_keys, local_only
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 
@@ -24,6 +25,8 @@ def problems(run: RunSpec) -> Iterator[Problem]:
     if isinstance(tokenizer, str) and (complaint := tokenizers.problem(tokenizer)):
         yield Problem("data.tokenizer.path", tokenizer, complaint, tokenizers.PATHS)
     yield from _inference(run)
+    if "serve" in run.stages:
+        yield from _serving(run)
     checkpoint = run.export.checkpoint
     if checkpoint and not (Path(checkpoint) / "manifest.json").is_file():
         yield Problem(
@@ -62,12 +65,37 @@ def _weights(run: RunSpec, path: str) -> Iterator[Problem]:
 
 def _inference(run: RunSpec) -> Iterator[Problem]:
     prompts, model = run.inference.prompts, run.inference.model
-    if "infer" in run.stages and isinstance(prompts, str) and not Path(prompts).is_file():
+    local = isinstance(prompts, str) and "://" not in prompts
+    if "infer" in run.stages and local and not Path(str(prompts)).is_file():
         yield Problem(
-            "inference.prompts", prompts, "no such file", "give a text file with one prompt a line"
+            "inference.prompts", prompts, "no such file",
+            "give a text file with one prompt a line, or .jsonl or .parquet",
+        )  # fmt: skip
+    output = run.inference.output
+    if "infer" in run.stages and output and Path(output).suffix not in (".jsonl", ".parquet"):
+        yield Problem(
+            "inference.output", output, "is of no known format", "give a .jsonl or .parquet file"
         )
     if model and {"infer", "serve"} & set(run.stages) and (complaint := source.problem(model)):
         yield Problem("inference.model", model, complaint, "give a folder or a hub id")
+
+
+def _serving(run: RunSpec) -> Iterator[Problem]:
+    """Keys that can be read, and one where others than this machine can ask."""
+    serving = run.serving
+    try:
+        keys = load_keys(serving)
+    except UserError as error:
+        message = str(error).partition(": ")[2]
+        yield Problem("serving.api_key_file", serving.api_key_file, message)
+        return
+    if not (keys or serving.insecure or local_only(serving.host)):
+        yield Problem(
+            "serving.host", serving.host, "others than this machine could ask, without a key",
+            f"give serving.api_key_file=<file> or {VARIABLE} in the environment; "
+            "serving.insecure=true allows it all the same",
+            also=("serving.insecure",),
+        )  # fmt: skip
 
 
 def _folder(key: str, folder: Path) -> Iterator[Problem]:

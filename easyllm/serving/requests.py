@@ -3,57 +3,120 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from easyllm.spec.run import SamplingSpec
 
-ROLES = ("system", "user", "assistant")
-SHAPE = 'a message is {"user": TEXT}, with system, user or assistant, or {"role": …, "content": …}'
+MAX_LOGPROBS = 20
+
+TokenCount = Annotated[int, Field(ge=0, le=1 << 31)]
+Id = Annotated[int, Field(ge=0, le=1 << 31)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Takes known fields of the right type only, so that nothing asked for is passed over."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Sampling(_Strict):
-    """Fields of ``SamplingSpec``; what is left out is taken from the server's own spec."""
+class Sampling(Strict):
+    """Fields of ``SamplingSpec``; what is left out or null is the server's own."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+    min_tokens: TokenCount | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    stop: Stop | Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    stop_token_ids: Annotated[list[Id], Field(max_length=1024)] | None = None
+    ignore_eos: bool | None = None
+    n: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+    seed: Seed | None = None
 
-    def over(self, default: SamplingSpec) -> SamplingSpec:
-        return dataclasses.replace(default, **self.model_dump(exclude_none=True))
+    def over(self, default: SamplingSpec, **more: Any) -> SamplingSpec:
+        """The server's sampling with what the request says, and ``more``, laid over it."""
+        own = {name: getattr(self, name) for name in Sampling.model_fields}
+        asked = {key: value for key, value in {**own, **more}.items() if value is not None}
+        stop = asked.get("stop")
+        if isinstance(stop, str):
+            asked["stop"] = (stop,)
+        for key in ("stop", "stop_token_ids"):
+            if key in asked:
+                asked[key] = tuple(asked[key])
+        return dataclasses.replace(default, **asked)
 
 
-class GenerateRequest(_Strict):
-    """A conversation to go on with."""
+class GenerateRequest(Strict):
+    """The original's request: a conversation to go on with."""
 
-    messages: Annotated[list[dict[str, str]], Field(min_length=1)]
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     """Turns, oldest first, each ``{"user": TEXT}`` or ``{"role": "user", "content": TEXT}``."""
     stream: bool = False
     sampling: Sampling = Sampling()
 
-    @field_validator("messages")
-    @classmethod
-    def _turns(cls, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        return [_turn(message) for message in messages]
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+    """Taken and passed over: nothing here is padded."""
 
 
-def _turn(message: dict[str, str]) -> dict[str, str]:
-    """A message as ``{"role": …, "content": …}``."""
-    if message.keys() == {"role", "content"}:
-        turn = message
-    elif len(message) == 1:
-        [(role, content)] = message.items()
-        turn = {"role": role, "content": content}
-    else:
-        raise ValueError(f"{SHAPE}, not one with the keys [{', '.join(message)}]")
-    if turn["role"] not in ROLES:
-        raise ValueError(f"{SHAPE}, not of {turn['role']!r}")
-    return turn
+class OpenAIRequest(Sampling):
+    """What completions and chat completions have in common."""
+
+    model: str | None = None
+    """The name that ``/v1/models`` tells; null takes the one there is."""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    """Taken for OpenAI's clients, as are the next ones; no effect."""
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @property
+    def usage_in_stream(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(OpenAIRequest):
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    def sampling(self, default: SamplingSpec) -> SamplingSpec:
+        return self.over(
+            default,
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+
+class CompletionRequest(OpenAIRequest):
+    prompt: str | list[str] | list[Id] | list[list[Id]]
+    """A text or its token ids, or several of either."""
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    def sampling(self, default: SamplingSpec) -> SamplingSpec:
+        return self.over(default, logprobs=self.logprobs)
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts one by one; a list of token ids is one prompt."""
+        given = self.prompt
+        if isinstance(given, str):
+            return [given]
+        if given and all(isinstance(token, int) for token in given):
+            return [list(given)]  # type: ignore[arg-type]
+        return list(given)  # type: ignore[arg-type]

@@ -1,53 +1,129 @@
-"""The API server of a run."""
+"""The API server of a run: its socket, its signals, its end."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
-import functools
+import logging
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from easyllm.errors import UserError
-from easyllm.inference.prompts import encode_messages, model_folder
-from easyllm.serving.app import Service, application
+from easyllm.inference.prompts import model_folder, model_path
+from easyllm.serving.app import Application
+from easyllm.serving.guard import ACCESS
+from easyllm.serving.keys import load_keys
+from easyllm.serving.service import Service
 from easyllm.spec.run import RunSpec, ServingSpec
 
-PATIENCE = 3
-"""Seconds that open requests get once the server is asked to stop."""
+POLL = 0.05
+"""Seconds between looks at what is under way, once the server is asked to stop."""
 
 
 def serve(run: RunSpec) -> dict[str, Any]:
-    """Answer requests at ``serving.host`` and ``serving.port`` until SIGTERM or Ctrl-C."""
-    with _bound(run.serving) as listener:  # before the model is loaded, which takes a while
-        folder = model_folder(run)
-        generator = run.inference.engine.load(folder, run)
-        encode = functools.partial(encode_messages, run, generator.tokenizer)
-        inference = run.inference
-        service = Service(generator, encode, inference.sampling, run.seed, inference.batch_size)
-        config = uvicorn.Config(
-            application(service, str(folder)),
-            log_level="warning",
-            timeout_graceful_shutdown=PATIENCE,
-        )
-        print(_welcome(run.serving, str(folder)), flush=True)
+    """Answer requests at ``serving.host`` and ``serving.port`` until SIGTERM or Ctrl-C.
+
+    The server listens while the model is loading; ``/ready`` tells when it is.
+    """
+    keys = load_keys(run.serving)
+    with _bound(run.serving) as listener:
+        service = Service(run, run.serving.model_name or _name(model_path(run)))
+        _log_to(sys.stdout)
+        server = Server(Application(service, keys), service)
         try:
-            _Server(config).run(sockets=[listener])
+            # uvloop where it is installed
+            with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+                runner.run(_serve(run, server, listener))
         finally:
-            service.close()
+            if service.engine is not None:
+                service.engine.close()
     return {"requests": service.requests, "generated_tokens": service.tokens}
 
 
-class _Server(uvicorn.Server):
+async def _serve(run: RunSpec, server: Server, listener: socket.socket) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    service = server.service
+    try:
+        service.engine = await asyncio.to_thread(
+            lambda: run.inference.engine.load(model_folder(run), run)
+        )
+        if not service.draining:
+            print(_welcome(run.serving, service.model), flush=True)
+    except BaseException:
+        server.should_exit = True
+        await serving
+        raise
+    await serving
+
+
+def _name(path: str) -> str:
+    """What clients call a model: a hub id as it is, a folder or file by its path."""
+    return path if not Path(path).exists() else str(Path(path))
+
+
+def _log_to(stream: Any) -> None:
+    """Access log entries go out as they are, a JSON object a line."""
+    ACCESS.setLevel(logging.INFO)
+    ACCESS.propagate = False
+    ACCESS.handlers = [logging.StreamHandler(stream)]
+
+
+class Server(uvicorn.Server):
+    """Serves until it is asked to stop, then lets what is under way end.
+
+    SIGTERM or SIGINT: ``/ready`` turns false and new requests get 503; once nothing is under
+    way, or ``serving.grace_seconds`` have passed, or at a second signal, it stops.
+    """
+
+    def __init__(self, application: Application, service: Service):
+        config = uvicorn.Config(
+            application.asgi,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+        super().__init__(config)
+        self.application, self.service = application, service
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if self.service.draining:
+            self.should_exit = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Begin to stop."""
+        self.service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's, ten times a second: whether to stop serving."""
+        if self.service.draining and not self.should_exit:
+            await self._drained()
+            self.should_exit = True
+        stop: bool = await super().on_tick(counter)
+        return stop
+
+    async def _drained(self) -> None:
+        deadline = time.monotonic() + self.service.run.serving.grace_seconds
+        while self.application.guard.under_way and not self.should_exit:
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(POLL)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop at SIGINT and SIGTERM. Unlike the base it does not raise them again
-        afterwards: a server that was stopped has done its work."""
+        """Unlike the base it does not raise the signals again afterwards: a server that was
+        stopped has done its work."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -96,10 +172,11 @@ def _bound(serving: ServingSpec) -> socket.socket:
 
 def _welcome(serving: ServingSpec, model: str) -> str:
     host = "localhost" if serving.host in ("0.0.0.0", "::", "127.0.0.1") else serving.host
-    url = f"http://{host}:{serving.port}/generate"
+    url = f"http://{host}:{serving.port}"
     return (
         f"serving {model}\n"
-        f"  curl {url} -H 'Content-Type: application/json' "
+        f"  chat page and OpenAI's API: {url}/ and {url}/v1\n"
+        f"  curl {url}/generate -H 'Content-Type: application/json' "
         '-d \'{"messages": [{"user": "San Francisco is a"}], "sampling": {"max_tokens": 32}}\'\n'
         "  Ctrl-C stops the server"
     )

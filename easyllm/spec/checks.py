@@ -163,6 +163,13 @@ def _inference(run: RunSpec) -> Iterator[Problem]:
             "there is nothing to answer",
             "give a file with one prompt a line: inference.prompts=prompt.txt",
         )
+    sampling = run.inference.sampling
+    if sampling.min_tokens > sampling.max_tokens:
+        yield Problem(
+            "inference.sampling.min_tokens", sampling.min_tokens,
+            f"is above inference.sampling.max_tokens={sampling.max_tokens}",
+            f"give at most {sampling.max_tokens}", also=("inference.sampling.max_tokens",),
+        )  # fmt: skip
 
 
 def _model(run: RunSpec) -> Iterator[Problem]:

@@ -19,6 +19,9 @@ class Rank:
     index: int = 0
     count: int = 1
     local_index: int = 0
+    local_count: int = 1
+    reports: Path = Path()
+    """Where it leaves why it failed."""
 
     @property
     def first(self) -> bool:

@@ -87,11 +87,16 @@ class Train(Stage):
         with on_sigterm() as stop:
             from easyllm.parallelism import world
 
-            device = world.start(run.hardware.device)
+            world.watch(rank.reports, rank.index, run.hardware.timeout_s)
+            device = world.start(run.hardware.device, run.hardware.timeout_s)
             # these import DeepSpeed, which settles its accelerator for good
             from easyllm.data.rows import open_rows
+            from easyllm.parallelism import reach
             from easyllm.training.loop import train
 
+            if rank.count > rank.local_count:
+                reach.check(run, self.inputs(run))
+            world.beat("reading the token store")
             try:
                 metrics = train(run, open_rows(run), device, stop)
             except Stopped as stopped:

@@ -87,6 +87,7 @@ class Training:
 
     def start(self) -> None:
         """Build the model and its optimizer on all ranks."""
+        world.beat("building the model")
         begun, paths = self.begun, self.paths
         if world.first():
             checkpoints.clear_leftovers(paths.checkpoints)
@@ -123,6 +124,7 @@ class Training:
 
     def advance(self) -> dict[str, Any]:
         """Train one step; returns its line of metrics."""
+        world.beat(f"step {self.step + 1}")
         begin = time.perf_counter()
         layout, engine, optimizer = self.run.parallelism, self.engine, self.run.training.optimizer
         lr = optimizer.lr * self.run.training.schedule.factor(self.step, self.total)
@@ -188,6 +190,7 @@ class Training:
         at_once, loss = engine.accumulation, 0.0
         with progress("evaluate", count, "batch", visible=world.first()) as bar:
             for begin in range(0, count, at_once):
+                world.beat(f"evaluation after step {self.step}")
                 some = min(at_once, count - begin)
                 loss += engine.evaluate(batches[begin : begin + some], some) * some / count
                 bar.update(some)
@@ -201,6 +204,7 @@ class Training:
         self.save()
 
     def save(self) -> None:
+        world.beat(f"saving step {self.step}")
         begin = time.perf_counter()
         facts = {
             "step": self.step,

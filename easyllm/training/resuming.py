@@ -96,7 +96,10 @@ def differing(
     return [
         f"{key}: then {_shown(then.get(key))}, now {_shown(now.get(key))}"
         for key in dict.fromkeys([*now, *then])
-        if then.get(key) != now.get(key) and (decides(key) or key == DATA) == decided
+        if then.get(key) != now.get(key)
+        and (decides(key) or key == DATA) == decided
+        # what one class of layout has and another lacks needs no telling
+        and (decided or (key in then and key in now))
     ]
 
 
@@ -132,6 +135,7 @@ def _newest_good(root: Path) -> Checkpoint | None:
     """The newest checkpoint with the content it was saved with; damaged ones are set apart."""
     passed: list[str] = []
     for path in world.from_first(checkpoints.listed(root)):
+        world.beat(f"checking {path.name}")
         found = world.from_first(checkpoints.examined(path) if world.first() else None)
         told = [found] if isinstance(found, str) else _changed(found)
         if not told:

@@ -202,6 +202,21 @@ def test_users_recipe_reader_and_tracker(folder):
     assert "did you mean data.sources.python_docs.upper?" in wrong.stderr
 
 
+def test_a_spec_by_hand_may_leave_a_value_to_the_command_line(folder):
+    (folder / "texts.txt").write_text("one\n\ntwo\n")
+    (folder / "spec.yaml").write_text(
+        "stages: [tokenize]\n"
+        "data: {sources: {texts: {_target_: easyllm.data.readers.Text}}}\n"
+        "hardware: {device: cpu}\n"
+    )
+    words = ["spec.yaml", "data.tokenizer=ByteLevelBPE", "data.tokenizer.vocab_size=300"]
+    done = easyllm(*words, "data.sources.texts.path=texts.txt", "stages=[]", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    done = easyllm(*words, "stages=[]", cwd=folder)
+    assert done.returncode == 2
+    assert "data.sources.texts.path" in done.stderr
+
+
 def test_same_start_from_any_environment(folder):
     """A locale without UTF-8 and no home must not matter."""
     env = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0"}

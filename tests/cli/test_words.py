@@ -30,10 +30,15 @@ def composed(*words: str) -> tuple[RunSpec, list[Problem]]:
 
 
 def test_no_two_components_of_a_role_have_one_name() -> None:
-    for role in Component.__subclasses__():
-        if role.__module__ == "easyllm.spec.roles":
-            names = Counter(cls.__name__.lower() for cls in shipped(role))
-            assert names and max(names.values()) == 1, role
+    roles = [
+        role
+        for role in Component.__subclasses__()
+        if role.__module__.startswith("easyllm.spec.roles.")
+    ]
+    assert len(roles) > 10
+    for role in roles:
+        names = Counter(cls.__name__.lower() for cls in shipped(role))
+        assert names and max(names.values()) == 1, role
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from easyllm.data import exactness
+from easyllm.data import encoders, exactness
 from easyllm.data.encoders import Gigatoken, HuggingFace, QuickTok
 from easyllm.data.encoding import by_transformers, load_tokenizer
 from easyllm.data.exactness import choose, difference, load, sample
@@ -38,8 +38,8 @@ def encodes(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, E
     engine = choose(None, qwen, "qwen", tmp_path_factory.mktemp("cache"))
     assert engine.encoder == Gigatoken() and not engine.passed_over
     QuickTok().prepare(engine.folder)
-    encoders = (HuggingFace(), *ENGINES)
-    return {type(encoder).__name__: encoder.load(engine.folder) for encoder in encoders}
+    every = (HuggingFace(), *ENGINES)
+    return {type(encoder).__name__: encoder.load(engine.folder) for encoder in every}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,29 @@ def test_any_text_has_the_same_ids(encodes: dict[str, Encode], name: str, texts:
     ids, offsets = encodes[name](texts)
     assert ids.dtype == np.int32 and offsets.dtype == np.int64
     assert difference(encodes["HuggingFace"], encodes[name], [*texts, "".join(texts)]) is None
+
+
+def test_gigatoken_forgets_words_before_they_fill_the_memory(
+    qwen: Path, encodes: dict[str, Encode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    load_engine = encoders._gigatoken
+    monkeypatch.setattr(encoders, "_gigatoken", lambda f: loads.append(f) or load_engine(f))
+    monkeypatch.setattr(encoders, "WATCHED", 1 << 20)
+    monkeypatch.setattr(encoders, "REMEMBERED", 16 << 20)
+    encode = Gigatoken().load(choose(None, qwen, "qwen", tmp_path).folder)
+    loads.clear()
+    draw = np.random.default_rng(0)
+    held = []
+    for _ in range(24):
+        letters = draw.integers(97, 123, 1 << 20, np.uint8)
+        letters[::9] = 32  # words of eight letters, no two the same
+        text = letters.tobytes().decode()
+        encode([text])
+        held.append(encoders._resident())
+    assert loads
+    assert max(held) - held[0] < 128 << 20
+    assert difference(encodes["HuggingFace"], encode, [text[:10_000]]) is None
 
 
 def test_pythons_tokenizers_are_encoded_alike(encodes: dict[str, Encode], qwen: Path) -> None:
@@ -127,7 +150,7 @@ def made(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
 def test_an_engine_that_fails_on_the_runs_own_texts_is_left(
     spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = WrongAt(word="lantern")
+    wrong = WrongAt(word="Story 5:")
     run = spec(tmp_path / "right", data={"encoder": {"_target_": target_of(HuggingFace)}})
     work(run, "tokenize")
     monkeypatch.setattr(exactness, "FASTEST", (wrong,))

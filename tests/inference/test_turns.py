@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from easyllm import runfile
 from easyllm.data.formats import Baichuan, ChatML, Llama2
 from easyllm.data.templates import Plain, TokenizerTemplate
-from easyllm.inference.engines import Completion
+from easyllm.inference.engines import Step
 from easyllm.models.config import hf_config, write_description
 from easyllm.spec.roles import Template
 from tests.inference.small import END, save_model
@@ -99,14 +100,20 @@ def test_so_does_plain_transformers(run: Path) -> None:
     assert made[-1] == end and int(torch.count_nonzero(made == end)) == 1
 
 
-def test_so_does_a_stream_such_as_serving_sends(run: Path) -> None:
+def test_so_does_the_engine_that_serves(run: Path) -> None:
     spec = runfile.load(run / "run.yaml")
-    generator = spec.inference.engine.load(run / "export", spec)
-    prompt = ChatML().prompt(generator.tokenizer, [{"role": "user", "content": "say red"}])
-    told: list[Completion] = []
-    generator.stream(prompt, spec.inference.sampling, lambda made: told.append(made) or True)
+    engine = spec.inference.engine.load(run / "export", spec)
+    prompt = ChatML().prompt(engine.tokenizer, [{"role": "user", "content": "say red"}])
+
+    async def steps() -> list[Step]:
+        return [step async for step in engine.generate(prompt, spec.inference.sampling)]
+
+    try:
+        told = asyncio.run(steps())
+    finally:
+        engine.close()
     assert told[-1].finish_reason == "stop"
-    assert generator.tokenizer.decode(told[-1].tokens) in WORDS
+    assert engine.tokenizer.decode([token for step in told for token in step.tokens]) in WORDS
 
 
 @pytest.mark.parametrize(("conversations", "ends"), [(False, 0), (True, [0, 258])])

@@ -157,7 +157,8 @@ def test_logs_of_an_earlier_launch_go(tmp_path: Path) -> None:
     assert (tmp_path / "rank-0.log").read_text() == "new\n"
 
 
-def test_sigterm_lets_the_ranks_save(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["term", "usr1"])
+def test_a_signal_lets_the_ranks_save(tmp_path: Path, number: signal.Signals) -> None:
     code = (
         "import os, signal, sys, time\n"
         "def save(*_): time.sleep(int(os.environ['RANK'])); print('saved'); sys.exit(75)\n"
@@ -166,7 +167,7 @@ def test_sigterm_lets_the_ranks_save(tmp_path: Path) -> None:
         "time.sleep(60)"
     )
     process = started(tmp_path, code, 2)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(60) == 75
     assert all("saved" in (tmp_path / f"rank-{n}.log").read_text() for n in range(2))
 
@@ -205,7 +206,11 @@ def test_launches_from_a_thread(tmp_path: Path) -> None:
 
 def test_many_nodes_are_refused_only_where_ranks_would_start(tmp_path: Path) -> None:
     config = {
-        "hardware": {"nodes": 8, "devices_per_node": 1},
+        "hardware": {
+            "nodes": 8,
+            "devices_per_node": 1,
+            "launcher": {"_target_": "easyllm.launchers.local.Local"},
+        },
         "training": {"steps": 1},
         "parallelism": {"global_batch_size": 8},
     }

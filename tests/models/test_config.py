@@ -105,6 +105,15 @@ def test_a_group_agrees_with_what_was_published(tmp_path: Path, name: str) -> No
         assert config.alibi and config.norm_head and "max_position_embeddings" not in written
 
 
+def test_rows_longer_than_qwens_seq_length_lengthen_it(tmp_path: Path) -> None:
+    values = json.loads(PUBLISHED["qwen_7b"]) | {"seq_length": 64}
+    (tmp_path / "config.json").write_text(json.dumps(values), "utf-8")
+    for rows, length in ((32, 64), (96, 96)):
+        config = hf_config(spec(tmp_path, {"path": str(tmp_path), "init": "random"}, rows))
+        assert config.seq_length == length
+        assert config.modern().max_position_embeddings == length
+
+
 def test_an_override_explains_the_difference(folder: Path) -> None:
     config = {**LLAMA, "num_hidden_layers": 3}
     model = {"path": str(folder / "llama"), "init": "random", "config": config}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from easyllm.cli.library import shipped_folder
 from easyllm.models.families import Llama, family_named
+from easyllm.models.layers import parameter_shapes
+from easyllm.spec.roles import ModelShape
 from tests.support import LLAMA
 
 
@@ -66,3 +69,35 @@ def test_published_dimensions_give_published_sizes(
     values = yaml.safe_load(config)
     assert set(values) <= family.config_keys
     assert family.shape(values).parameters / 1e9 == pytest.approx(billions, abs=0.06)
+
+
+GROUPS = sorted(file.stem for file in (shipped_folder() / "model").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_smaller_configuration_keeps_what_tells_the_model(group: str) -> None:
+    from transformers import AutoConfig
+
+    import easyllm.models.custom  # noqa: F401
+
+    config = yaml.safe_load((shipped_folder() / "model" / f"{group}.yaml").read_text())["config"]
+    family = family_named(config["model_type"])
+    assert family is not None
+    small = ModelShape(
+        layers=3, hidden_size=64, heads=4, kv_heads=4,
+        head_dim=16, intermediate_size=96, vocab_size=512, max_positions=128,
+        tied=family.shape(config).tied,
+    )  # fmt: skip
+    made = family.shaped(config, small)
+    assert made.keys() <= family.config_keys
+    assert family.shape(made) == small
+    for key in ("rope_scaling", "rope_theta", "rms_norm_eps", "layer_norm_epsilon"):
+        assert made.get(key) == config.get(key)
+    built = AutoConfig.for_model(**made)
+    if config["model_type"] == "baichuan":
+        assert built.alibi is ("13b" in group) and built.norm_head is ("baichuan2" in group)
+    layers = family.layers(built, "sdpa")
+    assert sum(spec.decoder for spec in layers) == 3
+    parameters = sum(shape.numel() for shape in parameter_shapes(layers).values())
+    # biases, and what Qwen3 normalises its queries with, are not counted
+    assert parameters == pytest.approx(small.parameters, rel=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -185,11 +186,18 @@ def test_converters_that_meet_wait_for_one(tmp_path: Path, monkeypatch: pytest.M
 
 def test_smollm2_answers(smollm2: Path, tmp_path: Path) -> None:
     run = run_spec(tmp_path, {"model": {"dtype": "float32"}})
-    generator = Transformers().load(smollm2, run)
+    engine = Transformers().load(smollm2, run)
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = run.data.template.prompt(generator.tokenizer, question)
-    (answer,) = generator.generate([prompt], SamplingSpec(max_tokens=16))
-    assert "Paris" in generator.tokenizer.decode(answer.tokens)
+    prompt = run.data.template.prompt(engine.tokenizer, question)
+
+    async def answer() -> list[int]:
+        steps = engine.generate(prompt, SamplingSpec(max_tokens=16))
+        return [token async for step in steps for token in step.tokens]
+
+    try:
+        assert "Paris" in engine.tokenizer.decode(asyncio.run(answer()))
+    finally:
+        engine.close()
 
 
 def test_converted_weights_are_the_gguf_files_values(smollm2: Path) -> None:

@@ -1,0 +1,351 @@
+"""The API server under load: against its own engine driven directly, and against vLLM's server.
+
+A random Llama of a few million parameters and a byte-level tokenizer; REQUESTS streaming
+completions of TOKENS tokens, CONCURRENCY at a time, a different prompt each. First our server
+with the `transformers` engine and that engine in a process without a server, in turn, ROUNDS
+times; then our server with the `vllm` engine and vLLM's own OpenAI server, likewise. A ratio
+is the median of the rounds' ratios. Every answer is held against what transformers' plain
+`generate` makes of its prompt. Memory is that of the server's processes after each round.
+The last line is one JSON object: answers lost, answers that are another prompt's or wrong,
+the two ratios, and how much the server grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+OVER_ENGINE, OVER_VLLM, GROWTH = 0.9, 0.95, 0.05
+"""Limits: at least, at least, at most (from the first round to the last)."""
+CONTEXT = 256
+ENGINES = {
+    "transformers": "easyllm.inference.engines.Transformers",
+    "vllm": "easyllm.inference.engines.VLLM",
+}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",  # the other core is the server's
+    "PYTHONPATH": str(Path(__file__).parents[1]),
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def prompts(count: int) -> list[str]:
+    """Texts of 40 bytes, no two alike."""
+    return [f"{n:05d} {n * 7919 % 100_003:05d} of the load test, go on".ljust(40)[:40]
+            for n in range(count)]  # fmt: skip
+
+
+def save_model(folder: Path, hidden: int, layers: int) -> None:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<end>": 0} | {piece: n for n, piece in enumerate(alphabet, 1)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>").save_pretrained(folder)
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=hidden, intermediate_size=3 * hidden,
+        num_hidden_layers=layers, num_attention_heads=hidden // 32, num_key_value_heads=4,
+        max_position_embeddings=CONTEXT, initializer_range=0.1, bos_token_id=None,
+        eos_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():  # answers are ASCII and never end by themselves
+        model.lm_head.weight[0] = 0
+    model.save_pretrained(folder)
+
+
+def expected(folder: Path, texts: list[str], tokens: int) -> list[str]:
+    """What transformers' own ``generate`` makes of each prompt, greedily."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0,
+                                eos_token_id=None)  # fmt: skip
+    made: list[str] = []
+    for start in range(0, len(texts), 100):
+        ids = torch.tensor([tokenizer(text)["input_ids"] for text in texts[start : start + 100]])
+        rows = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        made += [tokenizer.decode(row) for row in rows[:, ids.shape[1] :].tolist()]
+    return made
+
+
+async def load(url: str, model: str, texts: list[str], tokens: int, concurrency: int) -> Any:
+    """Seconds, and the bytes of each answer's stream, or None where it was lost."""
+    import aiohttp
+
+    bodies: list[bytes | None] = [None] * len(texts)
+    rest = iter(enumerate(texts))
+
+    async def client(session: Any) -> None:
+        for number, text in rest:
+            asked = {"model": model, "prompt": text, "max_tokens": tokens, "temperature": 0,
+                     "ignore_eos": True, "stream": True}  # fmt: skip
+            try:
+                async with session.post(f"{url}/v1/completions", json=asked) as response:
+                    body = await response.read()
+                    if response.status == 200:
+                        bodies[number] = body
+            except aiohttp.ClientError:
+                pass
+
+    connector = aiohttp.TCPConnector(limit=concurrency)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        begin = time.perf_counter()
+        await asyncio.gather(*(client(session) for _ in range(concurrency)))
+        return time.perf_counter() - begin, bodies
+
+
+def text_of(body: bytes) -> str | None:
+    """The text of a stream; None where it is not whole."""
+    events = [event.removeprefix(b"data: ") for event in body.split(b"\n\n") if event]
+    if not events or events[-1] != b"[DONE]":
+        return None
+    choices = [choice for event in events[:-1] for choice in json.loads(event)["choices"]]
+    return "".join(choice["text"] for choice in choices)
+
+
+def direct(asked: argparse.Namespace) -> None:
+    """Drive the engine without a server: a round for each line of the standard input."""
+    from easyllm.components import resolver
+    from easyllm.spec.run import SamplingSpec
+    from easyllm.spec.schema import read
+
+    run, problems = read(
+        {"model": {"dtype": "float32"}, "hardware": {"device": "cpu"},
+         "inference": {"batch_size": asked.concurrency,
+                       "engine": {"_target_": ENGINES["transformers"]}}},
+        resolver(),
+    )  # fmt: skip
+    assert not problems
+    engine = run.inference.engine.load(Path(asked.direct), run)
+    texts = prompts(asked.requests)
+    sampling = SamplingSpec(max_tokens=asked.tokens, ignore_eos=True)
+
+    async def round_() -> int:
+        rest = iter(texts)
+        tokens = 0
+
+        async def client() -> None:
+            nonlocal tokens
+            for text in rest:
+                ids = engine.tokenizer(text)["input_ids"]
+                async for step in engine.generate(ids, sampling):
+                    tokens += len(step.tokens)
+
+        await asyncio.gather(*(client() for _ in range(asked.concurrency)))
+        return tokens
+
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        tokens = asyncio.run(round_())
+        print(tokens / (time.perf_counter() - begin), flush=True)
+    engine.close()
+
+
+class Server:
+    """A server in processes of its own."""
+
+    def __init__(self, name: str, command: list[str], port: int, log: Path):
+        self.name, self.url = name, f"http://127.0.0.1:{port}"
+        self.log = log
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=out, env=ENVIRONMENT, start_new_session=True,
+                cwd=log.parent,
+            )  # fmt: skip
+
+    def wait(self, path: str) -> None:
+        for _ in range(3000):
+            if self.process.poll() is not None:
+                raise SystemExit(f"{self.name} has ended:\n{self.log.read_text()[-3000:]}")
+            try:
+                urllib.request.urlopen(self.url + path, timeout=5)
+                return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.1)
+        raise SystemExit(f"{self.name} does not answer")
+
+    def megabytes(self) -> float:
+        import psutil
+
+        whole = psutil.Process(self.process.pid)
+        ranks = [process.memory_info().rss for process in whole.children(recursive=True)]
+        return sum([whole.memory_info().rss, *ranks]) / 1e6
+
+
+@contextmanager
+def serving(name: str, command: list[str], port: int, folder: Path) -> Iterator[Server]:
+    server = Server(name, command, port, folder / f"{name}.log")
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def easyllm(model: Path, engine: str, port: int, concurrency: int) -> list[str]:
+    extra = [] if engine == "transformers" else [
+        f"+inference.engine.max_model_len={CONTEXT}", "+inference.engine.enforce_eager=true"
+    ]  # fmt: skip
+    return [
+        sys.executable, "-m", "easyllm", "stages=[serve]", f"inference.model={model}",
+        "hardware=cpu", "model.dtype=float32", f"serving.port={port}", "serving.model_name=tiny",
+        f"inference.engine._target_={ENGINES[engine]}", f"inference.batch_size={concurrency}",
+        f"run_dir={model.parent}/{engine}", *extra,
+    ]  # fmt: skip
+
+
+def vllm(model: Path, port: int, concurrency: int) -> list[str]:
+    return [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+        "--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1",
+        "--dtype", "float32", "--max-model-len", str(CONTEXT), "--max-num-seqs", str(concurrency),
+        "--enforce-eager", "--generation-config", "vllm", "--disable-log-stats",
+        "--disable-uvicorn-access-log",
+    ]  # fmt: skip
+
+
+class Bench:
+    def __init__(self, asked: argparse.Namespace, folder: Path):
+        self.asked, self.folder, self.model = asked, folder, folder / "model"
+        self.texts = prompts(asked.requests)
+        save_model(self.model, asked.hidden, asked.layers)
+        self.wanted = expected(self.model, self.texts, asked.tokens)
+        assert len(set(self.wanted)) > 0.9 * len(self.wanted), "answers hardly differ"
+        self.lost = self.mixed = 0
+        self.growth: list[float] = []
+
+    def round(self, server: Server, count: int | None = None) -> float:
+        """Tokens a second of one round; counts what was lost or mixed up."""
+        texts = self.texts[:count]
+        seconds, bodies = asyncio.run(
+            load(server.url, "tiny", texts, self.asked.tokens, self.asked.concurrency)
+        )
+        for body, wanted in zip(bodies, self.wanted, strict=False):
+            text = None if body is None else text_of(body)
+            self.lost += text is None
+            self.mixed += text is not None and text != wanted
+        return len(texts) * self.asked.tokens / seconds
+
+    def compare(self, ours: Server, name: str, theirs: Any) -> float:
+        """The median ratio of our tokens a second to theirs."""
+        ratios, memory = [], []
+        for number in range(self.asked.rounds):
+            pair = (
+                [self.round(ours), theirs()] if number % 2 else [theirs(), self.round(ours)][::-1]
+            )
+            ratios.append(pair[0] / pair[1])
+            memory.append(ours.megabytes())
+            print(f"{ours.name:24} {pair[0]:8,.0f} tok/s   {name:24} {pair[1]:8,.0f} tok/s   "
+                  f"{ratios[-1]:.3f}   {memory[-1]:,.0f} MB", flush=True)  # fmt: skip
+        self.growth.append(memory[-1] / memory[0] - 1)
+        return round(statistics.median(ratios), 3)
+
+    def over_engine(self) -> float:
+        port = free_port()
+        command = easyllm(self.model, "transformers", port, self.asked.concurrency)
+        own = [sys.executable, __file__, "--direct", str(self.model),
+               *(f"--{key}={getattr(self.asked, key)}"
+                 for key in ("requests", "concurrency", "tokens"))]  # fmt: skip
+        with serving("easyllm-transformers", command, port, self.folder) as server:
+            pipe = subprocess.PIPE
+            engine = subprocess.Popen(own, stdin=pipe, stdout=pipe, env=ENVIRONMENT, text=True)
+            assert engine.stdin and engine.stdout
+            server.wait("/ready")
+            while engine.stdout.readline() != "ready\n":
+                assert engine.poll() is None
+
+            def drive() -> float:
+                assert engine.stdin and engine.stdout
+                engine.stdin.write("\n")
+                engine.stdin.flush()
+                return float(engine.stdout.readline())
+
+            self.round(server)  # warm up
+            drive()
+            ratio = self.compare(server, "engine driven directly", drive)
+            engine.stdin.close()
+            engine.wait(60)
+        return ratio
+
+    def over_vllm(self) -> float:
+        ours_port, theirs_port = free_port(), free_port()
+        ours = easyllm(self.model, "vllm", ours_port, self.asked.concurrency)
+        theirs = vllm(self.model, theirs_port, self.asked.concurrency)
+        with (
+            serving("easyllm-vllm", ours, ours_port, self.folder) as one,
+            serving("vllm-server", theirs, theirs_port, self.folder) as other,
+        ):
+            one.wait("/ready")
+            other.wait("/health")
+            self.round(one)
+            self.round(other)
+            return self.compare(one, "vllm's own server", lambda: self.round(other))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--only", choices=sorted(ENGINES))
+    parser.add_argument("--direct", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.direct:
+        direct(asked)
+        return 0
+    engines = [name for name in ENGINES if asked.only in (None, name)]
+    if find_spec("vllm") is None:
+        engines.remove("vllm")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(asked, Path(folder))
+        over_engine = bench.over_engine() if "transformers" in engines else None
+        over_vllm = bench.over_vllm() if "vllm" in engines else None
+    result = {
+        "lost": bench.lost, "mixed": bench.mixed, "over_engine": over_engine,
+        "over_vllm": over_vllm, "growth": round(max(bench.growth), 4),
+        "limits": {"over_engine": OVER_ENGINE, "over_vllm": OVER_VLLM, "growth": GROWTH},
+    }  # fmt: skip
+    print(json.dumps(result))
+    short = (over_engine or 1) < OVER_ENGINE or (over_vllm or 1) < OVER_VLLM
+    return int(bool(bench.lost or bench.mixed or short or result["growth"] > GROWTH))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

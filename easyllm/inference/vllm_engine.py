@@ -1,0 +1,130 @@
+"""vLLM's asynchronous engine behind the engine's protocol."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+from easyllm.errors import UserError
+from easyllm.inference.engines import VLLM, EngineFailed, Step, TokenLogprob, ends, room, seed_of
+from easyllm.spec.run import RunSpec, SamplingSpec
+
+
+class VLLMEngine:
+    """An ``easyllm.inference.engines.Engine`` over vLLM's engine process."""
+
+    def __init__(self, folder: Path, run: RunSpec, fields: VLLM):
+        # read by vLLM when it is imported
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if run.hardware.device == "cpu":
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(fields.kv_cache_gb)
+        from transformers import AutoTokenizer, GenerationConfig
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            args = AsyncEngineArgs(
+                model=str(folder),
+                dtype=run.model.dtype,
+                seed=run.seed,
+                max_num_seqs=run.inference.batch_size,
+                max_model_len=fields.max_model_len,  # type: ignore[arg-type]
+                max_num_batched_tokens=fields.max_num_batched_tokens,
+                tensor_parallel_size=fields.tensor_parallel_size,
+                pipeline_parallel_size=fields.pipeline_parallel_size,
+                gpu_memory_utilization=fields.gpu_memory_utilization,
+                enforce_eager=fields.enforce_eager,
+                enable_prefix_caching=fields.enable_prefix_caching,
+                quantization=fields.quantization,  # type: ignore[arg-type]
+                # what a request does not say must not come from the model's own configuration
+                generation_config="vllm",
+                disable_log_stats=True,
+            )
+            self._llm = AsyncLLM.from_engine_args(args)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{folder}: vLLM cannot load this model: {error}") from error
+        try:
+            self._generation_config: Any = GenerationConfig.from_pretrained(folder)
+        except OSError:  # a model without one
+            self._generation_config = self._llm.model_config.hf_config
+        self.max_positions: int = self._llm.model_config.max_model_len
+        self._ids = itertools.count()
+        self._begun: dict[int, bool] = {}
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: SamplingSpec
+    ) -> AsyncGenerator[Step, None]:
+        from vllm import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        limit = room(self, prompt, sampling)
+        stops = ends(self.tokenizer, self._generation_config, sampling)
+        request = next(self._ids)
+        self._begun[request] = False
+        outputs = self._llm.generate(
+            TokensPrompt(prompt_token_ids=list(prompt)),
+            _params(sampling, limit, stops),
+            str(request),
+        )
+        try:
+            async for output in outputs:
+                self._begun[request] = True
+                yield _step(output.outputs[0], stops, sampling)
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineFailed(str(error) or type(error).__name__) from error
+        finally:
+            del self._begun[request]
+            await outputs.aclose()
+
+    @property
+    def waiting(self) -> int:
+        return sum(not begun for begun in self._begun.values())
+
+    @property
+    def failed(self) -> bool:
+        return bool(self._llm.errored)
+
+    def close(self) -> None:
+        self._llm.shutdown()
+
+
+def _params(sampling: SamplingSpec, limit: int, stops: frozenset[int]) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=limit,
+        min_tokens=min(sampling.min_tokens, limit),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p or 1e-6,  # vLLM takes none of 0; the likeliest token is kept
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        stop_token_ids=sorted(stops),
+        ignore_eos=True,  # the model's own are among stop_token_ids
+        seed=seed_of(sampling),
+        logprobs=sampling.logprobs,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _step(output: Any, stops: frozenset[int], sampling: SamplingSpec) -> Step:
+    tokens = list(output.token_ids)
+    logprobs = []
+    for token, places in zip(tokens, output.logprobs or (), strict=False):
+        ranked = sorted(places.items(), key=lambda item: -item[1].logprob)
+        top = tuple((int(id_), float(p.logprob)) for id_, p in ranked[: sampling.logprobs or 0])
+        logprobs.append(TokenLogprob(token, float(places[token].logprob), top))
+    if output.finish_reason is None:
+        return Step(tokens, logprobs)
+    if tokens and tokens[-1] in stops:
+        return Step(tokens[:-1], logprobs[:-1], "stop")
+    return Step(tokens, logprobs, "length")

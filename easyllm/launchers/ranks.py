@@ -1,0 +1,310 @@
+"""Ranks of one launch: started, watched until all have ended, and ended together."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from easyllm.launchers import reports
+from easyllm.launchers.reports import HUNG, Report
+from easyllm.progress import ON_TERMINAL
+
+SAVED = 75
+"""Exit status of a rank that was asked to stop and has saved (EX_TEMPFAIL)."""
+
+LOST = 255
+"""Status of a rank whose machine is out of reach."""
+
+POLL = 0.05
+"""Seconds between looks at the ranks."""
+
+SETTLE = 0.3
+"""Seconds for the other ranks to end after one has failed."""
+
+CAUSE = 3.0
+"""Seconds to wait for the cause where what is known is but the loss of another rank."""
+
+STACKS = 5.0
+"""Seconds for all ranks to notice a hang, and then for the stacks of those that did not."""
+
+Output = Path | Callable[[bytes], None]
+
+
+class Rank(abc.ABC):
+    """One rank, here or on another machine."""
+
+    index: int
+    node: str
+    """Its machine's name; empty where there is one machine only."""
+
+    @abc.abstractmethod
+    def look(self) -> int | None:
+        """The exit status, 128 + signal for a killed rank, LOST; None while it runs."""
+
+    @abc.abstractmethod
+    def send(self, number: int) -> None:
+        """Send a signal to the rank and what it has started."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Kill what still runs and wait for the last of the output."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """A rank's place among all."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    local_ranks: int
+    master: str
+    """Address of the first machine, to which all ranks connect."""
+    port: int
+    node: str = ""
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """``base`` and what a rank needs to find the others."""
+        own = {
+            **base,
+            "RANK": str(self.rank),
+            "LOCAL_RANK": str(self.local_rank),
+            "WORLD_SIZE": str(self.ranks),
+            "LOCAL_WORLD_SIZE": str(self.local_ranks),
+            "LOCAL_SIZE": str(self.local_ranks),  # read by DeepSpeed's CPU collectives
+            "MASTER_ADDR": self.master,
+            "MASTER_PORT": str(self.port),
+            "PYTHONUNBUFFERED": "1",
+        }
+        if self.node:
+            own[reports.NODE] = self.node
+        if self.ranks > 1:
+            own.setdefault("OMP_NUM_THREADS", "1")
+        # Threads that wait by spinning slow each other down 5 to 10 times on a busy machine.
+        own.setdefault("OMP_WAIT_POLICY", "passive")
+        if sys.stderr.isatty():
+            own[ON_TERMINAL] = "1"
+        return own
+
+
+class Process(Rank):
+    """A rank of this machine: a process group of its own.
+
+    To be made in the main thread: a rank that ties its life to its parent's
+    (PR_SET_PDEATHSIG) dies with the thread that forked it.
+    """
+
+    def __init__(
+        self, index: int, command: Sequence[str], env: Mapping[str, str], output: Output,
+        node: str = "",
+    ):  # fmt: skip
+        self.index, self.node = index, node
+        self.status: int | None = None
+        self.reader: threading.Thread | None = None
+        with contextlib.ExitStack() as stack:
+            to: Any = subprocess.PIPE
+            if isinstance(output, Path):
+                to = stack.enter_context(output.open("wb"))
+            self.process = subprocess.Popen(
+                command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=to,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if not isinstance(output, Path):
+            assert self.process.stdout is not None
+            arguments = (self.process.stdout, output)
+            self.reader = threading.Thread(target=_read, args=arguments, daemon=True)
+            self.reader.start()
+
+    def look(self) -> int | None:
+        if self.status is None:
+            # The group goes before its leader is reaped, while its number cannot be
+            # another's: what a rank leaves behind would hold its output open.
+            ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            if os.waitid(os.P_PID, self.process.pid, ended) is not None:
+                self._kill()
+                code = self.process.wait()
+                self.status = code if code >= 0 else 128 - code
+        return self.status
+
+    def send(self, number: int) -> None:
+        if self.look() is None:
+            os.killpg(self.process.pid, number)
+
+    def close(self) -> None:
+        if self.status is None:
+            self._kill()
+            self.process.wait()
+            self.status = 128 + signal.SIGKILL
+        if self.reader is not None:
+            self.reader.join(timeout=5)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def _read(stream: IO[bytes], take: Callable[[bytes], None]) -> None:
+    with stream:
+        while chunk := os.read(stream.fileno(), 1 << 16):
+            take(chunk)
+
+
+class Tee:
+    """Copies output to a log and to the terminal as it comes, byte for byte."""
+
+    def __init__(self, log: Path, shown: bool):
+        self.file = log.open("wb", buffering=0)
+        self.terminal: Any = getattr(sys.stderr, "buffer", None) if shown else None
+
+    def __call__(self, chunk: bytes) -> None:
+        self.file.write(chunk)
+        if self.terminal is not None:
+            try:
+                self.terminal.write(chunk)
+                self.terminal.flush()
+            except (OSError, ValueError):  # the terminal has gone, the log stays
+                self.terminal = None
+
+
+def watch(starting: Iterable[Rank], logs: Path, grace: float) -> int:
+    """Run ranks, which are started as they are taken, until all have ended or one has failed.
+
+    SIGTERM and SIGUSR1 to this process reach the ranks as SIGTERM. When one rank fails the
+    others are ended: asked first, ``grace`` seconds later killed. Reports lie in ``logs``.
+    Returns 0, SAVED, or the status of the rank that failed first.
+    """
+    ranks: list[Rank] = []
+    with stop_signals() as asked:
+        try:
+            ranks.extend(starting)
+            return _until_ended(ranks, logs, asked)
+        finally:
+            _end(ranks, grace)
+
+
+def _until_ended(ranks: list[Rank], logs: Path, asked: threading.Event) -> int:
+    saved = False
+    while any(rank.look() is None for rank in ranks):
+        if asked.is_set():
+            asked.clear()
+            for rank in ranks:
+                rank.send(signal.SIGTERM)
+        if (failed := _failed(ranks)) is not None:
+            return _cause(ranks, logs, failed)
+        time.sleep(POLL)
+    if (failed := _failed(ranks)) is not None:
+        return _cause(ranks, logs, failed)
+    saved = any(rank.look() == SAVED for rank in ranks)
+    return SAVED if saved else 0
+
+
+def _failed(ranks: list[Rank]) -> int | None:
+    """The status of a rank that has failed."""
+    return next((s for r in ranks if (s := r.look()) not in (None, 0, SAVED)), None)
+
+
+def _cause(ranks: list[Rank], logs: Path, status: int) -> int:
+    """The status that tells most. A rank that is killed takes the others, which lose their
+    connection to it, along within moments, and they may be seen first."""
+    _await(ranks, SETTLE)
+    if HUNG in [rank.look() for rank in ranks]:
+        _stacks(ranks, logs)
+        return HUNG
+    deadline = time.monotonic() + CAUSE
+    while not _reported(ranks, logs) and time.monotonic() < deadline:
+        if not _await(ranks, POLL):
+            _reported(ranks, logs)
+            break
+    if found := reports.left(logs):
+        by_index = {rank.index: rank.look() for rank in ranks}
+        return by_index.get(found[0].rank) or status
+    return status
+
+
+def _reported(ranks: list[Rank], logs: Path) -> bool:
+    """Whether the cause is known; writes the reports of those that could not."""
+    for rank in ranks:
+        code = rank.look()
+        if code == 128 + signal.SIGTERM:
+            return True  # whoever asked for that knows
+        if code not in (None, 0, SAVED):
+            reports.leave(logs, reports.silent(rank.index, rank.node, int(code or 0)))
+    return any(report.kind in reports.CAUSES for report in reports.left(logs))
+
+
+def _stacks(ranks: list[Rank], logs: Path) -> None:
+    """Have every rank write its stacks into its log, those that did not notice the hang
+    themselves included."""
+    _await(ranks, STACKS)
+    deaf = [rank for rank in ranks if rank.look() is None]
+    for rank in deaf:
+        rank.send(signal.SIGABRT)
+    _await(ranks, STACKS / 2)
+    for rank in deaf:
+        said = "did not answer: it is stopped, or busy in code that never comes back to Python"
+        reports.leave(logs, Report(rank.index, said, "hung", node=rank.node))
+
+
+def _await(ranks: list[Rank], seconds: float) -> bool:
+    """Wait for all ranks to end; whether any still runs."""
+    deadline = time.monotonic() + seconds
+    while (runs := any(rank.look() is None for rank in ranks)) and time.monotonic() < deadline:
+        time.sleep(POLL)
+    return runs
+
+
+def _end(ranks: list[Rank], grace: float) -> None:
+    """End the ranks that still run; a Ctrl-C meanwhile cuts the grace short."""
+    try:
+        for rank in ranks:
+            rank.send(signal.SIGTERM)
+        _await(ranks, grace)
+    finally:
+        for rank in ranks:
+            rank.close()
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM or SIGUSR1 sets while the block runs."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # Python allows handlers in the main thread only
+        return
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(number, lambda *_: asked.set()) for number in numbers]
+    try:
+        yield asked
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def fresh(logs: Path) -> None:
+    """Make ``logs`` ready for another launch."""
+    logs.mkdir(parents=True, exist_ok=True)
+    for old in logs.glob("rank-*.log"):
+        old.unlink()
+    reports.clear(logs)
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])

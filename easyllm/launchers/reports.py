@@ -1,0 +1,140 @@
+"""What ranks leave when they fail, and which of it was the cause.
+
+A rank that fails writes ``error-<rank>.json``; one that could not, because it was killed or
+its machine went away, has it written by the launcher. A rank often fails only because another
+has gone: such reports are consequences, whatever order they come in.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from easyllm.files import read_json, write_json
+
+FOLDER = "EASYLLM_REPORTS"
+"""Variable that names the folder for reports; a rank's logs folder where it is not set."""
+
+NODE = "EASYLLM_NODE"
+"""Variable that names the machine a rank runs on, as the launcher knows it."""
+
+HUNG = 124
+"""Exit status of a rank whose step took longer than ``hardware.timeout_s``."""
+
+Kind = Literal["error", "killed", "hung", "ended", "aborted", "lost_peer"]
+ORDER: dict[Kind, int] = {
+    "error": 0, "killed": 0, "hung": 1, "ended": 2, "aborted": 3, "lost_peer": 4
+}  # fmt: skip
+"""Causes before consequences. A rank that ended without a word may have had either; NCCL
+aborts a rank that has lost another."""
+
+CAUSES = ("error", "killed", "hung")
+
+LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Socket closed",
+    "remote process exited",
+    "ncclRemoteError",
+    "Timed out waiting",
+    "failed to connect",
+)
+"""What gloo, NCCL and torch's store say of a connection that went away."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Why one rank failed."""
+
+    rank: int
+    message: str
+    kind: Kind = "error"
+    mendable: bool = False
+    """Whether the message says all, so that no log need be read."""
+    node: str = ""
+    waiting: bool = False
+    """Of a hung rank: whether it was waiting for others."""
+
+
+def kind_of(message: str) -> Kind:
+    """Whether an error is the loss of another rank."""
+    return "lost_peer" if any(words in message for words in LOST_PEER) else "error"
+
+
+def file(folder: Path, rank: int) -> Path:
+    return folder / f"error-{rank}.json"
+
+
+def leave(folder: Path, report: Report) -> None:
+    """Write the report of a rank. The first one stands."""
+    target = file(folder, report.rank)
+    if not target.exists():
+        named = report.node or os.environ.get(NODE, "")
+        write_json(target, {**asdict(report), "node": named})
+
+
+def left(folder: Path) -> list[Report]:
+    """The reports of a launch, causes first, then by the time they were written here."""
+    files = sorted(folder.glob("error-*.json"), key=lambda path: path.stat().st_mtime_ns)
+    reports = [Report(**read_json(path)) for path in files]
+    return sorted(reports, key=lambda report: ORDER[report.kind])
+
+
+def clear(folder: Path) -> None:
+    for path in folder.glob("error-*.json"):
+        path.unlink()
+
+
+def silent(rank: int, node: str, status: int) -> Report:
+    """The report of a rank that ended without one."""
+    number = status - 128
+    if number <= 0 or status > 128 + signal.NSIG:
+        return Report(rank, f"ended with status {status}", "ended", node=node)
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    message = f"was killed by {name}"
+    if number == signal.SIGKILL:
+        message += "; the machine may have run out of memory"
+    return Report(rank, message, "aborted" if number == signal.SIGABRT else "killed", node=node)
+
+
+def cause(folder: Path, code: int) -> tuple[str, bool]:
+    """Why a launch failed with ``code``, in a sentence, and whether that says it all."""
+    reports = left(folder)
+    if not reports:
+        return f"a rank {silent(0, '', code).message}", False
+    first = reports[0]
+    if first.kind == "hung":
+        return _hang([report for report in reports if report.kind == "hung"]), False
+    alone = len(list(folder.glob("rank-*.log"))) <= 1
+    ended = first.kind in ("killed", "ended", "aborted")
+    if first.mendable or (alone and not ended):
+        return first.message, first.mendable
+    named = "a rank" if alone else _named(first)
+    return f"{named}{' ' if ended else ': '}{first.message}", False
+
+
+def _hang(reports: Iterable[Report]) -> str:
+    """Which ranks did not arrive where the others waited, if that can be known."""
+    reports = sorted(reports, key=lambda report: report.rank)
+    absent = [report for report in reports if not report.waiting]
+    waiting = [report for report in reports if report.waiting]
+    told = "; ".join(f"{_named(report)} {report.message}" for report in absent or waiting)
+    if absent and waiting:
+        others = ", ".join(str(report.rank) for report in waiting)
+        told += f"; waiting for it: {'ranks' if len(waiting) > 1 else 'rank'} {others}"
+    elif waiting:
+        told = f"all ranks wait for each other: {told}"
+    return f"{told}. The stacks of all ranks are at the end of their logs"
+
+
+def _named(report: Report) -> str:
+    return f"rank {report.rank}" + (f" on {report.node}" if report.node else "")

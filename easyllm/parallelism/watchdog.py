@@ -1,0 +1,84 @@
+"""A hang is caught: what takes too long ends the rank, with its stacks in its log."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from easyllm.launchers import reports
+from easyllm.launchers.reports import HUNG, Report
+
+LINGER = 5.0
+"""Seconds between a rank's report and its end, for the others to report as well: they would
+fail at once when it goes."""
+
+COMMUNICATION = ("torch/distributed/", "deepspeed/comm/")
+"""Where a rank is while it waits for others, by part of the file's name."""
+
+
+class Watchdog:
+    """Ends this rank when two beats are further apart than ``timeout_s``.
+
+    It leaves a report (``easyllm.launchers.reports``) that says what the rank was doing and
+    whether that was waiting for others, writes the stacks of all threads to standard error and
+    exits with status HUNG. The launcher sees to ranks that cannot do this themselves.
+    """
+
+    def __init__(self, folder: Path, rank: int, timeout_s: float):
+        self.folder, self.rank, self.timeout_s = folder, rank, timeout_s
+        self.watched = threading.main_thread().ident
+        self.beat("starting")
+        self.stopped = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+
+    def beat(self, doing: str) -> None:
+        """Say what begins now."""
+        self.doing, self.since = doing, time.monotonic()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def _watch(self) -> None:
+        while not self.stopped.wait(min(1.0, self.timeout_s / 4)):
+            if time.monotonic() - self.since > self.timeout_s:
+                self._end()
+
+    def _end(self) -> None:
+        frame = sys._current_frames().get(self.watched or 0)
+        waits, where = place(frame)
+        message = f"took longer than hardware.timeout_s={self.timeout_s:g} s over {self.doing}"
+        message += f", {'waiting for other ranks' if waits else 'busy'} in {where}"
+        reports.leave(self.folder, Report(self.rank, message, "hung", waiting=waits))
+        print(f"rank {self.rank} {message}; the stacks of its threads:", file=sys.stderr)
+        sys.stderr.flush()
+        faulthandler.dump_traceback(all_threads=True)
+        time.sleep(LINGER)
+        os._exit(HUNG)
+
+
+def place(frame: FrameType | None) -> tuple[bool, str]:
+    """Whether a stack waits for other ranks, and the innermost function that tells where:
+    what was called of the communication, or what runs."""
+    frames = list(_outwards(frame))
+    inside = [i for i, f in enumerate(frames) if _communicates(f)]
+    if not frames:
+        return False, "unknown code"
+    shown = frames[inside[-1]] if inside else frames[0]
+    code = shown.f_code
+    return bool(inside), f"{code.co_name} ({Path(code.co_filename).name}:{shown.f_lineno})"
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _communicates(frame: FrameType) -> bool:
+    return any(part in frame.f_code.co_filename for part in COMMUNICATION)

@@ -1,0 +1,58 @@
+"""Responses that end with their client: streams, and answers that are waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Send
+
+T = TypeVar("T")
+
+CLIENT_LEFT = 499
+"""nginx's status for a client that did not wait; nobody reads it."""
+
+
+class ClientLeft(Exception):
+    """The client has closed the connection."""
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which is cancelled when the client leaves.
+
+    Raises ClientLeft then.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientLeft
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class Stream(StreamingResponse):
+    """Sends what a generator gives and closes it in the end, however that comes about."""
+
+    def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str):
+        # proxies such as nginx would gather the parts
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(parts, headers=headers, media_type=media_type)
+        self._parts = parts
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._parts):
+            await super().stream_response(send)

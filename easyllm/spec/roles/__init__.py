@@ -1,0 +1,51 @@
+"""The roles a component can take: what stands behind a ``_target_`` in a spec.
+
+A component is a frozen dataclass whose fields are its configuration. Its module
+imports the standard library only (its *light face*); what it needs of torch,
+transformers, pyarrow and the like it imports inside the methods that do the work.
+Each role below is an abstract base; concrete components live in the rooms above
+and may live outside the package (``components.allow``).
+"""
+
+from easyllm.spec.roles.base import Component
+from easyllm.spec.roles.data import (
+    DataEngine,
+    Document,
+    Encoder,
+    File,
+    Message,
+    Part,
+    Reader,
+    Record,
+    Rejected,
+    Template,
+    Tokenizer,
+)
+from easyllm.spec.roles.inference import InferenceEngine
+from easyllm.spec.roles.launching import Launch, Launcher
+from easyllm.spec.roles.models import Family, ModelShape
+from easyllm.spec.roles.training import Optimizer, Parallelism, Schedule, Tracker
+
+__all__ = [
+    "Component",
+    "DataEngine",
+    "Document",
+    "Encoder",
+    "File",
+    "Message",
+    "Part",
+    "Reader",
+    "Record",
+    "Rejected",
+    "Template",
+    "Tokenizer",
+    "InferenceEngine",
+    "Launch",
+    "Launcher",
+    "Family",
+    "ModelShape",
+    "Optimizer",
+    "Parallelism",
+    "Schedule",
+    "Tracker",
+]

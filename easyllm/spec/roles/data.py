@@ -1,0 +1,180 @@
+"""Roles of the data room: from files to tokens."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easyllm.spec.roles.base import Component
+from easyllm.spec.types import PositiveFloat
+
+if TYPE_CHECKING:
+    from easyllm.spec.run import RunSpec
+
+
+Message = Mapping[str, Any]
+"""``role`` (system, user, assistant or tool) and ``content``; an assistant's ``tool_calls``,
+and on the first message the ``tools`` it may call, as chat templates take them."""
+
+Document = str | Sequence[Message]
+"""A text, or a conversation."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A document, and the line or row of its file from 1 at which it begins."""
+
+    line: int
+    document: Document
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A record that cannot be used: its line or row from 1, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of a file's bytes that holds whole records, to be read by itself."""
+
+    file: Path
+    start: int
+    end: int
+    line: int
+    """Number of the first line, from 1."""
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
+File = Path | str | Part
+"""A local file, a URL that fsspec opens, or a part of a local file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader(Component):
+    """Turns files into documents."""
+
+    weight: PositiveFloat = 1.0
+    """How often a document of this source is seen in an epoch; 2 is twice, 0.5 every other one."""
+
+    @abc.abstractmethod
+    def files(self) -> Sequence[Path | str]:
+        """The local files or URLs to read, sorted. Raises FileNotFoundError naming what is
+        missing."""
+
+    @abc.abstractmethod
+    def documents(self, file: Any) -> Iterator[Document | Record | Rejected]:
+        """The documents of one of ``files()``, or of one of its ``parts()``, in order.
+
+        A bad record is given as ``Rejected``, and the rest goes on. Documents that are not in
+        a ``Record`` are counted from 1.
+        """
+
+    def parts(self, file: Path | str, size: int, rows: int) -> Iterator[Part] | None:
+        """The file cut into ranges of about ``size`` bytes and at most ``rows`` documents,
+        which several processes can read at once; None where it must be read from its
+        beginning."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer(Component):
+    """Where the tokenizer comes from."""
+
+    @abc.abstractmethod
+    def label(self, run: RunSpec) -> str:
+        """A short name, used in the names of the store's folders."""
+
+    @abc.abstractmethod
+    def files(self, run: RunSpec) -> list[Path]:
+        """Local files its identity depends on, the sources' not counted."""
+
+    @abc.abstractmethod
+    def make(self, run: RunSpec, folder: Path) -> None:
+        """Write the tokenizer into ``folder`` in Hugging Face's format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Component):
+    """The engine that turns texts into token ids.
+
+    Its ids are those of Hugging Face's tokenizers, or it is not used: it is compared with
+    them on texts that are hard to get right, on every token of the vocabulary and on the first
+    documents of each source. An engine changes how fast a store is made, never what it holds.
+    """
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """Its name and version."""
+
+    def prepare(self, folder: Path) -> None:
+        """Write what ``load`` needs beside ``folder/tokenizer.json``, once a tokenizer.
+
+        That file is the tokenizer as transformers loaded it. Raises UserError where the engine
+        cannot take it.
+        """
+
+    @abc.abstractmethod
+    def load(self, folder: Path) -> Callable[[list[str]], tuple[Any, Any]]:
+        """A function from texts to numpy arrays: their ids, int32 [tokens], laid end to end,
+        and the offsets, int64 [texts + 1], at which each text's begin.
+
+        No token is added, and names of special tokens in a text are words. It runs on one
+        thread: processes are the parallelism. Raises UserError as ``prepare`` does.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template(Component):
+    """How a conversation becomes tokens, and which of them are trained."""
+
+    @abc.abstractmethod
+    def encode(self, tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Token ids and, for each, whether it is trained: the assistant's words and end of turn.
+
+        Raises ``easyllm.errors.BadRecord`` for a conversation that it cannot express.
+        """
+
+    @abc.abstractmethod
+    def prompt(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+        """Token ids after which the assistant's next turn begins."""
+
+    def end_of_turn(self, tokenizer: Any) -> int | None:
+        """The id of the special token that ends the assistant's turn and is trained with it;
+        None where none does. Raises as ``encode`` does."""
+        question = {"role": "user", "content": "Is it?"}
+        ids, trained = self.encode(tokenizer, [question, {"role": "assistant", "content": "Yes."}])
+        last = [token for token, train in zip(ids, trained, strict=True) if train][-1]
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        return last if last in special else None
+
+    def chat_template(self, tokenizer: Any) -> str | None:
+        """The same as Jinja text, which the store's and the exported tokenizer carry; None
+        keeps the tokenizer's own."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataEngine(Component):
+    """What does the work of the data stages, on this machine or on many.
+
+    It never changes what they make. Its processes, wherever they run, must see the sources
+    and the token store under the same paths.
+    """
+
+    @abc.abstractmethod
+    def open(self, run: RunSpec, scratch: Path) -> contextlib.AbstractContextManager[Any]:
+        """Start it for one stage and stop it when the block ends; gives an
+        ``easyllm.data.pool.Pool``.
+
+        ``scratch`` is an empty folder beside the store, which is removed afterwards.
+        """

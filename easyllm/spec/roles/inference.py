@@ -1,0 +1,22 @@
+"""The role of what generates text."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easyllm.spec.roles.base import Component
+
+if TYPE_CHECKING:
+    from easyllm.spec.run import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceEngine(Component):
+    """Generates text with a model in Hugging Face's format."""
+
+    @abc.abstractmethod
+    def load(self, model: Path, run: RunSpec) -> Any:
+        """The loaded model, an ``easyllm.inference.engines.Generator``."""

@@ -1,0 +1,88 @@
+"""The role of a model family."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from easyllm.spec.roles.base import Component
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Component):
+    """A model family: its configuration's keys, its layers and the names of its weights."""
+
+    @property
+    @abc.abstractmethod
+    def model_type(self) -> str:
+        """``model_type`` in the Hugging Face ``config.json`` that this family reads."""
+
+    @property
+    @abc.abstractmethod
+    def config_keys(self) -> frozenset[str]:
+        """Keys a configuration of this family may hold."""
+
+    @abc.abstractmethod
+    def shape(self, config: Mapping[str, Any]) -> ModelShape:
+        """The dimensions that plans and checks need. Raises KeyError for a missing key."""
+
+    @abc.abstractmethod
+    def shaped(self, config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+        """A configuration like ``config``, with these dimensions."""
+
+    @abc.abstractmethod
+    def layers(self, config: Any, attention: str) -> list[Any]:
+        """The layers in order, as ``easyllm.models.layers.LayerSpec``."""
+
+    def names(self) -> Any:
+        """What the files call the parameters of these layers, an
+        ``easyllm.models.names.Names``; None where they have the layers' own names."""
+        return None
+
+    def native_only(self, config: Mapping[str, Any]) -> str:
+        """Why the model has no layout but its own; empty where ``modern`` gives one."""
+        return ""
+
+    def modern(self, config: Any) -> Any:
+        """The configuration of the same model in the layout that every engine runs, whose
+        parameters have the layers' own names. By default its own."""
+        return config
+
+    def modern_tensor(self, config: Any, name: str, tensor: Any) -> Any:
+        """The layers' parameter ``name`` as the modern layout has it."""
+        return tensor
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Dimensions of a decoder."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_positions: int
+    tied: bool
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one decoder layer with a gated feed-forward, biases not counted."""
+        attention = self.hidden_size * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def parameters(self) -> int:
+        embeddings = self.embedding_parameters * (1 if self.tied else 2)
+        return self.layers * self.layer_parameters + embeddings + self.hidden_size
