@@ -34,6 +34,7 @@ bench: setup
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/kill.py
 	$(BIN)/python benchmarks/serve.py
 
 wheel: setup

@@ -35,12 +35,14 @@ def problems(run: RunSpec) -> list[Problem]:
         return []
     shown = [f"{key} ({_short(old)} -> {_short(new)})" for key, (old, new) in differing.items()
              if key in spoiled]  # fmt: skip
+    weights = all(key.startswith(("training.", "parallelism.")) for key in spoiled)
+    instead = ", or training.resume=weights to begin with the weights it has" if weights else ""
     more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
     return [
         Problem(
             "run_dir", run.run_dir,
             f"holds another run, which differs in {', '.join(shown[:6])}{more}",
-            "give another run_dir, or none: a run finds its own",
+            f"give another run_dir, or none: a run finds its own{instead}",
         )
     ]  # fmt: skip
 
@@ -60,7 +62,8 @@ def _was_used(run: RunSpec, key: str) -> bool:
         record = records.read(run, stage)
         if record is None or not _left_something(run, name, record):
             continue
-        if any(key == prefix or key.startswith(prefix + ".") for prefix in stage.reads):
+        read = any(key == prefix or key.startswith(prefix + ".") for prefix in stage.reads)
+        if read and not stage.goes_on(run, key):
             return True
     return False
 

@@ -63,7 +63,7 @@ def run_folder(run: RunSpec) -> str:
     derived = plain["data"]["dir"] is None or Path(plain["data"]["dir"]).name == address
     for key in ("cache", "encoder", "engine", "workers", "memory_gb") + (("dir",) * derived):
         del plain["data"][key]
-    del plain["model"]["cache"]
+    del plain["model"]["cache"], plain["training"]["resume"]
     del plain["hardware"]["launcher"], plain["hardware"]["timeout_s"]
     return f"{run.name}-{digest([plain, address], 8)}"
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import abc
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import deepspeed
@@ -20,6 +19,7 @@ from easyllm.errors import UserError
 from easyllm.models.layers import LayerSpec, checkpoint_activations, parameter_shapes
 from easyllm.models.tensor_files import listed
 from easyllm.models.weights import DTYPES, MEND, Weights, fill
+from easyllm.parallelism.fragments import Fragment, fragments
 from easyllm.parallelism.world import from_all, quiet
 from easyllm.progress import progress
 from easyllm.spec.roles import Parallelism
@@ -29,10 +29,6 @@ Batch = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tenso
 """A micro-batch: token ids and positions ``(rows, tokens)``; labels of the same shape (-100
 untrained), and the scale that turns its summed cross entropy into its part of the step's loss.
 A position is a token's place in its document, 0 where another begins."""
-
-ENGINE = "engine"
-"""The folder of DeepSpeed's own state within a checkpoint."""
-TAG = "state"
 
 
 class TrainEngine(abc.ABC):
@@ -50,7 +46,10 @@ class TrainEngine(abc.ABC):
     """Whether this rank wants micro-batches; the others are given none."""
     modules: dict[str, nn.Module]
     """The layers this rank answers for, by the beginning of their parameters' names."""
+    copies: dict[str, nn.Module]
+    """Copies, kept equal, of layers that another rank answers for."""
     runtime: deepspeed.DeepSpeedEngine
+    optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
@@ -64,7 +63,7 @@ class TrainEngine(abc.ABC):
         self.run, self.layout, self.layers, self.weights = run, layout, layers, weights
         self.device, self.dtype = device, DTYPES[run.model.dtype]
         self.accumulation = layout.accumulation(run.hardware.ranks)
-        self.modules = {}
+        self.modules, self.copies = {}, {}
 
     @abc.abstractmethod
     def train_batch(self, batches: Iterable[Batch]) -> float:
@@ -96,27 +95,28 @@ class TrainEngine(abc.ABC):
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient over all parameters, before clipping."""
-        return float(self.runtime.get_global_grad_norm())
+        """Norm of the last step's gradient over all parameters, before clipping; not finite
+        where no update was made."""
+        norm = float(self.runtime.get_global_grad_norm())
+        return norm if norm >= 0 else math.inf
 
-    @property
-    def skipped_steps(self) -> int:
-        """Steps that the engine left out because of non-finite gradients."""
-        return int(self.runtime.skipped_steps)
+    def parameters(self, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of ``modules`` by their names in the whole model."""
+        for layer, module in modules.items():
+            for path, parameter in module.named_parameters():
+                yield f"{layer}.{path}", parameter
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of the state under ``folder``; every rank must call it."""
-        with quiet():
-            self.runtime.save_checkpoint(str(folder / ENGINE), tag=TAG, save_latest=False)
+    def fragments(self) -> Iterator[Fragment]:
+        """What this rank's optimizer holds of each parameter."""
+        return fragments(self.runtime, self.parameters({**self.modules, **self.copies}))
 
-    def load(self, folder: Path) -> None:
-        """Take up the state that the same layout saved under ``folder``."""
-        with quiet():
-            found, _ = self.runtime.load_checkpoint(
-                str(folder / ENGINE), tag=TAG, load_lr_scheduler_states=False
-            )
-        if found is None:
-            raise UserError(f"{folder / ENGINE} holds no state of this layout; remove {folder}")
+    def own_fragments(self) -> Iterator[Fragment]:
+        """What this rank answers for, so that each element of the model is some one rank's."""
+        found = fragments(self.runtime, self.parameters(self.modules))
+        if any(self.layout.state_shards):
+            return found
+        # every replica holds all of it
+        return islice(found, self.data_rank, None, self.data_size)
 
     def check_weights(self, own: Iterable[LayerSpec]) -> None:
         """Raise UserError on every rank where any cannot read the weights of its ``own``
@@ -143,13 +143,15 @@ class TrainEngine(abc.ABC):
 
     def initialize(self, model: nn.Module) -> deepspeed.DeepSpeedEngine:
         """DeepSpeed's engine around ``model``."""
-        optimizer = self.run.training.optimizer.build(parameter_groups(model))
+        self.optimizer = optimizer = self.run.training.optimizer.build(parameter_groups(model))
+        clip = None
         if not any(self.layout.state_shards):
-            _clip_before_steps(optimizer, self.run.training.gradient_clipping, self._norm_group())
+            clip = _clipping(optimizer, self.run.training.gradient_clipping, self._norm_group())
         with quiet():
             runtime, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=self.config(), dist_init_required=False
             )
+        _guard(optimizer, runtime, clip)
         return runtime
 
     def _norm_group(self) -> dist.ProcessGroup | None:
@@ -190,13 +192,15 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _clip_before_steps(optimizer: Any, limit: float, spread_over: dist.ProcessGroup | None) -> None:
-    """Clip the whole gradient's norm, and keep it where DeepSpeed looks for it.
+def _clipping(
+    optimizer: Any, limit: float, spread_over: dist.ProcessGroup | None
+) -> Callable[[], None]:
+    """Clips the whole gradient's norm, and keeps it where DeepSpeed looks for it.
 
     Without ZeRO DeepSpeed neither tells the norm nor counts the pipeline's shared weights once.
     """
 
-    def clip(*_: Any) -> None:
+    def clip() -> None:
         grads = [
             (p.grad, getattr(p, "ds_pipe_replicated", False))
             for group in optimizer.param_groups
@@ -213,4 +217,24 @@ def _clip_before_steps(optimizer: Any, limit: float, spread_over: dist.ProcessGr
                 grad.mul_(limit / norm)
         optimizer._global_grad_norm = norm
 
-    optimizer.register_step_pre_hook(clip)
+    return clip
+
+
+def _guard(optimizer: Any, runtime: Any, clip: Callable[[], None] | None) -> None:
+    """Have the optimizer make no update from a gradient that is not finite.
+
+    DeepSpeed does not look for that in every layout. It has told the norm over all ranks by the
+    time it calls the optimizer, so that all of them leave the same updates out.
+    """
+    step = optimizer.step
+
+    def guarded(*arguments: Any, **named: Any) -> Any:
+        if clip is not None:
+            clip()
+        norm = getattr(runtime.optimizer, "_global_grad_norm", None)
+        # below 0 is how some of its helpers tell of one that is not finite
+        if norm is not None and not (math.isfinite(norm) and norm >= 0):
+            return None
+        return step(*arguments, **named)
+
+    optimizer.step = guarded

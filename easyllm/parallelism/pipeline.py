@@ -181,8 +181,8 @@ class _Tied(DeepSpeedTiedLayer):
 
     def build(self, log: bool = False) -> nn.Module:
         module = self.engine.build(self.source)
-        if self.spec is self.source:
-            self.engine.modules[self.spec.name] = module
+        held = self.engine.modules if self.spec is self.source else self.engine.copies
+        held[self.source.name] = module
         return module
 
 

@@ -74,6 +74,15 @@ def first() -> bool:
     return dist.get_rank() == 0
 
 
+def rank() -> int:
+    return dist.get_rank()
+
+
+def size() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size()
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether ``flag`` is set on any rank; all ranks must call it and hear the same."""
     vote = torch.tensor(int(flag), device=device)

@@ -164,6 +164,8 @@ class CheckpointSpec:
     """Steps between checkpoints; null saves at the end only."""
     keep: Count = 2
     """Newest checkpoints to keep."""
+    keep_every: Count | None = None
+    """Keep every checkpoint whose step is a multiple of this, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +188,16 @@ class TrainingSpec:
     schedule: Schedule = component("easyllm.training.schedules.Cosine")
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest norm of the gradient over all parameters; 0 does not clip."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What becomes of a step whose gradient is not finite. Its update is never made: ``stop``
+    ends the run, ``skip`` goes on with the next samples; ``metrics.jsonl`` marks the step as
+    ``skipped``, and the stage's record counts them."""
+    resume: Literal["exact", "weights", "never"] = "exact"
+    """How a run goes on from its newest checkpoint. ``exact``: the losses are those that would
+    have followed; another layout of the same state is taken up too, and they agree but for
+    rounding; where a setting that decides them has changed, the run is refused with a list.
+    ``weights``: there, begin at step 0 with the checkpoint's weights and a fresh optimizer.
+    ``never``: begin afresh each time. What was trained before is set aside, not removed."""
     checkpoint: CheckpointSpec = nested(CheckpointSpec)
     evaluate: EvaluateSpec = nested(EvaluateSpec)
     trackers: dict[str, Tracker] = empty()

@@ -42,6 +42,10 @@ class Stage(abc.ABC):
     reads: ClassVar[tuple[str, ...]]
     """Dotted keys of the spec, or prefixes of them, that can change what the stage makes."""
 
+    def goes_on(self, run: RunSpec, key: str) -> bool:
+        """Whether the stage can go on from what it left though ``key`` has changed since."""
+        return False
+
     def ranks(self, run: RunSpec) -> int:
         """Processes the stage runs on."""
         return 1

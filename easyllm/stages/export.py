@@ -31,6 +31,10 @@ class Export(Stage):
         checkpoint = self._found(run)
         if checkpoint is None:
             raise UserError(_missing(run, self.paths(run).checkpoints))
+        if told := checkpoint.changed(checkpoint.files):
+            raise UserError(
+                f"{checkpoint.path} is damaged: {told[0]}; give export.checkpoint=<another>"
+            )
         from easyllm.training.exporting import export
 
         return export(checkpoint, self.paths(run).export, run)

@@ -11,7 +11,7 @@ from easyllm.data.identity import check_encoding
 from easyllm.models import source, tensor_files
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Interrupted, Rank, Stage
-from easyllm.training import checkpoints
+from easyllm.training import checkpoints, continuing
 from easyllm.training.stopping import Stopped, on_sigterm
 
 
@@ -40,8 +40,14 @@ class Train(Stage):
         "training.optimizer",
         "training.schedule",
         "training.gradient_clipping",
+        "training.resume",
         "training.evaluate",
     )
+
+    def goes_on(self, run: RunSpec, key: str) -> bool:
+        anew = run.training.resume != "exact" and key.startswith(("training.", "parallelism."))
+        hardware = key.startswith("hardware.")
+        return anew or hardware or key == "training.resume" or continuing.goes_on(key)
 
     def ranks(self, run: RunSpec) -> int:
         return run.hardware.ranks

@@ -1,14 +1,16 @@
 """Checkpoints on disk: which are whole, which is the newest, which may go. Light.
 
-``checkpoints/step-00000012/`` holds ``weights/`` (a plain Hugging Face folder), ``engine/``
-(DeepSpeed's own state) and ``manifest.json`` with every file's size.
+``checkpoints/step-00000012/`` holds ``weights/`` (a plain Hugging Face folder), ``optimizer/``
+(its state by parameter name) and ``manifest.json`` with every file's size and hash, and what
+the checkpoint was trained with.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,67 +19,135 @@ from easyllm.files import read_json, write_json
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights"
+DAMAGED = "damaged-"
+"""The beginning of the name of a checkpoint that was passed over."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint."""
+    """A checkpoint whose files are all there, each as long as it should be."""
 
     path: Path
     step: int
     samples: int
     """Samples trained so far."""
-    layout: Mapping[str, Any]
-    data: str
-    """Fingerprint of the rows trained on."""
+    trained_with: Mapping[str, Any]
+    """What decides how training goes on, by dotted key."""
+    files: Mapping[str, Mapping[str, Any]]
+    """``bytes`` and ``sha256`` of every file, by its path in the folder."""
 
     @property
     def weights(self) -> Path:
         return self.path / WEIGHTS
+
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """What is wrong with the content of the files ``names``; reads all of them."""
+        return [
+            f"the content of {name} is not what was saved"
+            for name in names
+            if hashed(self.path / name) != self.files[name]["sha256"]
+        ]
 
 
 def location(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08}"
 
 
-def opened(path: Path) -> Checkpoint | None:
-    """The checkpoint at ``path``, or None unless every file is there in full."""
+def listed(checkpoints: Path) -> list[Path]:
+    """Every checkpoint, whole or not, the newest first."""
+    return sorted(checkpoints.glob("step-*"), reverse=True)
+
+
+def examined(path: Path) -> Checkpoint | str:
+    """The checkpoint at ``path``, or what is wrong with it; no content is read."""
     try:
         manifest = read_json(path / MANIFEST)
-        files: dict[str, int] = manifest["files"]
-        if any((path / name).stat().st_size != size for name, size in files.items()):
-            return None
-        facts = {key: manifest[key] for key in ("step", "samples", "layout", "data")}
-    except (OSError, ValueError, KeyError):
-        return None
+        facts = {key: manifest[key] for key in ("step", "samples", "trained_with", "files")}
+        for name, file in facts["files"].items():
+            found = (path / name).stat().st_size
+            if found != file["bytes"]:
+                return f"{name} has {found:,} of {file['bytes']:,} bytes"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).relative_to(path)} is not there"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read: {error!r}"
     return Checkpoint(path=path, **facts)
 
 
+def opened(path: Path) -> Checkpoint | None:
+    """The checkpoint at ``path``, or None unless every file is there in full."""
+    found = examined(path)
+    return found if isinstance(found, Checkpoint) else None
+
+
 def newest(checkpoints: Path) -> tuple[Checkpoint | None, list[Path]]:
-    """The newest whole checkpoint, and the newer ones that are damaged."""
+    """The newest checkpoint whose files are all there, and the newer ones that lack some."""
     damaged: list[Path] = []
-    for path in sorted(checkpoints.glob("step-*"), reverse=True):
+    for path in listed(checkpoints):
         if found := opened(path):
             return found, damaged
         damaged.append(path)
     return None, damaged
 
 
-def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write the manifest of a checkpoint whose files are all there."""
-    files = {
-        str(file.relative_to(folder)): file.stat().st_size
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
+def hashed(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def facts_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of the files ``names`` of a folder."""
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": hashed(folder / name)}
+        for name in names
     }
+
+
+def file_names(folder: Path) -> list[str]:
+    """The files of a checkpoint that is being written, by their paths in it, sorted."""
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+
+
+def seal(
+    folder: Path, facts: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write the manifest of a checkpoint whose files are all there."""
+    if files is None:
+        files = facts_of(folder, file_names(folder))
     write_json(folder / MANIFEST, {**facts, "files": files})
 
 
-def tidy(checkpoints: Path, keep: int) -> None:
-    """Remove what is older than the ``keep`` newest whole checkpoints, damaged ones before the
-    newest, and what saves that were cut short left behind."""
-    whole = [path for path in sorted(checkpoints.glob("step-*")) if opened(path)]
-    old = [p for p in checkpoints.glob("step-*") if whole and p < whole[-1]]
-    for path in [*(set(old) - set(whole[-keep:])), *checkpoints.glob(".step-*")]:
+def set_apart(path: Path) -> Path:
+    """Give a damaged checkpoint a name under which it is none; it goes once a newer one is
+    whole."""
+    target = path.with_name(DAMAGED + path.name)
+    shutil.rmtree(target, ignore_errors=True)
+    return path.rename(target)
+
+
+def clear_leftovers(checkpoints: Path) -> None:
+    """Remove what saves that were cut short left behind."""
+    _remove(checkpoints.glob(".step-*"))
+
+
+def tidy(checkpoints: Path, keep: int, keep_every: int | None = None) -> None:
+    """Remove what is older than the ``keep`` newest whole checkpoints, unless its step is a
+    multiple of ``keep_every``; and damaged ones before the newest."""
+    whole = [found for path in listed(checkpoints) if (found := opened(path))]
+    if not whole:
+        return
+    kept = {found.path for found in whole[:keep]}
+    kept |= {found.path for found in whole if keep_every and found.step % keep_every == 0}
+    old = [path for path in listed(checkpoints) if path < whole[0].path]
+    apart = [
+        path
+        for path in checkpoints.glob(f"{DAMAGED}step-*")
+        if path.name.removeprefix(DAMAGED) <= whole[0].path.name
+    ]
+    _remove([*(set(old) - kept), *apart])
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
+            shutil.rmtree(folder)

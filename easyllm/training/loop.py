@@ -22,11 +22,11 @@ from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
-from easyllm.training import checkpoints
+from easyllm.training import checkpoints, optimizer_state
 from easyllm.training.batches import dealt, micro_batches, scaled
-from easyllm.training.metrics import MetricsLog, flops_per_token, read, summary
-from easyllm.training.resuming import layout_facts, resume_point, starting_weights
-from easyllm.training.sampling import samples_of
+from easyllm.training.metrics import MetricsLog, flops_per_token, peak_memory, read, summary
+from easyllm.training.resuming import set_aside, settings, starting_point, starting_weights
+from easyllm.training.sampling import samples_of, seed_step
 from easyllm.training.saving import save
 from easyllm.training.stopping import Stop, Stopped
 
@@ -44,10 +44,12 @@ def train(run: RunSpec, rows: Rows, device: torch.device, stop: Stop) -> dict[st
             while training.step < training.total:
                 line = training.advance()
                 log.log(line)
-                bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+                told = "skipped" if line["loss"] is None else f"{line['loss']:.3f}"
+                bar.set_postfix(loss=told, refresh=False)
                 bar.update()
                 stopping = world.any_rank(stop.asked, device)
                 if stopping or training.due(run.training.checkpoint.every):
+                    log.sync()
                     training.save()
                 if stopping:
                     raise Stopped(f"saved after step {training.step} of {training.total}")
@@ -71,32 +73,41 @@ class Training:
         self.shapes = parameter_shapes(self.layers)
         self.parameters = sum(shape.numel() for shape in self.shapes.values())
         self.total = total_steps(run, rows)
-        self.resumed = resume_point(run, rows, self.total)
-        self.step = self.resumed.step if self.resumed else 0
-        self.samples = self.resumed.samples if self.resumed else 0
+        self.begun = starting_point(run, rows, self.total)
+        self.step, self.samples = self.begun.step, self.begun.samples
         self.eval_loss: float | None = None
+        self.save_seconds: float | None = None
+        """How long training stood still for a checkpoint since the last line of metrics."""
         self.read_bytes = self.read_files = 0
 
     @property
     def done(self) -> bool:
         """Whether the newest checkpoint already is the last one."""
-        return self.resumed is not None and self.resumed.step == self.total
+        return bool(self.begun.checkpoint) and not self.begun.anew and self.step == self.total
 
     def start(self) -> None:
         """Build the model and its optimizer on all ranks."""
         world.beat("building the model")
-        weights = starting_weights(self.run, self.config, self.family, self.resumed)
+        begun, paths = self.begun, self.paths
+        if world.first():
+            checkpoints.clear_leftovers(paths.checkpoints)
+            if begun.checkpoint is None:
+                set_aside(paths)
+        weights = starting_weights(self.run, self.config, self.family, begun.checkpoint)
         self.engine = self.run.parallelism.engine(
             self.run, layers=self.layers, weights=weights, device=self.device
         )
         self.read_bytes, self.read_files = weights.bytes_read, len(weights.files_read)
-        if self.resumed:
-            self.engine.load(self.resumed.path)
+        if begun.checkpoint and self.step:
+            optimizer_state.load(self.engine, begun.checkpoint.path / optimizer_state.FOLDER)
+        if begun.anew:
+            # before the old ones go, so that the run has its weights whenever it is killed
+            self.save()
+            if world.first():
+                set_aside(paths, but=checkpoints.location(paths.checkpoints, 0))
         self.heldout = self.rows.heldout() if self.run.training.evaluate.fraction else []
-        if world.first():
-            checkpoints.tidy(self.paths.checkpoints, self.run.training.checkpoint.keep)
-            if self.heldout:
-                self._write_heldout(self.paths.heldout)
+        if world.first() and self.heldout:
+            self._write_heldout(paths.heldout)
 
     def records(self) -> MetricsLog:
         """Where this rank's steps are recorded; only rank 0's are kept."""
@@ -124,23 +135,28 @@ class Training:
             wanted = samples_of(self.samples, layout, engine.data_rank, engine.data_size)
             rows = [[self.rows.sample(index) for index in micro] for micro in wanted]
             batches, trained = scaled(rows, engine, self.config.vocab_size)
-        skipped = engine.skipped_steps
-        loss = engine.train_batch(batches)
-        self._check(loss, engine.grad_norm, engine.skipped_steps - skipped)
+        seed_step(self.run.seed, self.step, world.rank())
+        loss, norm = engine.train_batch(batches), engine.grad_norm
+        skipped = self._skipped(loss, norm)
         self.step += 1
         self.samples += layout.global_batch_size
         tokens = layout.global_batch_size * self.rows.seq_len
         seconds = time.perf_counter() - begin
         line = {
             "step": self.step,
-            "loss": loss,
+            "loss": None if skipped else loss,
             "tokens": tokens,
             "trained_tokens": trained,
             "tokens_per_second": tokens / seconds,
-            "grad_norm": engine.grad_norm,
+            "grad_norm": None if skipped else norm,
             "lr": lr,
             "seconds": seconds,
+            "memory_gb": peak_memory(self.device) / 1e9,
         }
+        if skipped:
+            line["skipped"] = True
+        if self.save_seconds is not None:
+            line["save_seconds"], self.save_seconds = self.save_seconds, None
         if self.run.hardware.peak_tflops:
             shape = self.family.shape(self.config.to_dict())
             flops = tokens * flops_per_token(shape, self.parameters, self.rows.seq_len)
@@ -150,13 +166,17 @@ class Training:
             line["eval_loss"] = self.evaluate()
         return line
 
-    def _check(self, loss: float, grad_norm: float, skipped: int) -> None:
-        if math.isfinite(loss) and math.isfinite(grad_norm) and not skipped:
-            return
+    def _skipped(self, loss: float, norm: float) -> bool:
+        """Whether the step made no update. Raises UserError where that ends the run."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return False
+        if self.run.training.on_nonfinite == "skip" and not math.isfinite(norm):
+            return True
         raise UserError(
-            f"step {self.step + 1}: loss {loss}, norm of the gradient {grad_norm}; what was saved "
+            f"step {self.step + 1}: loss {loss}, norm of the gradient {norm}; what was saved "
             "before stands. Give a smaller training.optimizer.lr (now "
-            f"{self.run.training.optimizer.lr:g}) or a longer training.schedule.warmup"
+            f"{self.run.training.optimizer.lr:g}), a longer training.schedule.warmup, or "
+            "training.on_nonfinite=skip to leave such steps out"
         )
 
     def evaluate(self) -> float:
@@ -185,14 +205,15 @@ class Training:
 
     def save(self) -> None:
         world.beat(f"saving step {self.step}")
+        begin = time.perf_counter()
         facts = {
             "step": self.step,
             "samples": self.samples,
-            "layout": layout_facts(self.run),
-            "data": self.rows.fingerprint,
+            "trained_with": settings(self.run, self.rows),
         }
         conversations = bool(self.rows.manifest["conversations"])
         save(self.engine, self.config, self.family.names() or Names(), facts, conversations)
+        self.save_seconds = time.perf_counter() - begin
 
     def report(self) -> dict[str, Any]:
         """What the record tells of all steps, those of earlier starts included."""

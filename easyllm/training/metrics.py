@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import statistics
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from easyllm.files import new_file
 from easyllm.paths import RunPaths
 from easyllm.spec.roles import ModelShape
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import flatten, write
+
+if TYPE_CHECKING:
+    import torch
+
+MACOS = sys.platform == "darwin"
+"""There a process's memory is told in bytes, elsewhere in KiB."""
 
 
 class MetricsLog:
@@ -47,6 +56,11 @@ class MetricsLog:
         for tracker in self._trackers:
             tracker.log(line["step"], line)
 
+    def sync(self) -> None:
+        """Force the lines onto the disk: a checkpoint must not outlive the steps before it."""
+        if self._file:
+            os.fsync(self._file.fileno())
+
     def __enter__(self) -> MetricsLog:
         return self
 
@@ -77,12 +91,14 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """What the record of training says of all steps: tokens, losses, seconds and speed."""
     if not lines:
         return {"tokens": 0, "seconds": 0.0}
+    losses = [line["loss"] for line in lines if not line.get("skipped")] or [None]
     evaluated = [line["eval_loss"] for line in lines if "eval_loss" in line]
     found = {
         "tokens": sum(line["tokens"] for line in lines),
         "tokens_per_second": statistics.median(line["tokens_per_second"] for line in lines),
-        "first_loss": lines[0]["loss"],
-        "last_loss": lines[-1]["loss"],
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "skipped_steps": sum(bool(line.get("skipped")) for line in lines),
         "seconds": sum(line["seconds"] for line in lines),
     }
     if "mfu" in lines[-1]:
@@ -90,6 +106,15 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     if evaluated:
         found["eval_loss"] = evaluated[-1]
     return found
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes this rank has held at most: of its GPU, or of the machine where it has none."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if MACOS else 1024)
 
 
 def flops_per_token(shape: ModelShape, parameters: int, seq_len: int) -> float:

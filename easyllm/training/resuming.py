@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -15,56 +19,88 @@ from easyllm.parallelism import world
 from easyllm.paths import RunPaths
 from easyllm.spec.roles import Family
 from easyllm.spec.run import RunSpec
-from easyllm.spec.schema import target_of, write
-from easyllm.training.checkpoints import Checkpoint, newest
+from easyllm.spec.schema import flatten, write
+from easyllm.training import checkpoints
+from easyllm.training.checkpoints import Checkpoint
+from easyllm.training.continuing import decides, goes_on
 
-FREE = ("micro_batch_size", "global_batch_size", "checkpoint_activations")
-"""Fields of a layout that leave the engine's state alone."""
-
-
-def layout_facts(run: RunSpec) -> dict[str, Any]:
-    """What the state of an engine depends on; a checkpoint is resumed only where all agree."""
-    layout = {k: v for k, v in write(run.parallelism).items() if k not in FREE}
-    return {
-        **{f"parallelism.{key}": value for key, value in layout.items()},
-        "parallelism.data_parallel": run.parallelism.replicas(run.hardware.ranks),
-        "model.dtype": run.model.dtype,
-        "training.optimizer._target_": target_of(type(run.training.optimizer)),
-    }
+DATA = "data"
+"""Where the fingerprint of the rows stands among the settings."""
 
 
-def resume_point(run: RunSpec, rows: Rows, total: int) -> Checkpoint | None:
-    """The checkpoint to go on from, the same on every rank; None to begin afresh.
+@dataclass(frozen=True)
+class Start:
+    """Where training begins."""
 
-    Raises UserError for a checkpoint of another layout, of other data, or past the end.
+    checkpoint: Checkpoint | None = None
+    """The one to take up; None for the model's first weights."""
+    anew: bool = False
+    """Whether only its weights are taken, and training begins at step 0."""
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint.step if self.checkpoint and not self.anew else 0
+
+    @property
+    def samples(self) -> int:
+        return self.checkpoint.samples if self.checkpoint and not self.anew else 0
+
+
+def settings(run: RunSpec, rows: Rows) -> dict[str, Any]:
+    """What decides how training goes on, by dotted key; a checkpoint keeps them."""
+    keys = flatten(write(run))
+    found = {key: value for key, value in keys.items() if decides(key) or goes_on(key)}
+    found["parallelism.data_parallel"] = run.parallelism.replicas(run.hardware.ranks)
+    plain = json.loads(json.dumps({**found, DATA: rows.fingerprint}))  # as a file gives it back
+    return dict(plain)
+
+
+def starting_point(run: RunSpec, rows: Rows, total: int) -> Start:
+    """Where to begin, the same on every rank.
+
+    Raises UserError where all checkpoints are damaged, and where training would not go on as
+    it would have, unless ``training.resume`` says otherwise.
     """
-    found: Checkpoint | None = None
-    if world.first():
-        found, damaged = newest(RunPaths(run).checkpoints)
-        for path in damaged:
-            instead = f"step {found.step}" if found else "the beginning"
-            print(f"{path} is damaged; going on from {instead}", file=sys.stderr)
-    found = world.from_first(found)
+    root, how = RunPaths(run).checkpoints, run.training.resume
+    if how == "never":
+        return Start()
+    found = _newest_good(root)
     if found is None:
-        return None
-    ours = layout_facts(run)
-    for key in ours | dict(found.layout):
-        if ours.get(key) != found.layout.get(key):
-            raise UserError(
-                f"{key}={ours.get(key)}, but {found.path} was saved with {found.layout.get(key)}; "
-                "training resumes in the same layout only: give that, or another run_dir"
-            )
-    if found.data != rows.fingerprint:
-        raise UserError(
-            f"{found.path} was trained on other data than the store now holds; give another "
-            "run_dir, or remove the run's checkpoints to train afresh"
-        )
+        return Start()
+    now = settings(run, rows)
+    told = differing(found.trained_with, now)
     if found.step > total:
+        told.append(f"training.steps: then {found.step} done, now {total}")
+    if told and how == "exact":
         raise UserError(
-            f"training.steps: {total} steps, but {found.path} has done {found.step}; give at "
-            f"least {found.step}, or another run_dir"
+            f"training.resume=exact: {found.path} was trained otherwise, and the losses that "
+            "follow would not be those that would have followed:\n  "
+            + "\n  ".join(told)
+            + "\ngive what it was then; or training.resume=weights, to begin at step 0 with its "
+            "weights and a fresh optimizer; or another run_dir"
         )
-    return found
+    if told:
+        _say(f"{found.path} was trained otherwise:", *told)
+        _say("training.resume=weights: its weights only; a fresh optimizer, step 0")
+        return Start(found, anew=True)
+    if moved := differing(found.trained_with, now, decided=False):
+        _say(f"going on from {found.path}, the state of the optimizer included, with", *moved)
+    return Start(found)
+
+
+def differing(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, decided: bool = True
+) -> list[str]:
+    """The keys whose values differ, with both, a line each: those that decide the losses to
+    come, or those under which they stay the same but for rounding and the end of the run."""
+    return [
+        f"{key}: then {_shown(then.get(key))}, now {_shown(now.get(key))}"
+        for key in dict.fromkeys([*now, *then])
+        if then.get(key) != now.get(key)
+        and (decides(key) or key == DATA) == decided
+        # what one class of layout has and another lacks needs no telling
+        and (decided or (key in then and key in now))
+    ]
 
 
 def starting_weights(
@@ -76,3 +112,66 @@ def starting_weights(
     folder = resumed.weights if resumed else model_folder(run)
     assert folder is not None, "checked with the spec: pretrained weights have a path"
     return WeightFiles(folder, family.names())
+
+
+def set_aside(paths: RunPaths, but: Path | None = None) -> None:
+    """Move the metrics and checkpoints of an earlier life of the run, all ``but`` one, out of
+    the way of a new one: ``checkpoints.1``, ``metrics.1.jsonl``."""
+    old = [path for path in reversed(checkpoints.listed(paths.checkpoints)) if path != but]
+    if not old:
+        return
+    number = 1
+    while (place := paths.root / f"checkpoints.{number}").exists():
+        number += 1
+    if paths.metrics.exists():
+        paths.metrics.rename(paths.root / f"metrics.{number}.jsonl")
+    place.mkdir()
+    for path in old:  # the newest last: cut short, this begins again with the same
+        path.rename(place / path.name)
+    _say(f"what was trained before lies in {place}")
+
+
+def _newest_good(root: Path) -> Checkpoint | None:
+    """The newest checkpoint with the content it was saved with; damaged ones are set apart."""
+    passed: list[str] = []
+    for path in world.from_first(checkpoints.listed(root)):
+        world.beat(f"checking {path.name}")
+        found = world.from_first(checkpoints.examined(path) if world.first() else None)
+        told = [found] if isinstance(found, str) else _changed(found)
+        if not told:
+            for line in passed:
+                _say(f"{line}; going on from step {found.step}")
+            return _apart(root, found)
+        passed.append(f"{path.name} is damaged: {told[0]}")
+    if passed:
+        raise UserError(
+            f"no checkpoint under {root} can be loaded:\n  "
+            + "\n  ".join(passed)
+            + "\ngive training.resume=never to train from the beginning, or another run_dir"
+        )
+    return None
+
+
+def _apart(root: Path, found: Checkpoint) -> Checkpoint:
+    """Set apart what is newer than ``found``, which is therefore damaged."""
+    if world.first():
+        for path in checkpoints.listed(root):
+            if path > found.path:
+                checkpoints.set_apart(path)
+    world.wait_for_all()
+    return found
+
+
+def _changed(found: Checkpoint) -> list[str]:
+    """What is wrong with the content of the files, which the ranks share out among them."""
+    mine = sorted(found.files)[world.rank() :: world.size()]
+    return [told for part in world.from_all(found.changed(mine)) for told in part]
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)
+
+
+def _say(*lines: str) -> None:
+    if world.first():
+        print("\n  ".join(lines), file=sys.stderr)

@@ -1,6 +1,12 @@
-"""Which samples each replica trains on: a pure function of how many were trained before."""
+"""Which samples each replica trains on, and what it draws at random: pure functions of how much
+was trained before."""
 
 from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
 
 from easyllm.spec.roles import Parallelism
 
@@ -20,3 +26,12 @@ def samples_of(
             consumed + data_rank * size, consumed + layout.global_batch_size, replicas * size
         )
     ]
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed everything that draws at random within a step, such as dropout: a run that was
+    killed needs no generator's state to draw the same again."""
+    drawn = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+    torch.manual_seed(drawn)
+    np.random.seed(drawn)
+    random.seed(drawn)

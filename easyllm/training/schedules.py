@@ -53,3 +53,23 @@ class Cosine(_Warmed):
 
     def after(self, share: float) -> float:
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * min(1.0, share))) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class WSD(_Warmed):
+    """Warm-up, the peak, then a straight fall at the end (warmup-stable-decay; Hu et al., 2024).
+
+    What comes before the fall does not depend on where the end is, so that a run can be made
+    longer from a checkpoint of the stable part.
+    """
+
+    decay: Fraction = 0.1
+    """The fall's share of the steps after the warm-up."""
+    floor: Fraction = 0.0
+    """The learning rate at the end, as a share of the peak."""
+
+    def after(self, share: float) -> float:
+        left = max(0.0, 1.0 - share)
+        if left >= self.decay:
+            return 1.0
+        return self.floor + (1 - self.floor) * left / self.decay

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,9 @@ class Trained:
         ]
 
 
-def launch(root: Path, ranks: int, cases: list[dict[str, Any]]) -> Trained:
-    """Train ``cases`` on one set of ranks. A case trains in ``root/<run>``, by default its own."""
+def launch(root: Path, ranks: int, cases: list[dict[str, Any]], expected: int = 0) -> Trained:
+    """Train ``cases`` on one set of ranks, which end with the status that is ``expected``. A case
+    trains in ``root/<run>``, by default its own."""
     for case in cases:
         case["folder"] = str(root / case.get("run", case["name"]))
         Path(case["folder"]).mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def launch(root: Path, ranks: int, cases: list[dict[str, Any]]) -> Trained:
     logs = root / "logs"
     status = Local().launch(command, ranks, logs, {"OMP_NUM_THREADS": "1"})
     output = "\n".join(log.read_text("utf-8")[-3000:] for log in sorted(logs.iterdir()))
-    assert status == 0, output
+    assert status == expected, output
     return Trained(root, ranks)
 
 
@@ -160,6 +161,54 @@ def comparisons(small: Small, ranks: int) -> list[dict[str, Any]]:
     ]
 
 
+MOVES: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "2x1-1x2-1x1": (
+        "tied",
+        [
+            {"_target_": PIPELINE},
+            {"_target_": PIPELINE, "pipeline_stages": 1},
+            {"_target_": ZERO},
+        ],
+    ),
+    "zero1-zero0-pipe": (
+        "untied",
+        [
+            {"_target_": ZERO, "zero_stage": 1},
+            {"_target_": ZERO, "zero_stage": 0},
+            {"_target_": PIPELINE, "pipeline_stages": 1, "zero_stage": 0},
+        ],
+    ),
+    "zero3-zero1-zero3": (
+        "tied",
+        [{"_target_": ZERO, "zero_stage": zero, "micro_batch_size": 1} for zero in (3, 1, 3)],
+    ),
+    "pipe0-zero2-zero0": (
+        "untied",
+        [
+            {"_target_": PIPELINE, "zero_stage": 0},
+            {"_target_": ZERO, "zero_stage": 2},
+            {"_target_": ZERO, "zero_stage": 0},
+        ],
+    ),
+}
+"""By name: the model, and layouts that one run goes through: two of two ranks, then one of one."""
+
+
+@pytest.fixture(scope="session")
+def moved(small: Small, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Trained]:
+    """Runs that are stopped after two steps of each layout: what two ranks left, and one."""
+    root = tmp_path_factory.mktemp("moved")
+    on: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    for name, (model, chain) in MOVES.items():
+        for place, layout in enumerate(chain):
+            ranks = 2 if place < 2 else 1
+            case = {"name": f"{name}-{place}", "run": name}
+            case["config"] = small.config(model, layout, ranks)
+            stop = (2 * place + 1) * GLOBAL_BATCH
+            on[ranks].append(case | ({"sigterm_at": stop} if place < 2 else {}))
+    return launch(root, 2, on[2]), launch(root, 1, on[1])
+
+
 @pytest.fixture(scope="session")
 def on_two(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return launch(tmp_path_factory.mktemp("on_two"), 2, comparisons(small, 2))
@@ -176,6 +225,24 @@ RESUMED = {
     "zero3": {"_target_": ZERO, "zero_stage": 3},
 }
 """Layouts in which runs are stopped and taken up again."""
+
+
+def add_other_lives(add: Callable[..., None], often: Mapping[str, Any]) -> None:
+    """The run ``often``, damaged and with other settings."""
+    zero = RESUMED["zero1"]
+    faster = merged(often, {"training": {"optimizer": {"lr": 1e-2, "beta1": 0.8}}})
+    last = f"step-0000000{STEPS + 1}"
+    flip = [("flip", f"{last}/optimizer/rank-00001.safetensors")]
+    add("flipped", zero, often, run="often", damage=flip)
+    remove = [("remove", f"{last}/optimizer/rank-00001.safetensors")]
+    add("bereft", zero, often, run="often", damage=remove)
+    add("faster", zero, faster, run="often")
+    weights = merged(faster, {"training": {"resume": "weights", "steps": 3}})
+    add("weights-stopped", zero, weights, run="often", sigterm_at=GLOBAL_BATCH + 1)
+    add("weights", zero, weights, run="often")
+    everything = [("remove", "step-*/manifest.json")]
+    add("lost", zero, weights, run="often", damage=everything)
+    add("never", zero, merged(weights, {"training": {"resume": "never"}}), run="often")
 
 
 @pytest.fixture(scope="session")
@@ -207,16 +274,20 @@ def lives(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     }
     zero = RESUMED["zero1"]
     add("often", zero, often)
-    damage = f"step-0000000{STEPS}/weights/*.safetensors"
-    add("damaged", zero, often, run="often", truncate=damage)
+    last = f"step-0000000{STEPS}"
+    add("damaged", zero, often, run="often", damage=[("cut", f"{last}/weights/*.safetensors")])
     add("again", zero, often, run="often")
     add("longer", zero, merged(often, {"training": {"steps": STEPS + 1}}), run="often")
     add("shorter", zero, merged(often, {"training": {"steps": 2}}), run="often")
-    add("other-layout", RESUMED["zero3"], often, run="often")
     add("other-data", zero, merged(often, {"data": {"seq_len": 32}}), run="often")
+    add_other_lives(add, merged(often, {"training": {"steps": STEPS + 1}}))
     add("epochs", zero, {"training": {"steps": None, "epochs": 0.1}})
     fresh = {"init": "random", "path": None, "config": {**LLAMA, "vocab_size": 100}}
     add("small-vocabulary", zero, {"model": fresh})
     wild = {"checkpoint": {"every": 1}, "optimizer": {"lr": 1e30}, "schedule": {"warmup": 0}}
     add("wild", zero, {"training": wild})
+    skip = {"steps": 3, "on_nonfinite": "skip", "checkpoint": {"every": 1, "keep": 3}}
+    for name, layout in (RESUMED | {"zero0": {"_target_": ZERO, "zero_stage": 0}}).items():
+        over = {"training": merged(wild, skip)}
+        add(f"skipping-{name}", layout, over)
     return launch(tmp_path_factory.mktemp("lives"), 2, cases)

@@ -10,7 +10,9 @@ import gc
 import json
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from deepspeed.utils import groups  # noqa: E402  after the accelerator is settl
 from easyllm.data.rows import open_rows  # noqa: E402
 from easyllm.errors import UserError  # noqa: E402
 from easyllm.paths import RunPaths  # noqa: E402
+from easyllm.training import checkpoints  # noqa: E402
 from easyllm.training.loop import train  # noqa: E402
 from easyllm.training.stopping import Stopped, on_sigterm  # noqa: E402
 from tests.support import run_spec  # noqa: E402
@@ -45,13 +48,47 @@ class Watched:
         return self.rows.sample(index)
 
 
+def damage(checkpoints: Path, how: str, pattern: str) -> None:
+    """Cut a byte off the files of a pattern, turn a bit in their middle, or remove them."""
+    files = list(checkpoints.glob(pattern))
+    assert files, f"nothing to damage at {checkpoints / pattern}"
+    for file in files:
+        content = bytearray(file.read_bytes())
+        if how == "cut":
+            file.write_bytes(content[:-1])
+        elif how == "flip":
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+        else:
+            assert how == "remove"
+            file.unlink()
+
+
+def die_saving(rank: int, step: int) -> None:
+    """Have ``rank`` killed when all files of the checkpoint of ``step`` are written and none is
+    listed yet."""
+    facts_of = checkpoints.facts_of
+
+    def dying(folder: Path, names: Iterable[str]) -> Any:
+        if world.rank() == rank and f"step-{step:08}" in folder.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return facts_of(folder, names)
+
+    checkpoints.facts_of = dying
+
+
 def main(cases: Path) -> None:
     rank = int(os.environ["RANK"])
     for case in json.loads(cases.read_text("utf-8")):
         run = run_spec(Path(case["folder"]), case["config"])
-        if case.get("truncate") and rank == 0:
-            for file in RunPaths(run).checkpoints.glob(case["truncate"]):
-                file.write_bytes(file.read_bytes()[:-1])
+        if rank == 0:
+            if "disk" in case:
+                mount = ["mount", "-o", f"remount,size={case['disk']}", run.run_dir or ""]
+                subprocess.run(mount, check=True)
+            for how, pattern in case.get("damage", ()):
+                damage(RunPaths(run).checkpoints, how, pattern)
+        if case.get("killed_saving"):
+            die_saving(*case["killed_saving"])
         world.wait_for_all()
         rows = Watched(open_rows(run), case.get("sigterm_at"))
         seen: dict[str, Any] = {"case": case["name"], "samples": rows.samples}
@@ -60,6 +97,7 @@ def main(cases: Path) -> None:
                 seen["report"] = train(run, rows, DEVICE, stop)  # type: ignore[arg-type]
         except (Stopped, UserError) as error:
             seen["error"] = f"{type(error).__name__}: {error}"
+            seen["checkpoints"] = sorted(f.name for f in RunPaths(run).checkpoints.glob("*"))
         result = Path(case["folder"]) / f"{case['name']}.rank-{rank}.json"
         result.write_text(json.dumps(seen), "utf-8")
         # DeepSpeed remembers the grid of the last pipeline

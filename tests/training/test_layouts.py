@@ -59,8 +59,10 @@ def by_document(network: LlamaForCausalLM, rows: list[Row]) -> torch.Tensor:
     return total / trained
 
 
-def check_losses(small: Small, trained: Trained, model: str, layout: str) -> None:
-    metrics = trained.metrics(f"{model}-{layout}")
+def check_losses(
+    small: Small, trained: Trained, model: str, layout: str, run: str | None = None
+) -> None:
+    metrics = trained.metrics(run or f"{model}-{layout}")
     expected = plain_loop(small, model)
     assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
     assert [line["loss"] for line in metrics] == pytest.approx([e[0] for e in expected], abs=1e-5)

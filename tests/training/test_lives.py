@@ -21,6 +21,11 @@ def losses(trained: Trained, case: str, run: str = "") -> list[float]:
     return [line["loss"] for line in trained.metrics(case, run)]
 
 
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    files = (checkpoint / "weights").glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
 def exported(
     small: Small, trained: Trained, run: str, model: str = "tied", **export: object
 ) -> Path:
@@ -100,7 +105,8 @@ def test_a_damaged_checkpoint_is_passed_over(lives: Trained) -> None:
     samples = lives.seen("damaged", "often")[0]["samples"]
     assert min(samples) == (STEPS - 1) * GLOBAL_BATCH
     log = (lives.root / "logs" / "rank-0.log").read_text("utf-8")
-    assert f"step-{STEPS:08} is damaged; going on from step {STEPS - 1}" in log
+    assert f"step-{STEPS:08} is damaged: weights/model" in log
+    assert f"bytes; going on from step {STEPS - 1}" in log
 
 
 def test_what_is_done_is_not_done_again(lives: Trained) -> None:
@@ -112,21 +118,82 @@ def test_what_is_done_is_not_done_again(lives: Trained) -> None:
 
 
 def test_more_steps_go_on(lives: Trained) -> None:
-    lines = lives.metrics("", "often")
+    samples = lives.seen("longer", "often")[0]["samples"]
+    assert min(samples) == STEPS * GLOBAL_BATCH
+    lines = [
+        json.loads(line)
+        for line in (lives.root / "often" / "run" / "metrics.1.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 2))
     assert [line["step"] for line in lines if "eval_loss" in line] == [2, 4, 5, 6]
-    kept = sorted(path.name for path in (lives.root / "often" / "run" / "checkpoints").iterdir())
+    kept = sorted(path.name for path in (lives.root / "often" / "run" / "checkpoints.1").iterdir())
     assert kept == [f"step-{step:08}" for step in (STEPS, STEPS + 1)]
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("flipped", "the content of optimizer/rank-00001.safetensors is not what was saved"),
+        ("bereft", "optimizer/rank-00001.safetensors is not there"),
+    ],
+)
+def test_a_damaged_share_of_the_state_is_passed_over(lives: Trained, case: str, told: str) -> None:
+    samples = lives.seen(case, "often")[0]["samples"]
+    assert min(samples) == STEPS * GLOBAL_BATCH
+    log = (lives.root / "logs" / "rank-0.log").read_text("utf-8")
+    assert f"step-{STEPS + 1:08} is damaged: {told}; going on from step {STEPS}" in log
+    before, after = (
+        lives.seen(name, "often")[0]["report"]["last_loss"] for name in ("longer", case)
+    )
+    assert before == after
+
+
+def test_weights_alone_begin_anew_and_go_on_exactly(lives: Trained) -> None:
+    stopped, resumed = (lives.seen(case, "often")[0] for case in ("weights-stopped", "weights"))
+    assert stopped["error"] == "Stopped: saved after step 2 of 3"
+    assert min(stopped["samples"]) == 0 and min(resumed["samples"]) == 2 * GLOBAL_BATCH
+    lines = (lives.root / "often" / "run" / "metrics.2.jsonl").read_text("utf-8").splitlines()
+    first = json.loads(lines[0])
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    # the same samples as the first step of all, with weights that have learnt
+    assert first["loss"] < losses(lives, "whole-zero1")[0] - 0.1
+
+
+def test_never_begins_afresh_and_removes_nothing(lives: Trained) -> None:
+    root = lives.root / "often" / "run"
+    lines = lives.metrics("never", "often")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    # the first step of any run of this model, up to its learning rate
+    assert lines[0]["loss"] == losses(lives, "whole-zero1")[0]
+    assert sorted(path.name for path in root.glob("checkpoints*")) == [
+        "checkpoints",
+        "checkpoints.1",
+        "checkpoints.2",
+    ]
+    assert sorted(path.name for path in root.glob("metrics*")) == [
+        "metrics.1.jsonl",
+        "metrics.2.jsonl",
+        "metrics.jsonl",
+    ]
 
 
 @pytest.mark.parametrize(
     ("case", "run", "words"),
     [
-        ("shorter", "often", ("training.steps: 2", "step-00000006", "run_dir")),
-        ("other-layout", "often", ("parallelism.zero_stage=3", "saved with 1")),
-        ("other-data", "often", ("trained on other data", "run_dir")),
+        ("shorter", "often", ("training.steps: then 6 done, now 2", "step-00000006", "run_dir")),
+        ("other-data", "often", ("data: then ", "training.resume=weights", "run_dir")),
+        (
+            "faster",
+            "often",
+            (
+                "training.optimizer.lr: then 0.003, now 0.01\n",
+                "training.optimizer.beta1: then 0.9, now 0.8\n",
+                "training.resume=weights",
+            ),
+        ),
+        ("lost", "often", ("no checkpoint", "step-00000003 is damaged", "training.resume=never")),
         ("small-vocabulary", "", ("vocab_size=100", "tokens")),
-        ("wild", "", ("step 2", "training.optimizer.lr", "1e+30")),
+        ("wild", "", ("step 2", "training.optimizer.lr", "1e+30", "on_nonfinite=skip")),
     ],
 )
 def test_a_mistake_is_told(lives: Trained, case: str, run: str, words: tuple[str, ...]) -> None:
@@ -148,7 +215,8 @@ def test_mfu_is_speed_over_the_peak_of_all_devices(lives: Trained) -> None:
     report = lives.seen("longer", "often")[0]["report"]
     width = LLAMA["hidden_size"]
     flops = 6 * report["parameters"] + 12 * 4 * width * 48
-    for line in lives.metrics("", "often"):
+    lines = (lives.root / "often" / "run" / "metrics.1.jsonl").read_text("utf-8").splitlines()
+    for line in map(json.loads, lines):
         expected = line["tokens_per_second"] * flops / (2 * 0.01e12)
         assert line["mfu"] == pytest.approx(expected)
     assert "mfu" not in lives.metrics("whole-pipe")[0]
@@ -162,6 +230,23 @@ def test_trackers_are_fed(lives: Trained) -> None:
 def test_a_run_gone_wild_keeps_what_was_saved(lives: Trained) -> None:
     saved = [path.name for path in (lives.root / "wild" / "run" / "checkpoints").iterdir()]
     assert saved == ["step-00000001"]
+
+
+@pytest.mark.parametrize("layout", [*RESUMED, "zero0"])
+def test_a_step_without_a_finite_gradient_changes_nothing(lives: Trained, layout: str) -> None:
+    name = f"skipping-{layout}"
+    lines = lives.metrics(name)
+    assert [line.get("skipped", False) for line in lines] == [False, True, True]
+    assert [line["loss"] is None for line in lines] == [False, True, True]
+    report = lives.seen(name)[0]["report"]
+    assert report["skipped_steps"] == 2 and report["last_loss"] == lines[0]["loss"]
+    first, last = (
+        weights_of(lives.root / name / "run" / "checkpoints" / step)
+        for step in ("step-00000001", "step-00000003")
+    )
+    for tensor in first:
+        assert torch.isfinite(first[tensor]).all()
+        assert torch.equal(first[tensor], last[tensor])
 
 
 def test_epochs_are_counted_in_steps(lives: Trained) -> None:

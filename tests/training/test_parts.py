@@ -20,7 +20,7 @@ from easyllm.training import checkpoints
 from easyllm.training.metrics import flops_per_token, read, summary
 from easyllm.training.optimizers import AdamW
 from easyllm.training.sampling import samples_of
-from easyllm.training.schedules import Constant, Cosine, Linear
+from easyllm.training.schedules import WSD, Constant, Cosine, Linear
 from tests.support import LLAMA, run_spec
 
 
@@ -35,7 +35,8 @@ def test_replicas_share_a_step_out(replicas: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "at_end"), [(Constant(), 1.0), (Linear(floor=0.2), 0.2), (Cosine(), 0.1)]
+    ("schedule", "at_end"),
+    [(Constant(), 1.0), (Linear(floor=0.2), 0.2), (Cosine(), 0.1), (WSD(floor=0.3), 0.3)],
 )
 def test_schedules_warm_up_and_reach_their_floor(schedule: Schedule, at_end: float) -> None:
     warmed = type(schedule)(**{**vars(schedule), "warmup": 0.1})
@@ -45,6 +46,15 @@ def test_schedules_warm_up_and_reach_their_floor(schedule: Schedule, at_end: flo
     assert factors[100] == pytest.approx(at_end)
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert type(schedule)(**{**vars(schedule), "warmup": 7}).factor(7, 100) == 1.0
+
+
+def test_wsd_is_stable_until_its_end_falls() -> None:
+    factors = [WSD(decay=0.2, warmup=10).factor(step, 110) for step in range(111)]
+    assert factors[10:91] == pytest.approx([1.0] * 81)
+    assert factors[100] == pytest.approx(0.5) and factors[110] == 0.0
+    longer = [WSD(decay=0.2, warmup=10).factor(step, 210) for step in range(91)]
+    assert longer == pytest.approx(factors[:91])
+    assert WSD(decay=0.0).factor(110, 110) == 1.0
 
 
 def test_stages_are_balanced_and_each_has_a_decoder() -> None:
@@ -139,7 +149,7 @@ def checkpoint(root: Path, step: int) -> Path:
     folder = checkpoints.location(root, step)
     (folder / "weights").mkdir(parents=True)
     (folder / "weights" / "model.safetensors").write_bytes(b"12345")
-    facts = {"step": step, "samples": 8 * step, "layout": {}, "data": "d"}
+    facts = {"step": step, "samples": 8 * step, "trained_with": {}}
     checkpoints.seal(folder, facts)
     return folder
 
@@ -162,10 +172,20 @@ def test_tidying_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
         checkpoint(tmp_path, step)
     (checkpoints.location(tmp_path, 3) / "weights" / "model.safetensors").unlink()
     (tmp_path / ".step-00000005.77.part").mkdir()
+    (tmp_path / "damaged-step-00000004").mkdir()
+    (tmp_path / "damaged-step-00000007").mkdir()
     write_json(checkpoints.location(tmp_path, 6) / "manifest.json", {"files": {"gone": 1}})
+    checkpoints.clear_leftovers(tmp_path)
     checkpoints.tidy(tmp_path, keep=2)
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["step-00000002", "step-00000004", "step-00000006"]
+    assert left == ["damaged-step-00000007", "step-00000002", "step-00000004", "step-00000006"]
+
+
+def test_every_nth_is_kept_besides_the_newest(tmp_path: Path) -> None:
+    for step in range(2, 15, 2):
+        checkpoint(tmp_path, step)
+        checkpoints.tidy(tmp_path, keep=2, keep_every=4)
+    assert [path.name[-2:] for path in sorted(tmp_path.iterdir())] == ["04", "08", "12", "14"]
 
 
 def test_specs_name_the_choices_of_a_stage(tmp_path: Path) -> None:

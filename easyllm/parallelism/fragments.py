@@ -1,0 +1,118 @@
+"""Which part of which parameter this rank's optimizer works on, whatever split it.
+
+DeepSpeed flattens, pads and splits what the optimizer sees, each stage of ZeRO in its own way.
+Here that is undone: a fragment names the elements of a parameter and shows where their state
+lies, so that state can be kept by the parameter's name and move to any other layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from easyllm.errors import UserError
+
+MASTER = "master"
+"""The name of the fp32 copy of weights that are held in another type."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements ``begin`` to ``begin + length`` of a flattened parameter."""
+
+    name: str
+    """The parameter's name in the whole model."""
+    begin: int
+    length: int
+    held: torch.Tensor
+    """What the optimizer steps: the parameter itself, or a flat tensor that holds the fragment
+    among others."""
+    offset: int
+    """Where in ``held``, flattened, the fragment begins."""
+    low_precision: bool
+    """Whether ``held`` is an fp32 copy of weights of another type."""
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The fragment's view of a tensor of the shape of ``held``."""
+        return tensor.detach().view(-1)[self.offset : self.offset + self.length]
+
+
+def fragments(
+    runtime: Any, parameters: Iterable[tuple[str, torch.nn.Parameter]]
+) -> Iterator[Fragment]:
+    """The fragments of ``parameters`` that this rank's optimizer holds, by name and in order.
+
+    ``runtime`` is DeepSpeed's engine around the model that they belong to.
+    """
+    optimizer = runtime.optimizer
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        if hasattr(parameter, "ds_id"):
+            yield _of_stage_3(name, parameter, optimizer)
+        elif not hasattr(parameter, "_hp_mapping"):
+            yield Fragment(name, 0, parameter.numel(), parameter, 0, low_precision=False)
+        elif (part := parameter._hp_mapping) is not None:
+            own, flat = part.lp_fragment_address, part.hp_fragment_address
+            held = optimizer.optimizer.param_groups[part.param_group_index]["params"][0]
+            low = parameter.dtype is not held.dtype
+            yield Fragment(name, own.start, own.numel, held, flat.start, low)
+
+
+def _of_stage_3(name: str, parameter: Any, optimizer: Any) -> Fragment:
+    """Each rank holds an equal part of each parameter, the last one's padded."""
+    group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    begin = min(size * dist.get_rank(), parameter.ds_numel)
+    length = min(size, parameter.ds_numel - begin)
+    held = optimizer.fp32_partitioned_groups_flat[group]
+    low = parameter.ds_tensor.dtype is not held.dtype
+    return Fragment(name, begin, length, held, offset, low)
+
+
+def state_of(fragment: Fragment, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What the optimizer remembers of a fragment, by name: vectors of ``length``, or scalars
+    such as the number of steps.
+
+    Raises UserError for an optimizer whose state is not kept by element.
+    """
+    found = {}
+    if fragment.low_precision:
+        found[MASTER] = fragment.of(fragment.held)
+    for key, value in optimizer.state.get(fragment.held, {}).items():
+        if not torch.is_tensor(value):
+            value = torch.tensor(value)
+        if value.shape == fragment.held.shape:
+            found[key] = fragment.of(value)
+        elif value.numel() == 1:
+            found[key] = value.detach().reshape(())
+        else:
+            raise UserError(
+                f"training.optimizer: {type(optimizer).__name__} keeps {key} of shape "
+                f"{tuple(value.shape)} for weights of shape {tuple(fragment.held.shape)}; only "
+                "state by element, or one number, can be saved"
+            )
+    return found
+
+
+@torch.no_grad()
+def take_up(
+    fragment: Fragment, state: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    """Give the optimizer what ``state_of`` told of the fragment."""
+    held = fragment.held
+    for key, value in state.items():
+        if key == MASTER:
+            if fragment.low_precision:
+                fragment.of(held).copy_(value)
+            continue
+        known = optimizer.state[held]
+        if value.ndim == 0:
+            known[key] = value.to(known[key].device) if torch.is_tensor(known.get(key)) else value
+            continue
+        if key not in known:
+            known[key] = torch.zeros_like(held, dtype=value.dtype, requires_grad=False)
+        fragment.of(known[key]).copy_(value)

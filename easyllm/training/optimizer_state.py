@@ -1,0 +1,92 @@
+"""The optimizer's state on disk, by parameter name: any layout can take it up.
+
+``optimizer/rank-00003.safetensors`` holds what rank 3 held of it, under ``KEY/BEGIN/PARAMETER``:
+``exp_avg/4096/model.norm.weight`` are elements 4096 and on of that flattened parameter's mean
+gradient. Nobody gathers anything, and whoever loads reads only the bytes of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from easyllm.errors import UserError
+from easyllm.models.tensor_files import header
+from easyllm.parallelism.engine import TrainEngine
+from easyllm.parallelism.fragments import MASTER, Fragment, state_of, take_up
+
+FOLDER = "optimizer"
+
+
+def write(engine: TrainEngine, file: Path) -> None:
+    """Write this rank's share of the optimizer's state."""
+    tensors = {
+        f"{key}/{fragment.begin}/{fragment.name}": value.cpu().clone()
+        for fragment in engine.own_fragments()
+        for key, value in state_of(fragment, engine.optimizer).items()
+    }
+    save_file(tensors, file)
+
+
+def load(engine: TrainEngine, folder: Path) -> None:
+    """Give this rank's optimizer its share of what was written under ``folder``, by whatever
+    ranks in whatever layout. Raises UserError where a part is not there."""
+    parts = _index(folder)
+    for fragment in engine.fragments():
+        known = parts.get(fragment.name, {})
+        if not known or (fragment.low_precision and MASTER not in known):
+            missing = MASTER if known else "state"
+            raise UserError(
+                f"{folder} has no {missing} of {fragment.name}; give training.resume=weights"
+            )
+        state = {key: _joined(fragment, key, known[key], folder) for key in known}
+        take_up(fragment, state, engine.optimizer)
+
+
+class _Part(NamedTuple):
+    file: Path
+    name: str
+    begin: int
+    shape: tuple[int, ...]
+
+
+def _index(folder: Path) -> dict[str, dict[str, list[_Part]]]:
+    """The parts by parameter and key of the state."""
+    found: dict[str, dict[str, list[_Part]]] = {}
+    for file in sorted(folder.glob("rank-*.safetensors")):
+        for name, tensor in header(file)[0].items():
+            key, begin, parameter = name.split("/", 2)
+            part = _Part(file, name, int(begin), tuple(tensor["shape"]))
+            found.setdefault(parameter, {}).setdefault(key, []).append(part)
+    return found
+
+
+def _joined(fragment: Fragment, key: str, parts: list[_Part], folder: Path) -> torch.Tensor:
+    if not parts[0].shape:
+        with safe_open(parts[0].file, framework="pt") as opened:
+            scalar: torch.Tensor = opened.get_tensor(parts[0].name)
+        return scalar
+    pieces = list(_pieces(fragment, parts))
+    joined = torch.cat(pieces) if pieces else torch.empty(0)
+    if len(joined) != fragment.length:
+        raise UserError(
+            f"{folder} has {len(joined)} of {fragment.length} elements of {key} of "
+            f"{fragment.name} from {fragment.begin} on; give training.resume=weights"
+        )
+    return joined
+
+
+def _pieces(fragment: Fragment, parts: list[_Part]) -> Iterator[torch.Tensor]:
+    """What the parts, which do not overlap, hold of the fragment, in order."""
+    end = fragment.begin + fragment.length
+    for part in sorted(parts, key=lambda part: part.begin):
+        first = max(part.begin, fragment.begin)
+        last = min(part.begin + part.shape[0], end)
+        if first < last:
+            with safe_open(part.file, framework="pt") as opened:
+                yield opened.get_slice(part.name)[first - part.begin : last - part.begin]

@@ -1,0 +1,67 @@
+"""Which changes a directory with training in it takes, and what is said of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from easyllm import runfile
+from easyllm.dispatcher import directory
+from easyllm.files import write_json
+from easyllm.paths import RunPaths
+from easyllm.spec.run import RunSpec
+from tests.support import merged, run_spec
+
+ZERO = {"_target_": "easyllm.parallelism.layouts.Zero"}
+TRAINED: dict[str, Any] = {
+    "stages": ["train"],
+    "parallelism": {**ZERO, "zero_stage": 3},
+    "hardware": {"devices_per_node": 2},
+    "training": {"steps": 4, "optimizer": {"lr": 1e-3}},
+}
+
+
+def asked(tmp_path: Path, over: dict[str, Any]) -> RunSpec:
+    return run_spec(tmp_path, merged(TRAINED, over))
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A folder with a run that was interrupted in training, a checkpoint saved."""
+    run = asked(tmp_path, {})
+    paths = RunPaths(run)
+    (paths.checkpoints / "step-00000002").mkdir(parents=True)
+    runfile.save(run, paths.spec)
+    write_json(paths.record("train"), {"status": "interrupted"})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"parallelism": {"zero_stage": 0}},
+        {"parallelism": {"micro_batch_size": 2}, "hardware": {"devices_per_node": 1}},
+        {"training": {"steps": 9, "checkpoint": {"every": 3}}},
+        {"training": {"resume": "weights", "optimizer": {"lr": 1e-2}}},
+        {"training": {"resume": "never", "gradient_clipping": 3.0}},
+    ],
+)
+def test_training_goes_on_with(trained: Path, over: dict[str, Any]) -> None:
+    assert directory.problems(asked(trained, over)) == []
+
+
+def test_settings_that_decide_the_losses_are_refused_with_what_to_type(trained: Path) -> None:
+    over = {"training": {"optimizer": {"lr": 1e-2}}, "parallelism": {"zero_stage": 1}}
+    (told,) = directory.problems(asked(trained, over))
+    assert told.key == "run_dir"
+    assert "differs in training.optimizer.lr (0.001 -> 0.01)" in told.message
+    assert "zero_stage" not in told.message
+    assert "training.resume=weights" in told.remedy
+
+
+def test_another_model_is_another_run(trained: Path) -> None:
+    (told,) = directory.problems(asked(trained, {"seed": 7, "training": {"resume": "weights"}}))
+    assert "seed (42 -> 7)" in told.message
+    assert "training.resume" not in told.remedy
