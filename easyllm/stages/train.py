@@ -12,7 +12,7 @@ from easyllm.models import source, tensor_files
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Interrupted, Rank, Stage
 from easyllm.training import checkpoints, continuing
-from easyllm.training.stopping import Stopped, on_sigterm
+from easyllm.training.stopping import Stopped, on_signals
 
 
 class Train(Stage):
@@ -84,7 +84,7 @@ class Train(Stage):
         return [last / checkpoints.MANIFEST]
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
-        with on_sigterm() as stop:
+        with on_signals() as stop:
             from easyllm.parallelism import world
 
             world.watch(rank.reports, rank.index, run.hardware.timeout_s)

@@ -19,15 +19,17 @@ class Stop:
 
 
 @contextlib.contextmanager
-def on_sigterm() -> Iterator[Stop]:
-    """Within the block SIGTERM only marks the ``Stop`` that is yielded."""
+def on_signals() -> Iterator[Stop]:
+    """Within the block SIGTERM and SIGUSR1, by which schedulers tell of a job's end, only mark
+    the ``Stop`` that is yielded."""
     stop = Stop()
 
     def mark(number: int, frame: FrameType | None) -> None:
         stop.asked = True
 
-    before = signal.signal(signal.SIGTERM, mark)
+    before = {number: signal.signal(number, mark) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

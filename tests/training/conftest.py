@@ -205,7 +205,7 @@ def moved(small: Small, tmp_path_factory: pytest.TempPathFactory) -> tuple[Train
             case = {"name": f"{name}-{place}", "run": name}
             case["config"] = small.config(model, layout, ranks)
             stop = (2 * place + 1) * GLOBAL_BATCH
-            on[ranks].append(case | ({"sigterm_at": stop} if place < 2 else {}))
+            on[ranks].append(case | ({"stop_at": stop} if place < 2 else {}))
     return launch(root, 2, on[2]), launch(root, 1, on[1])
 
 
@@ -238,7 +238,8 @@ def add_other_lives(add: Callable[..., None], often: Mapping[str, Any]) -> None:
     add("bereft", zero, often, run="often", damage=remove)
     add("faster", zero, faster, run="often")
     weights = merged(faster, {"training": {"resume": "weights", "steps": 3}})
-    add("weights-stopped", zero, weights, run="often", sigterm_at=GLOBAL_BATCH + 1)
+    stop = {"stop_at": GLOBAL_BATCH + 1, "signal": "SIGUSR1"}
+    add("weights-stopped", zero, weights, run="often", **stop)
     add("weights", zero, weights, run="often")
     everything = [("remove", "step-*/manifest.json")]
     add("lost", zero, weights, run="often", damage=everything)
@@ -257,7 +258,7 @@ def lives(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     for name, layout in RESUMED.items():
         steps = {"training": {"steps": 4}}
         add(f"whole-{name}", layout, steps)
-        add(f"stopped-{name}", layout, steps, run=f"broken-{name}", sigterm_at=GLOBAL_BATCH + 1)
+        add(f"stopped-{name}", layout, steps, run=f"broken-{name}", stop_at=GLOBAL_BATCH + 1)
         add(f"resumed-{name}", layout, steps, run=f"broken-{name}")
         for model in MODELS:
             add(f"untrained-{model}-{name}", layout, {"training": {"steps": 0}}, model=model)

@@ -27,15 +27,15 @@ from easyllm.errors import UserError  # noqa: E402
 from easyllm.paths import RunPaths  # noqa: E402
 from easyllm.training import checkpoints  # noqa: E402
 from easyllm.training.loop import train  # noqa: E402
-from easyllm.training.stopping import Stopped, on_sigterm  # noqa: E402
+from easyllm.training.stopping import Stopped, on_signals  # noqa: E402
 from tests.support import run_spec  # noqa: E402
 
 
 class Watched:
-    """Rows that remember which samples were read, and send SIGTERM at one of them."""
+    """Rows that remember which samples were read, and send a signal at one of them."""
 
-    def __init__(self, rows: Any, sigterm_at: int | None):
-        self.rows, self.sigterm_at = rows, sigterm_at
+    def __init__(self, rows: Any, stop_at: int | None, number: str):
+        self.rows, self.stop_at, self.number = rows, stop_at, signal.Signals[number]
         self.samples: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -43,8 +43,8 @@ class Watched:
 
     def sample(self, index: int) -> Any:
         self.samples.append(index)
-        if index == self.sigterm_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if index == self.stop_at:
+            os.kill(os.getpid(), self.number)
         return self.rows.sample(index)
 
 
@@ -90,10 +90,10 @@ def main(cases: Path) -> None:
         if case.get("killed_saving"):
             die_saving(*case["killed_saving"])
         world.wait_for_all()
-        rows = Watched(open_rows(run), case.get("sigterm_at"))
+        rows = Watched(open_rows(run), case.get("stop_at"), case.get("signal", "SIGTERM"))
         seen: dict[str, Any] = {"case": case["name"], "samples": rows.samples}
         try:
-            with on_sigterm() as stop:
+            with on_signals() as stop:
                 seen["report"] = train(run, rows, DEVICE, stop)  # type: ignore[arg-type]
         except (Stopped, UserError) as error:
             seen["error"] = f"{type(error).__name__}: {error}"
