@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from easyllm.data.encoding import Vocabulary, by_transformers
 from easyllm.data.qwen import convert
+from easyllm.data.templates import end_of_sequence
 from easyllm.models import source
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
@@ -115,3 +117,10 @@ def store(spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     work(spec(folder), "tokenize", "shuffle", "repartition")
     return folder
+
+
+def vocabulary(tokenizer: Any) -> Vocabulary:
+    """A transformers tokenizer as tokenizing holds it."""
+    made = Vocabulary(by_transformers(tokenizer), end_of_sequence(tokenizer), Path())
+    vars(made)["tokenizer"] = tokenizer  # or it would be loaded from its folder
+    return made

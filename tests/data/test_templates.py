@@ -12,6 +12,7 @@ from easyllm.data.encoding import encode, load_tokenizer
 from easyllm.data.templates import Plain, TokenizerTemplate
 from easyllm.errors import UserError
 from easyllm.spec.roles import Record, Rejected
+from tests.data.conftest import vocabulary
 
 CONVERSATION = [
     {"role": "user", "content": "How many?\nTell  me."},
@@ -74,7 +75,7 @@ def test_plain_names_the_speakers(name: str, request: pytest.FixtureRequest) -> 
 
 def test_texts_and_plain_take_names_of_special_tokens_for_words(own: Any) -> None:
     own = copy.deepcopy(own)  # a tokenizer remembers how it was last asked
-    text = encode(own, Plain(), [Record(1, "say <|endoftext|> twice")]).shard
+    text = encode(vocabulary(own), Plain(), [Record(1, "say <|endoftext|> twice")]).shard
     assert text is not None
     assert list(text.ids).count(own.eos_token_id) == 1
     assert own.decode(text.ids[:-1]) == "say <|endoftext|> twice"
@@ -104,12 +105,12 @@ def test_what_a_template_cannot_do_is_said(own: Any) -> None:
     with pytest.raises(UserError, match="assistant speaks first"):
         TokenizerTemplate().encode(own, CONVERSATION[1:])
     records = [Record(1, CONVERSATION), Record(9, CONVERSATION[:1])]
-    encoded = encode(own, TokenizerTemplate(), records)
+    encoded = encode(vocabulary(own), TokenizerTemplate(), records)
     assert encoded.shard is not None and encoded.shard.documents == 1
     assert encoded.rejected == [Rejected(9, "the conversation has no answer to train")]
     bare.eos_token = None
     with pytest.raises(UserError, match="no end-of-sequence token"):
-        encode(bare, Plain(), [Record(1, "text")])
+        encode(vocabulary(bare), Plain(), [Record(1, "text")])
 
 
 @pytest.mark.parametrize("template", [Plain(), Plain(system="系统: \\", user='"U"', assistant="")])

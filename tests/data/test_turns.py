@@ -20,6 +20,7 @@ from easyllm.data.templates import Plain
 from easyllm.errors import UserError
 from easyllm.smoke import shrink
 from easyllm.spec.roles import Record, Template
+from tests.data.conftest import vocabulary
 from tests.data.made import shard, tokens_store
 from tests.support import LLAMA, merged
 
@@ -146,7 +147,7 @@ def test_each_piece_begins_with_a_users_turn(
         )
         for number in range(1, 12)
     ]
-    encoded = encode(tokenizer, template, records).shard
+    encoded = encode(vocabulary(tokenizer), template, records).shard
     assert encoded is not None
     data = {"seq_len": 128, "packing": "best_fit"}
     pieces = read(open_rows(tokens_store(tmp_path, {"talk": [encoded]}, data=data)))
