@@ -153,7 +153,11 @@ def test_spark_makes_the_same_store(texts: Path, tmp_path: Path) -> None:
     )
     for engine in ("local", {**SPARK, "conf": {"spark.app.name": "mine"}}):
         name = "local" if engine == "local" else "spark"
-        places = {"run_dir": str(tmp_path / "run"), "data": {"dir": str(tmp_path / name)}}
+        places = {
+            "run_dir": str(tmp_path / "run"),
+            "data": {"dir": str(tmp_path / name)},
+            "model": {"cache": str(tmp_path / "models")},
+        }
         run, problems = read_config(merged(merged(base, places), {"data": {"engine": engine}}))
         assert not problems
         made = work(run, *STAGES)
