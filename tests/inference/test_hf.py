@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT
 from easyllm.errors import UserError
 from easyllm.inference.engines import EngineFailed, Step, TokenLogprob
 from easyllm.inference.hf import HFEngine
+from easyllm.models.custom.modeling_baichuan import BaichuanConfig, BaichuanForCausalLM
 from easyllm.paths import RunPaths
 from easyllm.spec.run import SamplingSpec
 from easyllm.stages import load as load_stage
@@ -121,6 +122,26 @@ def test_greedy_is_transformers_own(folder: Path, sampling: SamplingSpec, attent
         assert answer.tokens == [token for token in wanted if token != 0]
         assert answer.finish_reason == ("stop" if 0 in wanted else "length")
     assert len({tuple(answer.tokens) for answer in made}) == len(PROMPTS)
+
+
+def test_alibi_counts_inside_each_answer(tmp_path: Path) -> None:
+    """Of several sequences in one row, longer than a page, with heads of no power of two."""
+    folder = save_model(tmp_path)
+    torch.manual_seed(3)
+    config = BaichuanConfig(
+        vocab_size=257, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=6, model_max_length=256, initializer_range=0.3, norm_head=True,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    assert config.alibi
+    BaichuanForCausalLM(config).save_pretrained(folder)
+    engine = load(folder)
+    prompts = [*encode(engine), [5, 6, 7] * 20]
+    made = generate(engine, prompts, GREEDY)
+    for prompt, answer in zip(prompts, made, strict=True):
+        wanted = expected(folder, prompt, GREEDY)
+        assert answer.tokens == [token for token in wanted if token != 0]
+    assert len({tuple(answer.tokens) for answer in made}) > 3
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, FIRM, WARM])

@@ -167,7 +167,9 @@ def test_padding_is_taken_in_every_form() -> None:
     causal = torch.ones(4, 4, dtype=torch.bool).tril()
     allowed = causal & real[:, None, None, :].bool()
     added = torch.zeros(2, 1, 4, 4).masked_fill(~allowed, torch.finfo(torch.float32).min)
-    found = [layer.bias(4, 4, mask, like) for mask in (real, allowed, added)]
+    found = [
+        layer.bias(layer.behind(4, 4, like.device), mask, like) for mask in (real, allowed, added)
+    ]
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
     assert (found[0][0, :, :, 0] < -1e30).all() and (found[0][1, :, 3, 0] > -4).all()
 

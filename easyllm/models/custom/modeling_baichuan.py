@@ -133,7 +133,8 @@ def normal_rows(weight: torch.Tensor) -> torch.Tensor:
 
 
 class AlibiAttention(LlamaAttention):
-    """Llama's attention with ALiBi, for any cache whose tokens stand in their order."""
+    """Llama's attention with ALiBi, for any cache whose tokens stand in their order, and for the
+    pages of continuous batching, which holds several sequences in a row."""
 
     def forward(  # type: ignore[override]
         self,
@@ -150,21 +151,31 @@ class AlibiAttention(LlamaAttention):
         )
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        pages = kwargs.get("cache")
+        if pages is None:
+            behind = self.behind(tokens, key.shape[2], query.device)
+        else:
+            key, value = pages.update(key, value, self.layer_idx, kwargs)
+            at = places_in(kwargs["cu_seq_lens_k"], key.shape[2])
+            behind = at - kwargs["position_ids"][0].unsqueeze(1)
         found = nn.functional.scaled_dot_product_attention(
             query,
             repeat_kv(key, self.num_key_value_groups),
             repeat_kv(value, self.num_key_value_groups),
-            attn_mask=self.bias(tokens, key.shape[2], attention_mask, query),
+            attn_mask=self.bias(behind, attention_mask, query),
         )
         return self.o_proj(found.transpose(1, 2).flatten(2)), None
 
+    @staticmethod
+    def behind(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+        """Each key's place less each query's, ``(queries, keys)``, the last of both the same."""
+        places = torch.arange(keys, device=device)
+        return places - places[keys - queries :].unsqueeze(1)
+
     def bias(
-        self, queries: int, keys: int, mask: torch.Tensor | None, like: torch.Tensor
+        self, behind: torch.Tensor, mask: torch.Tensor | None, like: torch.Tensor
     ) -> torch.Tensor:
         """What is added to the scores: ``(rows or 1, heads, queries, keys)``."""
-        behind = torch.arange(keys, device=like.device) - torch.arange(
-            keys - queries, keys, device=like.device
-        ).unsqueeze(1)
         slopes = alibi_slopes(self.config.num_attention_heads).to(like.device)
         least = torch.finfo(like.dtype).min
         bias = (slopes[:, None, None] * behind).masked_fill(behind > 0, least).to(like.dtype)[None]
@@ -175,6 +186,14 @@ class AlibiAttention(LlamaAttention):
         if mask.dtype is torch.bool:
             return bias.masked_fill(~mask, least)
         return bias.masked_fill(mask < 0, least)
+
+
+def places_in(begins: torch.Tensor, count: int) -> torch.Tensor:
+    """The place of each of ``count`` keys in its sequence; sequences lie end to end, and
+    ``begins`` is where each begins and where the last ends."""
+    places = torch.arange(count, device=begins.device)
+    sequence = torch.bucketize(places, begins[1:], right=True).clamp(max=len(begins) - 2)
+    return places - begins[sequence]
 
 
 class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
