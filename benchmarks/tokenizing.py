@@ -202,8 +202,8 @@ def _bare(folder: Path, vocabulary: str, part: int, parts: int, ready: Any) -> N
     tokenizer.encode_special_tokens = True
     batches = list(_batches(texts(folder)[part::parts]))
     ready.wait()
-    for batch in batches:
-        tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+    while batches:  # let go one by one: the more a process holds, the slower it encodes
+        tokenizer.encode_batch_fast(batches.pop(), add_special_tokens=False)
     ready.wait()
 
 
