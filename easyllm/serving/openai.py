@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 import time
 import uuid
@@ -164,7 +165,7 @@ class _Answer:
         self.finish_reason = piece.finish_reason
 
 
-class _Shape:
+class _Shape(abc.ABC):
     """How a route writes its answers."""
 
     prefix: str
@@ -185,16 +186,17 @@ class _Shape:
     def head(self) -> dict[str, Any]:
         return dict(self._head)
 
+    @abc.abstractmethod
     def choice(self, index: int, answer: _Answer) -> dict[str, Any]:
-        raise NotImplementedError
+        """A whole answer as a choice."""
 
     def opening(self, count: int) -> list[dict[str, Any]]:
         """Choices of the chunks that come before the first piece."""
         return []
 
+    @abc.abstractmethod
     def deltas(self, index: int, piece: Piece, offset: int) -> list[dict[str, Any]]:
         """Choices of the chunks of a piece; ``offset`` is the length of the text before it."""
-        raise NotImplementedError
 
 
 class _Chat(_Shape):
