@@ -202,7 +202,7 @@ def _bare(folder: Path, vocabulary: str, part: int, parts: int, ready: Any) -> N
     tokenizer.encode_special_tokens = True
     batches = list(_batches(texts(folder)[part::parts]))
     ready.wait()
-    while batches:  # let go one by one: the more a process holds, the slower it encodes
+    while batches:  # let go one by one, as the stage does
         tokenizer.encode_batch_fast(batches.pop(), add_special_tokens=False)
     ready.wait()
 
