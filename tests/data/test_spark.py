@@ -256,7 +256,9 @@ def test_killed_spark_goes_on_and_leaves_no_jvm(texts: Path, tmp_path: Path) -> 
 
     process = start(broken, texts, "shuffle", spark)
     running = jvm(psutil.Process(process.pid))
-    time.sleep(4)
+    while not list((broken / "store").glob(".shuffled.*.scratch/*/keys.uint64")):
+        assert process.poll() is None  # the first pass has begun, the second has not ended
+        time.sleep(0.02)
     kill(process, running)
     work(run_spec(broken, spark), "shuffle", "repartition")
     for stage in STAGES:
