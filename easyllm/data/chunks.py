@@ -13,11 +13,11 @@ from easyllm.data import inputs, store
 from easyllm.data.originals import TokenStore
 from easyllm.errors import UserError
 from easyllm.files import digest, fingerprint
-from easyllm.spec.roles import Document, File, Part, Reader, Record, Rejected
+from easyllm.spec.roles import File, Part, Reader, Record, Rejected
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
 
-CHUNK = 1 << 21, 1 << 24
+CHUNK = 1 << 22, 1 << 24
 """Bytes of text, or of a file read in parts, that become a parquet file: at least, at most."""
 
 CHUNKS = 128
@@ -121,7 +121,7 @@ def _cut(
         if isinstance(record, Rejected):
             bad += 1
         else:
-            held += length(record.document)
+            held += record.size
             documents += 1
             limit = None if limit is None else limit - 1
         # with more rejects than are allowed the stage stops when it sees them
@@ -142,22 +142,10 @@ def checked(reader: Reader, file: File) -> Iterator[Record | Rejected]:
             if not record.document:
                 continue
             try:
-                length(record.document)
+                _ = record.size
             except UnicodeEncodeError:
                 record = Rejected(record.line, "holds half of a surrogate pair")
         yield record
-
-
-def length(document: Document) -> int:
-    """Bytes of a document's text in UTF-8. Raises UnicodeEncodeError."""
-    return sum(len(text) if text.isascii() else len(text.encode()) for text in _texts(document))
-
-
-def _texts(document: Document) -> Iterator[str]:
-    if isinstance(document, str):
-        yield document
-    else:
-        yield from (message["content"] for message in document)
 
 
 def shown(rejected: list[dict[str, Any]]) -> str:

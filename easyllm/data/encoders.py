@@ -69,7 +69,10 @@ class Gigatoken(Encoder):
         content = json.loads((folder / TOKENIZER).read_bytes())
         # it would find them in texts, where they are words
         content["added_tokens"] = [t for t in content["added_tokens"] if not t["special"]]
-        (folder / "gigatoken.json").write_text(json.dumps(content), "utf-8")
+        merges = content["model"].get("merges", [])
+        if merges and isinstance(merges[0], str):  # it loads pairs faster
+            content["model"]["merges"] = [merge.split(" ") for merge in merges]
+        (folder / "gigatoken.json").write_text(_compact(content), "utf-8")
 
     def load(self, folder: Path) -> Encode:
         import numpy as np
@@ -130,6 +133,21 @@ class QuickTok(Encoder):
             return ids.view(np.int32), offsets.astype(np.int64, copy=False)
 
         return encode
+
+
+def save(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer of the package tokenizers so that it loads a third faster: a merge as
+    one text, where it can be, rather than as a pair."""
+    content = json.loads(tokenizer.to_str())
+    merges = content["model"].get("merges", [])
+    # what begins so is taken for a comment
+    if not any(" " in a or " " in b or a.startswith("#version") for a, b in merges):
+        content["model"]["merges"] = [f"{a} {b}" for a, b in merges]
+    (folder / TOKENIZER).write_text(_compact(content), "utf-8")
+
+
+def _compact(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 FASTEST = (Gigatoken(), QuickTok())

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from easyllm.data.chunks import length
 from easyllm.data.shards import Int32, Int64, Shard, join
 from easyllm.errors import BadRecord, UserError
 from easyllm.files import read_json
@@ -126,7 +125,7 @@ def _batches(records: Sequence[Record]) -> Iterator[tuple[Sequence[Record], int]
     a token."""
     first = size = 0
     for place, record in enumerate(records):
-        size += length(record.document)
+        size += record.size
         if size >= BATCH:
             yield records[first : place + 1], size
             first, size = place + 1, 0
@@ -155,7 +154,7 @@ def _conversations(
                 raise BadRecord("the conversation has no answer to train")
         except BadRecord as error:
             rejected.append(Rejected(record.line, str(error)))
-            lost += length(record.document)
+            lost += record.size
             continue
         rows.append(tokens)
         masks += mask

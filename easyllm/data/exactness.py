@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyllm.data.encoders import FASTEST, TOKENIZER, HuggingFace
+from easyllm.data.encoders import FASTEST, HuggingFace, save
 from easyllm.data.encoding import Vocabulary, by_transformers, load_tokenizer
 from easyllm.data.templates import end_of_sequence
 from easyllm.errors import UserError
@@ -171,7 +171,7 @@ def _make(folder: Path, aside: Path, candidates: Sequence[Encoder], named: Encod
     passed_over: dict[str, str] = {}
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
-        backend.save(str(aside / TOKENIZER))
+        save(backend, aside)
         encoder = HuggingFace()
         reference: Encode | None = None
         for candidate in candidates:

@@ -246,7 +246,7 @@ def _line(handle: BinaryIO, longest: int) -> tuple[bytes, bool]:
     """The next line, and whether it is too long, in which case the rest of it is passed over."""
     # only \n and \r\n end a line: text may hold U+2028, form feeds and the like
     line = handle.readline(longest + 2)
-    if len(line.rstrip(b"\r\n")) <= longest:
+    if len(line) <= longest or len(line.rstrip(b"\r\n")) <= longest:
         return line, False
     rest = line
     while rest and not rest.endswith(b"\n"):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import abc
+import gc
 import itertools
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +34,9 @@ class Pool(abc.ABC):
 
     ``map`` is all that an engine must have.
     """
+
+    def start(self) -> None:  # noqa: B027  (an engine need not)
+        """Begin to start what ``map`` will need, if that takes long, and return at once."""
 
     @abc.abstractmethod
     def map(
@@ -70,6 +78,10 @@ class Processes(Pool):
     ) -> None:
         self._stop()
 
+    def start(self) -> None:
+        _context()
+        forkserver.ensure_running()
+
     def map(
         self,
         function: Callable[[Item], Result],
@@ -105,9 +117,7 @@ class Processes(Pool):
     def _started(self, workers: int) -> ProcessPoolExecutor:
         if self._executor is None or self._workers != workers:
             self._stop()
-            # spawn: forking a process that runs threads, as tokenizers and arrow do, can hang
-            context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+            self._executor = ProcessPoolExecutor(workers, mp_context=_context(), initializer=_begin)
             self._workers = workers
         return self._executor
 
@@ -132,6 +142,17 @@ def ordered_map(
         yield from pool.map(function, items, workers)
 
 
+def _context() -> BaseContext:
+    """How processes are started.
+
+    Forking one that runs threads, as tokenizers and arrow do, can hang. What is forked here is
+    a server that has imported what the work needs, and has done nothing with it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["easyllm.data.tokenize"])
+    return context
+
+
 def _begin() -> None:
     # Ctrl-C reaches every process of the terminal; the parent alone answers it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -139,6 +160,15 @@ def _begin() -> None:
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.freeze()  # what was imported is no garbage, and need not be looked through for it
+    # the system frees a process's memory faster than the process does, bit by bit
+    multiprocessing.util.Finalize(None, _end, exitpriority=-1000)
+
+
+def _end() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _end_with_parent() -> None:

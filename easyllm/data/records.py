@@ -40,7 +40,7 @@ def json_objects(
     for number, line in lines:
         if isinstance(line, Rejected):
             yield number, line
-        elif line.strip():
+        elif line and not line.isspace():
             try:
                 yield number, _object(_parsed(line))
             except BadRecord as error:
@@ -85,7 +85,7 @@ def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise BadRecord(f"not JSON: {error}") from None
 
@@ -97,6 +97,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise BadRecord(f"the key {twice!r} stands twice in one object")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _object(entry: Any) -> dict[str, Any]:

@@ -123,6 +123,9 @@ def _take(values: Any, offsets: Int64, runs: Int64) -> tuple[Any, Int64]:
     return taken[: moved[-1]], moved
 
 
+PAGE = 1 << 22
+"""Bytes of a parquet page before compression: a sixth smaller files than with pages of 1 MB."""
+
 HASH_TOKENS = 1 << 15
 """Tokens hashed at once: what fits a core's cache."""
 
@@ -205,6 +208,7 @@ class Writer:
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,
+            data_page_size=PAGE,
         )
 
     def __enter__(self) -> Writer:

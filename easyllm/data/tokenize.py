@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.data import inputs, store
-from easyllm.data.chunks import Chunk, chunks, files, shown
+from easyllm.data.chunks import CHUNK, Chunk, chunks, files, shown
 from easyllm.data.encoding import Vocabulary, encode, load_tokenizer
 from easyllm.data.exactness import Engine, choose, compared, load
 from easyllm.data.identity import encoding, tokens_identity
 from easyllm.data.manifest import Manifest, make, scratch, tokenizer_identity
 from easyllm.data.originals import TokenStore
+from easyllm.data.pool import Pool
 from easyllm.errors import UserError
 from easyllm.files import Workshop, digest, new_folder
 from easyllm.paths import RunPaths, StorePaths
@@ -42,17 +43,25 @@ def tokenize(run: RunSpec) -> dict[str, Any]:
 
 
 def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
-    identity = _tokenizer(run, place, workshop)
-    engine = choose(run.data.encoder, place.tokenizer, identity, RunPaths(run).models)
-    began = time.perf_counter()
-    _say(engine)
-    try:
-        made, rejected, text_bytes = _encode(run, place, workshop, engine, identity)
-    except _Inexact as error:
-        # no piece that it wrote is taken by another engine
-        engine = engine.refused(str(error))
+    total = sum(inputs.size(file) for n, r in run.data.sources.items() for file in files(n, r))
+    with scratch(place, "tokenize") as folder, run.data.engine.open(run, folder) as pool:
+        if total > CHUNK[1]:
+            pool.start()
+        identity = _tokenizer(run, place, workshop)
+        engine = choose(run.data.encoder, place.tokenizer, identity, RunPaths(run).models)
+        began = time.perf_counter()
         _say(engine)
-        made, rejected, text_bytes = _encode(run, place, workshop, engine, identity)
+        try:
+            made, rejected, text_bytes = _encode(
+                run, place, workshop, engine, identity, pool, total
+            )
+        except _Inexact as error:
+            # no piece that it wrote is taken by another engine
+            engine = engine.refused(str(error))
+            _say(engine)
+            made, rejected, text_bytes = _encode(
+                run, place, workshop, engine, identity, pool, total
+            )
     for name, entries in made.items():
         if not entries:
             bad = [record for record in rejected if record["source"] == name]
@@ -106,24 +115,23 @@ def _say(engine: Engine) -> None:
 
 
 def _encode(
-    run: RunSpec, place: StorePaths, workshop: Workshop, engine: Engine, identity: str
+    run: RunSpec,
+    place: StorePaths,
+    workshop: Workshop,
+    engine: Engine,
+    identity: str,
+    pool: Pool,
+    total: int,
 ) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], int]:
     """The manifest's entries by source, what was rejected, bytes of text. Raises _Inexact."""
     made: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(run.data.sources)}
     rejected: list[dict[str, Any]] = []
     text_bytes = 0
-    total = None
-    if run.data.limit is None:
-        total = sum(inputs.size(f) for n, r in run.data.sources.items() for f in files(n, r))
     work = functools.partial(
         _encode_chunk, engine, place.tokenizer, identity, run.data.template, workshop,
         run.data.compression,
     )  # fmt: skip
-    with (
-        scratch(place, "tokenize") as folder,
-        run.data.engine.open(run, folder) as pool,
-        progress("tokenize", total, "B") as bar,
-    ):
+    with progress("tokenize", None if run.data.limit else total, "B") as bar:
         for source, size, entry, bad, why in pool.map(work, chunks(run), run.data.workers):
             if why:
                 raise _Inexact(why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,16 @@ class Record:
 
     line: int
     document: Document
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Bytes of its text in UTF-8. Raises UnicodeEncodeError."""
+        texts = (
+            [self.document]
+            if isinstance(self.document, str)
+            else [message["content"] for message in self.document]
+        )
+        return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
 
 @dataclass(frozen=True)
