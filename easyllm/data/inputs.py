@@ -22,6 +22,9 @@ MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz"
 
 BLOCK = 1 << 20
 
+LINE_END = rb"\n"
+"""What parts the records of a format of one a line."""
+
 
 class Broken(Exception):
     """A file that cannot be read on: cut short or damaged."""
@@ -275,7 +278,10 @@ def cut(file: Path, separator: bytes, size: int, rows: int) -> Iterator[Part]:
     total = file.stat().st_size
     with file.open("rb") as handle:
         while block := handle.read(size):
-            ends = [match.end() for match in pattern.finditer(block)]
+            if separator == LINE_END and block.count(b"\n") < rows:
+                ends = [end] if (end := block.rfind(b"\n") + 1) else []  # no other matters
+            else:
+                ends = [match.end() for match in pattern.finditer(block)]
             behind = 0
             last = ends[-1:] if at + len(block) < total else []
             for end in [*ends[rows - 1 :: rows], *last]:

@@ -135,7 +135,7 @@ class Objects(FileReader):
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
-    separator = rb"\n"
+    separator = inputs.LINE_END
 
     @abc.abstractmethod
     def document(self, entry: dict[str, Any]) -> Document:
@@ -235,7 +235,7 @@ class Conversations(FileReader):
     """Conversations as tab-separated values: ``user<TAB>assistant<TAB>user<TAB>…``, one a line."""
 
     suffixes = (".tsv", ".txt")
-    separator = rb"\n"
+    separator = inputs.LINE_END
 
     def documents(self, file: File) -> Iterator[Record | Rejected]:
         for number, line in self.lines(file):
