@@ -1,0 +1,84 @@
+"""vLLM answers as transformers does, for a small model of every family as it was published."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import easyllm.models.custom  # noqa: F401
+from tests.models.small import SMALL, save
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+TOKENS = 20
+LENGTHS = (3, 40, 77, 100, 64, 90)
+"""Of the prompts: more than vLLM is let take at a time, longer than a step and than a window."""
+CLEAR = 2e-5
+"""How far the likeliest token must be ahead, of the largest value, for two engines to agree on
+it; they round to some 1e-6."""
+
+Answers = dict[str, list[list[int]]]
+
+
+def wide(name: str) -> dict[str, int]:
+    """Heads of 32, the narrowest that vLLM has kernels for on a CPU."""
+    config = SMALL[name]
+    sizes = {key: 32 for key in ("head_dim", "kv_channels") if key in config}
+    return {"hidden_size": 32 * config["num_attention_heads"], **sizes}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {name: save(name, root / name, over=wide(name)) for name in SMALL}
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    drawn = torch.Generator().manual_seed(0)
+    return [torch.randint(1, 512, (n,), generator=drawn).tolist() for n in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def answers(folders: dict[str, Path], prompts: list[list[int]]) -> Answers:
+    """vLLM's, by family."""
+    given = next(iter(folders.values())).parent / "given.json"
+    models = {name: str(folder) for name, folder in folders.items()}
+    given.write_text(json.dumps({"models": models, "prompts": prompts, "tokens": TOKENS}), "utf-8")
+    command = [sys.executable, "-m", "tests.inference.greedy_vllm", str(given)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        command, cwd=root, env=dict(os.environ), capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: Answers = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_greedy_answers_are_those_of_transformers(
+    folders: dict[str, Path], prompts: list[list[int]], answers: Answers, name: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32).eval()
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS,
+            min_new_tokens=TOKENS, do_sample=False, eos_token_id=None,
+            output_scores=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        scores = torch.stack(made.scores).squeeze(1)
+        first, second = scores.topk(2).values.unbind(-1)
+        clear = CLEAR * scores.abs().max()
+        assert (first - second).min() > clear, "take another seed: here rounding decides"
+        expected.append(made.sequences[0, len(prompt) :].tolist())
+    assert answers[name] == expected
