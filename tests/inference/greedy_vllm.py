@@ -1,7 +1,8 @@
 """vLLM's greedy answers of several models, one after the other in this process.
 
 ``python -m tests.inference.greedy_vllm FILE``: JSON of ``models``, folders by name, ``prompts``,
-token ids, and ``tokens``, how many to generate. The last line is JSON: answers by name.
+token ids, ``tokens``, how many to generate, and ``ranks`` that share each layer. The last line
+is JSON: answers by name.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 
-def answers(folder: str, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+def answers(folder: str, prompts: list[list[int]], tokens: int, ranks: int) -> list[list[int]]:
     """What follows each prompt; all are asked at once."""
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
@@ -35,6 +37,7 @@ def answers(folder: str, prompts: list[list[int]], tokens: int) -> list[list[int
         max_num_batched_tokens=48,
         max_num_seqs=4,
         enforce_eager=True,
+        tensor_parallel_size=ranks,
         generation_config="vllm",
     )
     greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
@@ -48,7 +51,7 @@ def answers(folder: str, prompts: list[list[int]], tokens: int) -> list[list[int
 if __name__ == "__main__":
     given = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     made = {
-        name: answers(folder, given["prompts"], given["tokens"])
+        name: answers(folder, given["prompts"], given["tokens"], given["ranks"])
         for name, folder in given["models"].items()
     }
     print(json.dumps(made))

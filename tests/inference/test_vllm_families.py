@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,27 +46,48 @@ def prompts() -> list[list[int]]:
     return [torch.randint(1, 512, (n,), generator=drawn).tolist() for n in LENGTHS]
 
 
-@pytest.fixture(scope="module")
-def answers(folders: dict[str, Path], prompts: list[list[int]]) -> Answers:
-    """vLLM's, by family."""
+def asked(folders: dict[str, Path], prompts: list[list[int]], ranks: int = 1) -> Answers:
+    """vLLM's answers by family."""
     given = next(iter(folders.values())).parent / "given.json"
-    models = {name: str(folder) for name, folder in folders.items()}
-    given.write_text(json.dumps({"models": models, "prompts": prompts, "tokens": TOKENS}), "utf-8")
+    values = {
+        "models": {name: str(folder) for name, folder in folders.items()},
+        "prompts": prompts, "tokens": TOKENS, "ranks": ranks,
+    }  # fmt: skip
+    given.write_text(json.dumps(values), "utf-8")
     command = [sys.executable, "-m", "tests.inference.greedy_vllm", str(given)]
     root = Path(__file__).parents[2]
-    done = subprocess.run(
-        command, cwd=root, env=dict(os.environ), capture_output=True, text=True, timeout=500
-    )
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
-    found: Answers = json.loads(done.stdout.splitlines()[-1])
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    found: Answers = json.loads(lines[-1])
     return found
+
+
+@pytest.fixture(scope="module")
+def answers(folders: dict[str, Path], prompts: list[list[int]]) -> Answers:
+    return asked(folders, prompts)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_greedy_answers_are_those_of_transformers(
     folders: dict[str, Path], prompts: list[list[int]], answers: Answers, name: str
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32).eval()
+    assert answers[name] == of_transformers(folders[name], prompts)
+
+
+def test_ranks_that_share_each_layer_answer_as_one(
+    tmp_path: Path, prompts: list[list[int]]
+) -> None:
+    """Each with its heads' slopes, its rows of the packed matrix and of the normalised head."""
+    over = {"hidden_size": 192, "num_attention_heads": 6}
+    folder = save("baichuan2_13b", tmp_path / "shared", over=over)
+    made = asked({"shared": folder}, prompts, ranks=2)
+    assert made["shared"] == of_transformers(folder, prompts)
+
+
+def of_transformers(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
+    """What its class answers to each prompt, where rounding does not decide."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     expected = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
@@ -81,4 +101,4 @@ def test_greedy_answers_are_those_of_transformers(
         clear = CLEAR * scores.abs().max()
         assert (first - second).min() > clear, "take another seed: here rounding decides"
         expected.append(made.sequences[0, len(prompt) :].tolist())
-    assert answers[name] == expected
+    return expected
