@@ -34,6 +34,7 @@ QWEN = WeightsMapper(
     }
 )
 """From the names of the files to those of Llama and Qwen2 in vLLM."""
+HEAD = "lm_head.weight"
 
 
 class AlibiAttention(nn.Module):
@@ -82,7 +83,7 @@ class AlibiAttention(nn.Module):
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """``hidden_states`` and the result are ``(tokens, hidden_size)``."""
         mixed, _ = self.qkv_proj(hidden_states)
-        found, _ = self.o_proj(self.attn(*mixed.chunk(3, dim=-1)))
+        found: torch.Tensor = self.o_proj(self.attn(*mixed.chunk(3, dim=-1)))[0]
         return found
 
 
@@ -110,9 +111,6 @@ class BaichuanForCausalLM(LlamaForCausalLM):
                 for name, tensor in weights
             )
         return AutoWeightsLoader(self).load_weights(weights, mapper=BAICHUAN)
-
-
-HEAD = "lm_head.weight"
 
 
 class QWenLMHeadModel(Qwen2ForCausalLM):
