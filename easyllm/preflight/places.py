@@ -8,7 +8,6 @@ from pathlib import Path
 
 from easyllm.data import tokenizers
 from easyllm.errors import UserError
-from easyllm.inference.prompts import model_path
 from easyllm.models import source, tensor_files
 from easyllm.serving.keys import VARIABLE, load_keys, local_only
 from easyllm.spec.problems import Problem
@@ -77,21 +76,13 @@ def _inference(run: RunSpec) -> Iterator[Problem]:
         yield Problem(
             "inference.output", output, "is of no known format", "give a .jsonl or .parquet file"
         )
-    if not {"infer", "serve"} & set(run.stages):
+    if not model or not {"infer", "serve"} & set(run.stages):
         return
-    if model and (complaint := source.problem(model)):
+    if complaint := source.problem(model):
         yield Problem("inference.model", model, complaint, "give a folder or a hub id")
-        return
-    try:
-        place = source.local(model_path(run))
-    except UserError:  # the stage tells
-        return
-    made = "export" in run.stages and not model
-    if not made and place and place.is_dir():
-        for complaint in tensor_files.problems(place):
-            yield Problem(
-                "inference.model", str(place), complaint, "fetch its files again, or give another"
-            )
+    elif (folder := source.local(model)) and folder.is_dir():
+        for complaint in tensor_files.problems(folder):
+            yield Problem("inference.model", model, complaint, "fetch its files again")
 
 
 def _serving(run: RunSpec) -> Iterator[Problem]:

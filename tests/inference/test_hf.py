@@ -224,7 +224,8 @@ def test_closing_aborts(folder: Path) -> None:
     async def leave() -> None:
         endless = dataclasses.replace(GREEDY, max_tokens=120)
         async with aclosing(engine.generate(encode(engine)[0], endless)) as steps:
-            assert (await anext(steps)).tokens == whole.tokens[:1]
+            begun = (await anext(steps)).tokens  # several, where this thread was late
+            assert begun and begun == whole.tokens[: len(begun)]
         for _ in range(100):
             if not engine._manager.batch_processor.has_pending_requests():
                 return
