@@ -19,6 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from easyllm.models.families import FAMILIES, family_named
+from tests.models.small import SMALL
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -182,6 +185,25 @@ def test_groups_are_the_shipped_ones():
         group, options = row[0], row[1].split(", ")
         if (ROOT / "conf" / group).is_dir():
             assert sorted(options) == sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+def test_every_family_is_in_the_tests_under_the_names_given():
+    (table,) = re.findall(r"^\| family \|.*?\n\n", README, re.MULTILINE | re.DOTALL)
+    rows = [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:]]
+    assert {row[0].strip("`") for row in rows} == {type(family).__name__ for family in FAMILIES}
+    names = [name for row in rows for name in re.findall(r"`(\w+)`", row[-1])]
+    assert sorted(names) == sorted(SMALL)
+    for row in rows:
+        for name in re.findall(r"`(\w+)`", row[-1]):
+            family = family_named(SMALL[name]["model_type"])
+            assert type(family).__name__ == row[0].strip("`")
+
+
+def test_tests_that_are_named_exist():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", README)
+    assert len(named) > 5
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / file).read_text("utf-8"), f"{file}::{name}"
 
 
 def test_links_lead_somewhere():

@@ -40,6 +40,20 @@ def test_the_package_is_the_wheels(python, tmp_path):
     assert Path(where.strip()).is_relative_to(python.parent.parent)
 
 
+def test_vllm_finds_the_plugin(python, tmp_path):
+    pytest.importorskip("vllm")
+    script = (
+        "from vllm.plugins import load_general_plugins\n"
+        "from vllm import ModelRegistry\n"
+        "import easyllm.inference.vllm_plugin as plugin\n"
+        "load_general_plugins()\n"
+        "assert {*plugin.MODELS} <= {*ModelRegistry.get_supported_archs()}\n"
+        "print(plugin.__file__)"
+    )
+    where = run([str(python), "-c", script], tmp_path).splitlines()[-1]
+    assert Path(where).is_relative_to(python.parent.parent)
+
+
 def test_demo_from_an_empty_folder(python, tmp_path):
     run([str(python), "-m", "easyllm", "+recipe=demo", "training.steps=3"], tmp_path)
     (folder,) = (p.parent for p in tmp_path.glob("runs/*/run.yaml"))

@@ -16,8 +16,8 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 from transformers.generation.continuous_batching.requests import GenerationOutput
 from transformers.utils import logging
 
-import easyllm.models.custom  # noqa: F401  registers what transformers does not have
 from easyllm.errors import UserError
+from easyllm.inference.checking import check_weights
 from easyllm.inference.choosing import Choosing
 from easyllm.inference.engines import EngineFailed, Step, TokenLogprob, Transformers, ends, room
 from easyllm.spec.run import RunSpec, SamplingSpec
@@ -96,6 +96,7 @@ class HFEngine:
             )
         logging.disable_progress_bar()
         try:
+            check_weights(folder)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,

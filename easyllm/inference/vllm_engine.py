@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 from easyllm.errors import UserError
 from easyllm.inference.engines import VLLM, EngineFailed, Step, TokenLogprob, ends, room, seed_of
+from easyllm.inference.vllm_plugin import MODELS
 from easyllm.spec.run import RunSpec, SamplingSpec
+
+ANOTHER = "give another model, or inference.engine._target_=easyllm.inference.engines.Transformers"
 
 
 class VLLMEngine:
@@ -26,7 +30,10 @@ class VLLMEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from easyllm.inference.checking import check_weights
+
         try:
+            check_weights(folder)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             args = AsyncEngineArgs(
                 model=str(folder),
@@ -43,11 +50,16 @@ class VLLMEngine:
                 quantization=fields.quantization,  # type: ignore[arg-type]
                 # what a request does not say must not come from the model's own configuration
                 generation_config="vllm",
-                disable_log_stats=True,
             )
-            self._llm = AsyncLLM.from_engine_args(args)
+            _check_plugin(folder)
+            config = args.create_engine_config()
+            if run.hardware.device == "cpu":
+                _check_heads(folder, config)
+            self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder}: vLLM cannot load this model: {error}") from error
+            raise UserError(
+                f"{folder}: vLLM cannot load this model: {_words(error)}; {ANOTHER}"
+            ) from error
         try:
             self._generation_config: Any = GenerationConfig.from_pretrained(folder)
         except OSError:  # a model without one
@@ -91,6 +103,43 @@ class VLLMEngine:
 
     def close(self) -> None:
         self._llm.shutdown()
+
+
+def _check_plugin(folder: Path) -> None:
+    """Whether vLLM has found our classes where the model needs one of them."""
+    from vllm import ModelRegistry
+
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    ours = {*(config.get("architectures") or ())} & {*MODELS}
+    if ours - {*ModelRegistry.get_supported_archs()}:
+        raise UserError(
+            f"{folder}: vLLM has no {' or '.join(ours)} of its own and does not find easyllm's: "
+            "install easyllm where vLLM is (pip install .) and, where VLLM_PLUGINS is set, name "
+            "easyllm in it"
+        )
+
+
+def _check_heads(folder: Path, config: Any) -> None:
+    """Whether vLLM's attention on CPUs has a kernel for the size of the model's heads; it looks
+    for one with the first prompt."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    size, known = (
+        config.model_config.get_head_size(),
+        CPUAttentionBackend.get_supported_head_sizes(),
+    )
+    if size not in known:
+        raise UserError(
+            f"{folder}: its attention heads are {size} wide, and on a CPU vLLM has kernels for "
+            f"{', '.join(map(str, known))}; {ANOTHER}"
+        )
+
+
+def _words(error: Exception) -> str:
+    """What vLLM says, without what pydantic puts around it and the list of all it knows."""
+    told = getattr(error, "errors", None)
+    message = str(told()[0]["msg"] if told else error).removeprefix("Value error, ")
+    return message.partition(". ")[0].rstrip(".\n")
 
 
 def _params(sampling: SamplingSpec, limit: int, stops: frozenset[int]) -> Any:

@@ -76,8 +76,13 @@ def _inference(run: RunSpec) -> Iterator[Problem]:
         yield Problem(
             "inference.output", output, "is of no known format", "give a .jsonl or .parquet file"
         )
-    if model and {"infer", "serve"} & set(run.stages) and (complaint := source.problem(model)):
+    if not model or not {"infer", "serve"} & set(run.stages):
+        return
+    if complaint := source.problem(model):
         yield Problem("inference.model", model, complaint, "give a folder or a hub id")
+    elif (folder := source.local(model)) and folder.is_dir():
+        for complaint in tensor_files.problems(folder):
+            yield Problem("inference.model", model, complaint, "fetch its files again")
 
 
 def _serving(run: RunSpec) -> Iterator[Problem]:

@@ -63,6 +63,29 @@ def point_elsewhere(folder: Path) -> str:
     return "absent.safetensors is not there"
 
 
+def misshape(folder: Path) -> list[str]:
+    """One tensor of another shape, one absent, one spare; returns what should be said."""
+    file = shard(folder)
+    tensors = load_file(file)
+    save_file(tensors | {NORM: torch.ones(31)}, file, metadata={"format": "pt"})
+    index = json.loads((folder / INDEX).read_text("utf-8"))
+    gone = "model.layers.0.mlp.up_proj.weight"
+    index["weight_map"]["model.layers.7.spare.weight"] = index["weight_map"].pop(gone)
+    (folder / INDEX).write_text(json.dumps(index), "utf-8")
+    return [
+        f"{NORM} has shape (31,), the configuration asks for (32,)",
+        f"no tensor {gone} of shape (64, 32)",
+        "model.layers.7.spare.weight",
+    ]
+
+
+def asking(folder: Path) -> list[str]:
+    return [
+        "stages=[infer]", f"inference.model={folder}", "inference.prompts={a: hi}",
+        "model.dtype=float32", "run_dir=run",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("harm", [cut, remove, point_elsewhere])
 def test_files_are_looked_at_before_anything_starts(
     model: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], str]
@@ -77,20 +100,41 @@ def test_files_are_looked_at_before_anything_starts(
     assert not (model.parent / "run").exists() and not (model.parent / "runs").exists()
 
 
+@pytest.mark.parametrize("harm", [cut, remove, point_elsewhere])
+def test_files_to_generate_from_are_looked_at_too(
+    model: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], str]
+) -> None:
+    said = harm(model)
+    begin = time.monotonic()
+    assert main(asking(model)) == 2
+    assert time.monotonic() - begin < 5
+    message = " ".join(capsys.readouterr().err.split())
+    assert "inference.model" in message and said in message
+    assert "it should hold model.layers." in message
+    assert not (model.parent / "run").exists()
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_tensors_to_generate_from_are_looked_at_too(model: Path, engine: str) -> None:
+    """No engine says which: one goes on with what it draws instead, one's process ends."""
+    if engine == "vllm":
+        pytest.importorskip("vllm")
+    said = misshape(model)
+    words = [sys.executable, "-m", "easyllm", *asking(model), f"+engine={engine}"]
+    begin = time.monotonic()
+    done = subprocess.run(words, cwd=model.parent, capture_output=True, text=True, timeout=300)
+    assert time.monotonic() - begin < 60
+    assert done.returncode == 1, done.stderr
+    told = " ".join(done.stderr.split())
+    assert all(part in told for part in said) and "Traceback" not in told
+
+
 def test_tensors_are_looked_at_before_the_first_is_read(model: Path) -> None:
     """Every stage looks at its own; all that is wrong is told at once."""
-    file = shard(model)
-    tensors = load_file(file)
-    save_file(tensors | {NORM: torch.ones(31)}, file, metadata={"format": "pt"})
-    index = json.loads((model / INDEX).read_text("utf-8"))
-    gone = "model.layers.0.mlp.up_proj.weight"
-    index["weight_map"]["model.layers.7.spare.weight"] = index["weight_map"].pop(gone)
-    (model / INDEX).write_text(json.dumps(index), "utf-8")
+    said_of = misshape(model)
     words = [sys.executable, "-m", "easyllm", *command(model)]
     done = subprocess.run(words, cwd=model.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     said = " ".join(done.stderr.split())
-    assert f"{NORM} has shape (31,), the configuration asks for (32,)" in said
-    assert f"no tensor {gone} of shape (64, 32)" in said
-    assert "model.layers.7.spare.weight" in said
+    assert all(part in said for part in said_of)
     assert "Traceback" not in said

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,22 @@ SMALL: dict[str, dict[str, Any]] = {
     "baichuan2_7b": {**_BAICHUAN, "norm_head": True},
     "baichuan2_13b": {**_ALIBI, "norm_head": True},
 }  # fmt: skip
+EMPTY: Mapping[str, Any] = {}
 WRITTEN_OUT = [name for name, config in SMALL.items() if config["model_type"] in
                ("qwen", "baichuan")]  # fmt: skip
 """Those that transformers does not have."""
 
 
-def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write the model's published files into ``folder``; returns it.
+def save(
+    name: str, folder: Path, dtype: torch.dtype = torch.float32, over: Mapping[str, Any] = EMPTY
+) -> Path:
+    """Write the model's published files into ``folder``, ``over`` laid over its configuration;
+    returns it.
 
     Weights are drawn: as they come, biases of zero and norms of one would hide mistakes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = SMALL[name]
+    config = {**SMALL[name], **over}
     torch.manual_seed(7)
     if name in WRITTEN_OUT:
         shapes = _qwen_shapes(config) if name == "qwen" else _baichuan_shapes(config)

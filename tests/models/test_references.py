@@ -146,6 +146,24 @@ def test_the_class_that_an_export_carries(tmp_path: Path, name: str, attention: 
         assert made[:, 4:].tolist() == expected.tolist()
 
 
+def test_qwen_beyond_its_seq_length_is_refused(tmp_path: Path) -> None:
+    """Whether it comes at once or token by token; without the stretching it is computed."""
+    folder = save("qwen", tmp_path, over={"seq_length": 32})
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.randint(1, 512, (1, 33))
+    expected = Reference("qwen", folder).logits(ids)
+    with torch.no_grad():
+        close(model(input_ids=ids[:, :32]).logits, expected[:, :32].detach())
+        with pytest.raises(ValueError, match="33 tokens, and seq_length is 32"):
+            model(input_ids=ids)
+        with pytest.raises(ValueError, match="33 tokens, and seq_length is 32"):
+            model.generate(
+                input_ids=ids[:, :30], max_new_tokens=8, eos_token_id=None, pad_token_id=0
+            )
+        model.config.use_dynamic_ntk = model.config.use_logn_attn = False
+        close(model(input_ids=ids).logits, expected.detach())
+
+
 @pytest.mark.parametrize("heads", [1, 2, 5, 8, 12, 32, 40])
 def test_slopes_are_the_papers(heads: int) -> None:
     assert alibi_slopes(heads).tolist() == pytest.approx(paper_slopes(heads), rel=1e-6)

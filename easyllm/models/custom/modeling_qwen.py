@@ -3,8 +3,7 @@
 This file needs torch and transformers only: an exported model carries a copy of it, so that
 ``trust_remote_code=True`` runs it where easyllm is not installed. Beyond ``seq_length`` the
 published model stretches its rotary positions and scales its queries at inference
-(``use_dynamic_ntk``, ``use_logn_attn``); that is not done here, so prompts and what follows
-should stay within ``seq_length``.
+(``use_dynamic_ntk``, ``use_logn_attn``). That is not done here: more tokens are refused.
 """
 
 from typing import Any
@@ -86,8 +85,7 @@ class QWenConfig(PreTrainedConfig):
         }
 
     def modern(self) -> Qwen2Config:
-        """The same model in Qwen2's terms."""
-        stretches = self.use_dynamic_ntk or self.use_logn_attn
+        """The same model in Qwen2's terms, which go no further than ``seq_length``."""
         return Qwen2Config(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -95,10 +93,7 @@ class QWenConfig(PreTrainedConfig):
             num_hidden_layers=self.num_hidden_layers,
             num_attention_heads=self.num_attention_heads,
             num_key_value_heads=self.num_attention_heads,
-            max_position_embeddings=min(
-                self.max_position_embeddings,
-                self.seq_length if stretches else self.max_position_embeddings,
-            ),
+            max_position_embeddings=min(self.max_position_embeddings, self.seq_length),
             rms_norm_eps=self.layer_norm_epsilon,
             initializer_range=self.initializer_range,
             rope_parameters={"rope_type": "default", "rope_theta": float(self.rotary_emb_base)},
@@ -142,6 +137,10 @@ class QWenLMHeadModel(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
+        if "cu_seq_lens_k" not in kwargs:  # else several sequences stand in one row
+            given: Any = inputs_embeds if input_ids is None else input_ids
+            before = 0 if past_key_values is None else past_key_values.get_seq_length()
+            self._within_context(int(before) + given.shape[1])
         found = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -159,6 +158,15 @@ class QWenLMHeadModel(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=found.past_key_values
         )
+
+    def _within_context(self, tokens: int) -> None:
+        config = self.config
+        if tokens > config.seq_length and (config.use_dynamic_ntk or config.use_logn_attn):
+            raise ValueError(
+                f"{tokens} tokens, and seq_length is {config.seq_length}: the stretched positions "
+                "and scaled queries of Qwen beyond it (use_dynamic_ntk, use_logn_attn) are not "
+                "computed here; give fewer tokens, or turn both off in the configuration"
+            )
 
 
 register_checkpoint_conversion_mapping(
