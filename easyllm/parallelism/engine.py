@@ -79,8 +79,8 @@ class TrainEngine(abc.ABC):
         """The ranks that hold the same layers in the other replicas."""
 
     @contextlib.contextmanager
-    def whole(self, module: nn.Module) -> Iterator[None]:
-        """Within the block the module's parameters are whole on this rank."""
+    def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Within the block the parameters are whole on this rank; every rank must call it."""
         yield
 
     def sum_over_replicas(self, number: int) -> int:
@@ -136,7 +136,7 @@ class TrainEngine(abc.ABC):
     def build(self, spec: LayerSpec) -> nn.Module:
         """A layer of the model, filled with its weights."""
         self.loaded.update()
-        module = fill(spec.build(), spec.name, self.weights, self.dtype, self.device)
+        module = fill(spec.trained(), spec.name, self.weights, self.dtype, self.device)
         if spec.decoder and self.layout.checkpoint_activations:
             checkpoint_activations(module)
         return module
@@ -179,8 +179,8 @@ class TrainEngine(abc.ABC):
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Parameters with weight decay (matrices) and without (biases, norms)."""
-    parameters = list(model.parameters())
+    """The parameters to train, with weight decay (matrices) and without (biases, norms)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
 
     def dimensions(parameter: nn.Parameter) -> int:
         return len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 flattens

@@ -37,6 +37,8 @@ class Train(Stage):
         "hardware.device",
         "training.steps",
         "training.epochs",
+        "training.adapter",
+        "training.freeze",
         "training.optimizer",
         "training.schedule",
         "training.gradient_clipping",

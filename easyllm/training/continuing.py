@@ -11,6 +11,8 @@ DECIDES = (
     "model.config",
     "model.overrides",
     "parallelism.global_batch_size",
+    "training.adapter",
+    "training.freeze",
     "training.optimizer",
     "training.schedule",
     "training.gradient_clipping",

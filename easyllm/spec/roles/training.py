@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,50 @@ class Parallelism(Component):
     @abc.abstractmethod
     def engine(self, run: RunSpec, **parts: Any) -> Any:
         """The training engine on this rank, an ``easyllm.parallelism.engine.TrainEngine``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter(Component):
+    """Small matrices trained beside those of a model, which stays as it is."""
+
+    @property
+    @abc.abstractmethod
+    def patterns(self) -> tuple[str, ...]:
+        """What chooses the linear layers that get an adapter."""
+
+    @abc.abstractmethod
+    def chosen(self, linears: Iterable[str], patterns: Sequence[str] = ()) -> list[str]:
+        """Those of the model's ``linears``, by name, that ``patterns``, or the adapter's own
+        where none are given, choose."""
+
+    @abc.abstractmethod
+    def parameters(self, linear: str, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """The shapes by name of what stands beside a linear layer whose weight is of ``shape``."""
+
+    @abc.abstractmethod
+    def attach(self, layer: Any, targets: Sequence[str]) -> None:
+        """Put adapters on the submodules ``targets`` of a layer on the meta device, and freeze
+        what is its own."""
+
+    @abc.abstractmethod
+    def base_name(self, parameter: str) -> str | None:
+        """What a parameter of an adapted layer is called in the model without adapters; None
+        for one of the adapter's."""
+
+    @abc.abstractmethod
+    def fresh(self, parameter: str, shape: Sequence[int], generator: Any) -> Any:
+        """The tensor that a parameter of the adapter begins as, drawn with a torch generator."""
+
+    @abc.abstractmethod
+    def delta(self, parts: Mapping[str, Any]) -> Any:
+        """What the adapter adds to a weight, in fp32, from the tensors of its ``parameters``."""
+
+    @abc.abstractmethod
+    def write(
+        self, folder: Path, base: str, linears: Sequence[str], parts: Mapping[str, Any]
+    ) -> None:
+        """Write the adapter of the model at ``base``, whose linear layers are ``linears``, as a
+        folder that peft loads; ``parts`` are all its tensors by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
