@@ -312,6 +312,10 @@ def state_bytes(run: RunSpec, shape: ModelShape, trained: float = 1.0) -> float:
     replicas = layout.replicas(run.hardware.ranks)
     optimizer, gradients, weights = (replicas if split else 1 for split in layout.state_shards)
     master = 4 if run.model.dtype == "bfloat16" else 0
+    states, parts = layout.offloads
+    if states:
+        trained = 0.0
     return parameters * (
-        BYTES[run.model.dtype] / weights + trained * (4 / gradients + (8 + master) / optimizer)
+        (0 if parts else BYTES[run.model.dtype] / weights)
+        + trained * (4 / gradients + (8 + master) / optimizer)
     )

@@ -81,13 +81,21 @@ def die_saving(rank: int, step: int) -> None:
 
 @contextlib.contextmanager
 def watched_optimizer(seen: dict[str, Any]) -> Iterator[None]:
-    """Note at each update how many numbers the optimizer steps, and which parameters have a
-    gradient that it is not to step."""
+    """Note how the engine was built, and at each update how many numbers the optimizer steps
+    and which parameters have a gradient that it is not to step."""
     initialize = TrainEngine.initialize
 
     def watching(engine: Any, model: Any) -> Any:
         runtime = initialize(engine, model)
         step, groups = engine.optimizer.step, engine.optimizer.param_groups
+        kept = {"optimizer": runtime.zero_offload_optimizer(),
+                "parameters": runtime.zero_offload_param()}  # fmt: skip
+        seen["built"] = {
+            "offloaded": [part for part, place in kept.items() if place and place.device == "cpu"],
+            "recomputed": [name for name, layer in engine.modules.items()
+                           if getattr(layer, "gradient_checkpointing", False)],
+            "fused": engine.optimizer.defaults.get("fused"),
+        }  # fmt: skip
 
         def stepping(*arguments: Any, **named: Any) -> Any:
             frozen = [n for n, p in model.named_parameters() if not p.requires_grad]

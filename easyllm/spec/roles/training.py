@@ -25,8 +25,9 @@ class Parallelism(Component):
     """Rows a replica takes at once."""
     global_batch_size: Count = 8
     """Rows of one optimizer step over all replicas. Gradient accumulation is derived."""
-    checkpoint_activations: bool = False
-    """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    checkpoint_activations: bool | Count = False
+    """Recompute decoder layers in the backward pass instead of keeping their activations: true
+    for every layer, ``n`` for the first of every n, which takes less time and more memory."""
 
     @property
     @abc.abstractmethod
@@ -37,6 +38,16 @@ class Parallelism(Component):
     @abc.abstractmethod
     def state_shards(self) -> tuple[bool, bool, bool]:
         """Whether (optimizer state, gradients, parameters) are split over the replicas."""
+
+    @property
+    def offloads(self) -> tuple[bool, bool]:
+        """Whether (gradients and optimizer state, parameters) are kept off the devices."""
+        return (False, False)
+
+    def recomputes(self, layer: int) -> bool:
+        """Whether decoder layer ``layer``, from 0, is recomputed in the backward pass."""
+        every = int(self.checkpoint_activations)
+        return every > 0 and layer % every == 0
 
     def replicas(self, ranks: int) -> int:
         """Data-parallel replicas on ``ranks`` ranks."""
