@@ -84,7 +84,7 @@ def folder(path: str, cache: Path, with_weights: bool = True) -> Path:
     elif place.is_file():
         return _converted(place, cache)
     if with_weights and tensor_files.adapter_only(place):
-        raise Unusable(path, "holds an adapter without the model that it was trained on", MERGED)
+        raise Unusable(path, tensor_files.ALONE, MERGED)
     if with_weights and not tensor_files.paths(place):
         raise Unusable(
             path,
@@ -114,8 +114,7 @@ def _config(place: Path) -> dict[str, Any]:
         config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         if (place / "adapter_config.json").exists():
-            what = "holds an adapter without the model that it was trained on"
-            raise Unusable(place, what, MERGED) from None
+            raise Unusable(place, tensor_files.ALONE, MERGED) from None
         what = "has no config.json, so it is not a model in Hugging Face's format"
         raise Unusable(place, what, FORMATS) from None
     except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
+ALONE = "holds an adapter without the model that it was trained on"
 SAMPLES, SAMPLE_BYTES = 16, 4096
 """What ``identity`` reads of a file: so many places, so many bytes at each."""
 
@@ -81,7 +82,7 @@ def problems(folder: Path) -> list[str]:
     try:
         found = find(folder)
     except UserError as error:
-        return [str(error)]
+        return [ALONE] if adapter_only(folder) else [str(error)]
     if isinstance(found, Path):
         told = damage(found)
         return [told] if told else []

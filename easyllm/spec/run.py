@@ -73,8 +73,9 @@ class ModelSpec:
     """Start from the weights at ``path``, or from random ones drawn with ``seed``."""
     dtype: DType = "bfloat16"
     """The type weights are held in during training."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """The attention implementation, by its name in transformers."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """The attention implementation, by its name in transformers. ``flash_attention_2`` and
+    ``flex_attention`` need a CUDA device."""
     family: Family | None = None
     """The model family; read from ``model_type`` where null."""
     config: dict[str, Any] = empty()

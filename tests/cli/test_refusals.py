@@ -184,6 +184,31 @@ REFUSALS = {
         ["+recipe=llama13b_zero", "model.attention=sdpa"],
         ["hardware.devices_per_node = 8", "0 CUDA devices", "+smoke=cpu"],
     ),
+    "attention that needs a GPU": (
+        ["+recipe=demo", "model.attention=flex_attention"],
+        ["model.attention = flex_attention", "needs a CUDA device", "model.attention=sdpa"],
+    ),
+    "attention that drops nothing": (
+        [
+            "+recipe=llama3_8b",
+            "model.attention=flex_attention",
+            "stages=[]",
+            "model.overrides.attention_dropout=0.1",
+        ],
+        ["model.attention = flex_attention", "attention_dropout=0.1"],
+    ),
+    "offload of nothing": (
+        ["+recipe=llama3_8b", "parallelism.zero_stage=2", "parallelism.offload=parameters"],
+        ["parallelism.offload = parameters", "zero_stage=2", "give parallelism.zero_stage=3"],
+    ),
+    "offload in a pipeline": (
+        ["+recipe=demo", "parallelism.offload=optimizer"],
+        ["parallelism.offload = optimizer", "no such key"],
+    ),
+    "recomputed how often": (
+        ["+recipe=demo", "parallelism.checkpoint_activations=some"],
+        ["parallelism.checkpoint_activations = some", "true or false or a whole number"],
+    ),
     "several values without -m": (
         ["+recipe=demo", "seed=1,2"],
         ["seed = 1,2", "add -m"],

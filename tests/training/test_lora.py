@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import easyllm.models.custom  # noqa: F401
 from easyllm.data.rows import open_rows
+from easyllm.errors import UserError
+from easyllm.models import source, tensor_files
 from easyllm.stages import load
 from easyllm.stages.base import Rank
 from easyllm.training.checkpoints import newest
@@ -328,3 +331,36 @@ def test_a_frozen_embedding_is_shared_by_both_ends(adapted: Adapted) -> None:
     parameters = [p for p in network.parameters() if p.requires_grad]
     expected = train(network, adapted.small, "smollm2", parameters)
     assert losses(adapted.two, "tied-zero1") == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_adapter_is_no_model_to_start_from(adapted: Adapted, tmp_path: Path) -> None:
+    """Neither a checkpoint of one nor its export; nor is it exported by another run's spec."""
+    weights = kept(adapted, "qwen-pipe2") / "weights"
+    assert tensor_files.problems(weights) == [tensor_files.ALONE]
+    with pytest.raises(UserError, match=r"holds an adapter without.*export\.adapter=merged"):
+        source.folder(str(weights), tmp_path)
+    alone = exported(adapted, "qwen", "qwen-pipe2", adapter="adapter")
+    assert source.problem(str(alone)) == tensor_files.ALONE
+    other = case(adapted.small, "qwen", LAYOUTS["pipe2"], adapter={**ADAPTER, "alpha": 9})
+    with pytest.raises(UserError, match=r"run:\n  training\.adapter\.alpha: then 8\.0, now 9"):
+        load("export").work(spec(adapted, "qwen-pipe2", other), Rank())
+    model = case(adapted.small, "smollm2", LAYOUTS["pipe2"], adapter=None)
+    with pytest.raises(UserError, match=r"holds a model; give export\.adapter=merged"):
+        load("export").work(spec(adapted, "tied-zero1", model, adapter="adapter"), Rank())
+
+
+def test_other_weights_under_an_adapter_are_told(adapted: Adapted, tmp_path: Path) -> None:
+    """A copy is the same; the same files trained further are not."""
+    folder = adapted.small.root / "llama3"
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    before = tensor_files.identity(folder)
+    found, _ = newest(adapted.two.root / "llama3-pipe2" / "run" / "checkpoints")
+    assert found is not None and found.trained_with["model.weights"] == before
+    assert tensor_files.identity(copy) == before
+    tensors = load_file(copy / "model.safetensors")
+    changed = {name: tensor + 1e-3 for name, tensor in tensors.items()}
+    save_file(changed, copy / "model.safetensors", metadata={"format": "pt"})
+    assert (copy / "model.safetensors").stat().st_size == (
+        folder / "model.safetensors"
+    ).stat().st_size
+    assert tensor_files.identity(copy) != before
