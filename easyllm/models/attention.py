@@ -95,6 +95,7 @@ def arguments(
     return {"attention_mask": mask}
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # else compiled anew for every row
 def attend_by_document(
     module: nn.Module,
     query: torch.Tensor,

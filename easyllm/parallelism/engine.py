@@ -140,6 +140,8 @@ class TrainEngine(abc.ABC):
         module = fill(spec.trained(), spec.name, self.weights, self.dtype, self.device)
         if spec.decoder and self.layout.recomputes(self.decoders.index(spec.name)):
             checkpoint_activations(module)
+        if spec.decoder and self.run.model.compile:
+            module.compile()
         return module
 
     def initialize(self, model: nn.Module) -> deepspeed.DeepSpeedEngine:

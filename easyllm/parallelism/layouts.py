@@ -113,6 +113,12 @@ class Zero(Parallelism):
 
     def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
         yield from _precision(self.zero_stage, key, run)
+        if run.model.compile and self.zero_stage == 3:
+            yield Problem(
+                "model.compile", True,
+                "weights that ZeRO gathers within a layer break up what would be compiled",
+                f"give {key}.zero_stage=2 or model.compile=false", also=(f"{key}.zero_stage",),
+            )  # fmt: skip
         least = 0 if self.offload is None else 1 if self.offload == "optimizer" else 3
         if self.zero_stage < least:
             yield Problem(

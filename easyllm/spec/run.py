@@ -76,6 +76,8 @@ class ModelSpec:
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     """The attention implementation, by its name in transformers. ``flash_attention_2`` and
     ``flex_attention`` need a CUDA device."""
+    compile: bool = False
+    """Compile each decoder layer for training by ``torch.compile``, but for its attention."""
     family: Family | None = None
     """The model family; read from ``model_type`` where null."""
     config: dict[str, Any] = empty()

@@ -23,6 +23,7 @@ class Train(Stage):
         "model.init",
         "model.dtype",
         "model.attention",
+        "model.compile",
         "model.family",
         "model.config",
         "model.overrides",

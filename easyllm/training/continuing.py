@@ -22,6 +22,7 @@ DECIDES = (
 GOES_ON = (
     "parallelism",
     "model.attention",
+    "model.compile",
     "training.optimizer.fused",
     "training.steps",
     "training.epochs",

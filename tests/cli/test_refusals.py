@@ -209,6 +209,10 @@ REFUSALS = {
         ["+recipe=demo", "parallelism.checkpoint_activations=some"],
         ["parallelism.checkpoint_activations = some", "true or false or a whole number"],
     ),
+    "compiled where weights come and go": (
+        ["+recipe=llama3_8b", "model.compile=true", "parallelism.zero_stage=3"],
+        ["model.compile = true", "give parallelism.zero_stage=2"],
+    ),
     "several values without -m": (
         ["+recipe=demo", "seed=1,2"],
         ["seed = 1,2", "add -m"],

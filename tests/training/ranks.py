@@ -94,6 +94,8 @@ def watched_optimizer(seen: dict[str, Any]) -> Iterator[None]:
             "offloaded": [part for part, place in kept.items() if place and place.device == "cpu"],
             "recomputed": [name for name, layer in engine.modules.items()
                            if getattr(layer, "gradient_checkpointing", False)],
+            "compiled": [name for name, layer in engine.modules.items()
+                         if layer._compiled_call_impl is not None],
             "fused": engine.optimizer.defaults.get("fused"),
         }  # fmt: skip
 

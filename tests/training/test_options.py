@@ -36,6 +36,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "offload-all": ({"_target_": ZERO, "zero_stage": 3, "offload": "parameters"}, FUSED),
 }
 """By name: the layout, and what else is not as ever."""
+COMPILED = {
+    "pipe2": {"_target_": PIPELINE},
+    "zero2-recomputed": {"_target_": ZERO, "zero_stage": 2, "checkpoint_activations": True},
+}
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +72,10 @@ def test_options_are_at_work(optional: Trained) -> None:
     def told(option: str) -> list[Any]:
         return [seen["built"] for seen in optional.seen(option)]
 
+    rest: dict[str, Any] = {"recomputed": [], "compiled": []}
     states, everything = ["optimizer"], ["optimizer", "parameters"]
-    assert told("offload-zero1") == [{"offloaded": states, "recomputed": [], "fused": None}] * 2
-    assert told("offload-all")[0] == {"offloaded": everything, "recomputed": [], "fused": True}
+    assert told("offload-zero1") == [{"offloaded": states, "fused": None, **rest}] * 2
+    assert told("offload-all")[0] == {"offloaded": everything, "fused": True, **rest}
     layers = [built["recomputed"] for built in told("second-pipe2")]
     assert layers == [["model.layers.0"], ["model.layers.2"]]
     assert told("third-zero3")[1]["recomputed"] == ["model.layers.0", "model.layers.3"]
@@ -80,6 +85,22 @@ def test_options_change_on_the_way(small: Small, optional: Trained) -> None:
     """From states kept in memory, updated one by one, to a pipeline's fused ones."""
     assert min(optional.seen("moved-1", "moved")[0]["samples"]) == 2 * GLOBAL_BATCH
     check_losses(small, optional, "untied", "moved", run="moved")
+
+
+@pytest.fixture(scope="session")
+def compiled(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    cases = []
+    for name, layout in COMPILED.items():
+        config = small.config("untied", layout, 2)
+        cases.append({"name": name, "config": merged(config, {"model": {"compile": True}})})
+    return launch(tmp_path_factory.mktemp("compiled"), 2, cases)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", COMPILED)
+def test_compiled_layers_train_the_same(small: Small, compiled: Trained, layout: str) -> None:
+    check_losses(small, compiled, "untied", layout, run=layout)
+    assert compiled.seen(layout)[0]["built"]["compiled"][0] == "model.layers.0"
 
 
 @pytest.mark.parametrize("option", ["fused-pipe2", "fused-zero3", "offload-zero2", "offload-all"])
