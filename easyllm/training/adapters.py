@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,11 @@ class LoRA(Adapter):
         everywhere = {name for name in linears if name.rpartition(".")[2] in ends} == set(chosen)
         config = self._config(sorted(ends) if everywhere else chosen, base)
         config.save_pretrained(str(folder))
+        written = folder / "adapter_config.json"
+        values = json.loads(written.read_text("utf-8"))
+        # peft writes a set as it comes
+        values["target_modules"] = sorted(values["target_modules"])
+        written.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
         tensors = {
             f"base_model.model.{name.replace('.default.', '.')}": part.contiguous()
             for name, part in parts.items()

@@ -13,9 +13,9 @@ from transformers import AutoConfig
 
 from easyllm.errors import UserError
 from easyllm.files import new_folder
-from easyllm.models import tensor_files
+from easyllm.models import source, tensor_files
 from easyllm.models.adapted import MergedWeights, adapter_files
-from easyllm.models.config import described, family_of
+from easyllm.models.config import described, family_of, model_folder
 from easyllm.models.layers import outline, parameter_shapes
 from easyllm.models.names import Names
 from easyllm.models.weights import (
@@ -88,13 +88,15 @@ def _export_adapter(
     native = AutoConfig.from_pretrained(checkpoint.weights)
     family = family_of(run, config["model_type"])
     linears = list(trainable.linears(outline(family.layers(native, run.model.attention))))
-    source = adapter_files(checkpoint.weights)
+    files = adapter_files(checkpoint.weights)
     dtype = DTYPES[run.export.dtype or config["dtype"]]
-    parts = {name: source.tensor(name, size).to(dtype) for name, size in source.shapes().items()}
+    parts = {name: files.tensor(name, size).to(dtype) for name, size in files.shapes().items()}
     with new_folder(target) as aside:
         _copy_beside(checkpoint.weights, aside, "config.json", "generation_config.json", "*.py")
-        assert run.model.path, "checked with the spec: an adapter of random weights is merged"
-        adapter.write(aside, run.model.path, linears, parts)
+        path, made = run.model.path, model_folder(run)
+        assert path, "checked with the spec: an adapter of random weights is merged"
+        place = source.local(path)  # of another format: what it was converted into
+        adapter.write(aside, str(made) if place and place.is_file() else path, linears, parts)
     sizes = [part.nbytes for part in parts.values()]
     return {"tensors": len(sizes), "shards": 1, "bytes": sum(sizes)}
 
@@ -145,7 +147,7 @@ def _layout(folder: Path, run: RunSpec, adapter: Adapter | None) -> tuple[dict[s
     native = AutoConfig.from_pretrained(folder)
     layers = family.layers(native, run.model.attention)
     wanted = parameter_shapes(layers)
-    source: WeightFiles | MergedWeights = (
+    held: WeightFiles | MergedWeights = (
         MergedWeights(
             first_weights(run, native, family), adapter_files(folder), adapter, outline(layers),
             DTYPES[config["dtype"]],
@@ -158,14 +160,14 @@ def _layout(folder: Path, run: RunSpec, adapter: Adapter | None) -> tuple[dict[s
         rows = {name: sum(wanted[part][0] for part in parts) for name, parts in places.items()}
         return config, _Layout(
             {name: torch.Size([rows[name], *wanted[p[0]][1:]]) for name, p in places.items()},
-            lambda name: torch.cat([source.tensor(part, wanted[part]) for part in places[name]]),
+            lambda name: torch.cat([held.tensor(part, wanted[part]) for part in places[name]]),
         )
     if why := family.native_only(config):
         raise UserError(f"export.layout=modern: {why}; give export.layout=native")
     modern = described(family.modern(native))
 
     def tensor(name: str) -> torch.Tensor:
-        found = source.tensor(name, wanted[name])
+        found = held.tensor(name, wanted[name])
         return torch.as_tensor(family.modern_tensor(native, name, found))
 
     return modern.to_dict(), _Layout(wanted, tensor)
