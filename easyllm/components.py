@@ -36,6 +36,7 @@ FACES = (
     "easyllm.parallelism.layouts",
     "easyllm.trackers.tensorboard",
     "easyllm.trackers.wandb",
+    "easyllm.training.adapters",
     "easyllm.training.optimizers",
     "easyllm.training.schedules",
 )

@@ -128,13 +128,13 @@ def _next(run: RunSpec) -> list[tuple[str, str]]:
     ideas = [("read its metrics", f"tail -n 3 {shown(paths.metrics)}")]
     if not paths.metrics.exists():
         ideas.clear()
-    if paths.export.is_dir():
+    if (paths.export / "config.json").is_file():  # an adapter alone has none
         ideas += [
             ("serve the model", f"{command()} {spec} stages=[serve]"),
             ("ask it something", f"{command()} stages=[infer]{_like(run)} "
              f"inference.model={shown(paths.export)} inference.prompts.mine='Once upon a time'"),
         ]  # fmt: skip
-    elif "train" not in run.stages:
+    elif "train" not in run.stages and not paths.export.is_dir():
         ideas.append(("train on it", f"{command()} {spec} stages=[train,export]"))
     ideas.append(("run it with another value", f"{command()} {spec} seed=1"))
     return ideas

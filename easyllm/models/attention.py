@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,9 +13,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from easyllm.models.custom.modeling_baichuan import alibi_slopes
+from easyllm.models.flex import attend_by_flex
 
 BY_DOCUMENT = "easyllm_sdpa"
 """The name in transformers' attention interface of torch's attention, document by document."""
+BY_FLEX = "easyllm_flex"
+"""The same by torch's flex attention."""
 FLASH_ALIBI = "easyllm_flash_alibi"
 """The same of flash-attn's kernel with ALiBi, which transformers does not pass on."""
 
@@ -31,6 +34,8 @@ class Documents:
     """``(documents + 1,)``, int32: where they begin in the rows laid end to end, and the end."""
     lengths: list[int]
     """Of all documents, row by row."""
+    masks: dict[int | None, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Masks made from it, by the window that they have."""
 
     @classmethod
     def of(cls, positions: torch.Tensor) -> Documents:
@@ -48,7 +53,7 @@ def implementation(attention: str, alibi: bool = False) -> str:
     """What computes ``model.attention``, by its name in transformers' attention interface."""
     if attention == "flash_attention_2" and alibi:
         return FLASH_ALIBI
-    return BY_DOCUMENT if attention == "sdpa" else attention
+    return {"sdpa": BY_DOCUMENT, "flex_attention": BY_FLEX}.get(attention, attention)
 
 
 def arguments(
@@ -62,7 +67,7 @@ def arguments(
     within documents. ``hidden`` is ``(rows, tokens, hidden_size)``; a ``window`` is the
     tokens that a layer looks back at, itself included."""
     name = config._attn_implementation
-    if name == BY_DOCUMENT:
+    if name in (BY_DOCUMENT, BY_FLEX):
         return {"attention_mask": None, "documents": documents, "alibi": alibi}
     if name in ("flash_attention_2", FLASH_ALIBI):  # not run yet: needs a GPU
         # transformers reads boundaries from positions only where there is one row
@@ -90,6 +95,7 @@ def arguments(
     return {"attention_mask": mask}
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # else compiled anew for every row
 def attend_by_document(
     module: nn.Module,
     query: torch.Tensor,
@@ -188,4 +194,5 @@ def attend_with_flash_alibi(  # not run yet: needs a GPU
 
 
 AttentionInterface.register(BY_DOCUMENT, attend_by_document)
+AttentionInterface.register(BY_FLEX, attend_by_flex)
 AttentionInterface.register(FLASH_ALIBI, attend_with_flash_alibi)

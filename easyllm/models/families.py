@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from easyllm.spec.roles import Family, ModelShape
+from easyllm.spec.roles import Family, LayerShape, ModelShape
 
 
 def _keys(text: str) -> frozenset[str]:
@@ -112,6 +112,60 @@ class _Declared(Family):
 
         return list(decoder_layers(config, attention))
 
+    def outline(self, config: Mapping[str, Any]) -> list[LayerShape]:
+        shape = self.shape(config)
+        embedding, head, norm = "model.embed_tokens", "lm_head", "model.norm"
+        table = (shape.vocab_size, shape.hidden_size)
+        within = _decoder(shape, self.biased(config)) | self.normed(shape)
+        return [
+            LayerShape(embedding, {f"{embedding}.weight": table}),
+            *(
+                LayerShape(
+                    f"model.layers.{index}",
+                    {f"model.layers.{index}.{name}": size for name, size in within.items()},
+                    decoder=True,
+                )
+                for index in range(shape.layers)
+            ),
+            LayerShape(norm, {f"{norm}.weight": (shape.hidden_size,)}),
+            LayerShape(
+                head,
+                {} if shape.tied else {f"{head}.weight": table},
+                tied_to=embedding if shape.tied else None,
+            ),
+        ]
+
+    def biased(self, config: Mapping[str, Any]) -> str:
+        """The linear layers of a decoder layer that have biases, by the ends of their names."""
+        return ""
+
+    def normed(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
+        """Norms of a decoder layer beyond the usual two."""
+        return {}
+
+
+def _decoder(shape: ModelShape, biased: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a decoder layer's parameters by their names in it."""
+    width, inner = shape.hidden_size, shape.intermediate_size
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    linears = {
+        "self_attn.q_proj": (queries, width),
+        "self_attn.k_proj": (keys, width),
+        "self_attn.v_proj": (keys, width),
+        "self_attn.o_proj": (width, queries),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "mlp.down_proj": (width, inner),
+    }
+    found: dict[str, tuple[int, ...]] = {}
+    for name, size in linears.items():
+        found[f"{name}.weight"] = size
+        if name.rpartition(".")[2] in biased.split():
+            found[f"{name}.bias"] = size[:1]
+    return found | dict.fromkeys(
+        ("input_layernorm.weight", "post_attention_layernorm.weight"), (width,)
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Llama(_Declared):
@@ -119,6 +173,10 @@ class Llama(_Declared):
 
     type_ = "llama"
     keys = LLAMA_KEYS
+
+    def biased(self, config: Mapping[str, Any]) -> str:
+        attention = "q_proj k_proj v_proj o_proj " if config.get("attention_bias") else ""
+        return attention + ("gate_proj up_proj down_proj" if config.get("mlp_bias") else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +194,9 @@ class Qwen2(_Declared):
     type_ = "qwen2"
     keys = QWEN2_KEYS
 
+    def biased(self, config: Mapping[str, Any]) -> str:
+        return "q_proj k_proj v_proj"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen3(_Declared):
@@ -147,6 +208,14 @@ class Qwen3(_Declared):
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
         # a size of its own, not hidden_size / heads; this is its configuration's default
         return super().shape({**config, "head_dim": config.get("head_dim") or 128})
+
+    def biased(self, config: Mapping[str, Any]) -> str:
+        return "q_proj k_proj v_proj o_proj" if config.get("attention_bias") else ""
+
+    def normed(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(
+            ("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (shape.head_dim,)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +238,9 @@ class Qwen(_Declared):
 
     def layers(self, config: Any, attention: str) -> list[Any]:
         return super().layers(config.modern(), attention)
+
+    def biased(self, config: Mapping[str, Any]) -> str:
+        return "q_proj k_proj v_proj"
 
     def names(self) -> Any:
         from easyllm.models.custom.modeling_qwen import FUSED, RENAMED

@@ -30,6 +30,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from easyllm.models.attention import Documents, arguments, implementation
 from easyllm.models.custom.modeling_baichuan import NormHead, NoRotary
+from easyllm.spec.roles import LayerShape
+from easyllm.spec.trainable import shapes
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,15 @@ class LayerSpec:
     """Whether it is called with ``Documents`` besides the tensor."""
     tied_to: str | None = None
     """The layer whose ``weight`` it shares; it then has none of its own."""
+    adapt: Callable[[nn.Module], None] | None = None
+    """Makes a built layer the one that is trained: freezes weights, puts adapters on it."""
+
+    def trained(self) -> nn.Module:
+        """The layer built as it is trained, on the meta device."""
+        module = self.build()
+        if self.adapt:
+            self.adapt(module)
+        return module
 
 
 class Rotary(LlamaRotaryEmbedding):
@@ -161,14 +172,25 @@ def checkpoint_activations(layer: nn.Module) -> None:
     hooks._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
-def parameter_shapes(layers: Iterable[LayerSpec]) -> dict[str, torch.Size]:
-    """Shapes by parameter name, shared parameters once."""
-    return {
-        f"{spec.name}.{name}": parameter.shape
+def outline(layers: Iterable[LayerSpec]) -> list[LayerShape]:
+    """The names and shapes of the layers' own parameters, without adapters."""
+    return [
+        LayerShape(
+            spec.name,
+            {
+                f"{spec.name}.{name}": tuple(parameter.shape)
+                for name, parameter in (() if spec.tied_to else spec.build().named_parameters())
+            },
+            spec.decoder,
+            spec.tied_to,
+        )
         for spec in layers
-        if spec.tied_to is None
-        for name, parameter in spec.build().named_parameters()
-    }
+    ]
+
+
+def parameter_shapes(layers: Iterable[LayerSpec]) -> dict[str, torch.Size]:
+    """Shapes by parameter name, shared parameters once and without adapters."""
+    return {name: torch.Size(shape) for name, shape in shapes(outline(layers)).items()}
 
 
 def chain(

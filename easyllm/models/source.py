@@ -18,6 +18,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 FORMATS = (
     "give a folder in Hugging Face's format, a hub id, a .gguf file, or package:NAME/FILE.gguf"
 )
+MERGED = "export it with export.adapter=merged, and give that folder"
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 """Configuration and tokenizer of a repository on the hub."""
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
@@ -82,6 +83,8 @@ def folder(path: str, cache: Path, with_weights: bool = True) -> Path:
         place = _downloaded(path, with_weights)
     elif place.is_file():
         return _converted(place, cache)
+    if with_weights and tensor_files.adapter_only(place):
+        raise Unusable(path, tensor_files.ALONE, MERGED)
     if with_weights and not tensor_files.paths(place):
         raise Unusable(
             path,
@@ -110,6 +113,8 @@ def _config(place: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
+        if (place / "adapter_config.json").exists():
+            raise Unusable(place, tensor_files.ALONE, MERGED) from None
         what = "has no config.json, so it is not a model in Hugging Face's format"
         raise Unusable(place, what, FORMATS) from None
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import zipfile
@@ -10,27 +11,56 @@ from typing import Any
 
 from easyllm.errors import UserError
 
+MODEL, ADAPTER = "model", "adapter_model"
+"""What the names of files of weights begin with: those of a model, and of an adapter alone."""
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
+ALONE = "holds an adapter without the model that it was trained on"
+SAMPLES, SAMPLE_BYTES = 16, 4096
+"""What ``identity`` reads of a file: so many places, so many bytes at each."""
 
 
-def find(folder: Path) -> dict[str, Path] | Path:
+def find(folder: Path, stem: str = MODEL) -> dict[str, Path] | Path:
     """The file of each tensor by an index, or the one file that holds all of them.
 
     Safetensors go before ``.bin`` files. Raises UserError where there are none, or where an
     index cannot be read.
     """
-    for index, single in ((INDEX, SINGLE), (PICKLED_INDEX, PICKLED)):
+    known = [(f"{stem}.safetensors.index.json", f"{stem}.safetensors")]
+    if stem == MODEL:
+        known.append((PICKLED_INDEX, PICKLED))
+    for index, single in known:
         if (folder / index).exists():
             return _indexed(folder, folder / index)
         if (folder / single).exists():
             return folder / single
+    if stem != MODEL:
+        raise UserError(f"{folder} holds no adapter: it has no {known[0][1]}")
     raise UserError(
         f"{folder} has no {SINGLE} or {INDEX}, nor a {PICKLED}; give a folder with weights, or "
         "model.init=random"
     )
+
+
+def adapter_only(folder: Path) -> bool:
+    """Whether a folder holds an adapter's weights and no model's."""
+    return any(folder.glob(f"{ADAPTER}*.safetensors")) and not paths(folder)
+
+
+def identity(folder: Path) -> str:
+    """What tells the weights of a folder from others, wherever it lies: a hash of the sizes of
+    its files and of some of their bytes; training any of them further changes it."""
+    told = hashlib.sha256()
+    for file in paths(folder):
+        size = file.stat().st_size
+        told.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as opened:
+            for place in range(0, size, max(1, size // SAMPLES)):
+                opened.seek(place)
+                told.update(opened.read(SAMPLE_BYTES))
+    return told.hexdigest()[:16]
 
 
 def paths(folder: Path) -> list[Path]:
@@ -52,7 +82,7 @@ def problems(folder: Path) -> list[str]:
     try:
         found = find(folder)
     except UserError as error:
-        return [str(error)]
+        return [ALONE] if adapter_only(folder) else [str(error)]
     if isinstance(found, Path):
         told = damage(found)
         return [told] if told else []

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
 from easyllm.models.names import Names, Place
-from easyllm.models.tensor_files import INDEX, SINGLE, listed
+from easyllm.models.tensor_files import listed
 
 DTYPES = {
     "float32": torch.float32,
@@ -37,10 +37,15 @@ MEND = (
 class Weights(Protocol):
     """Where a model's parameters come from."""
 
-    bytes_read: int
-    """Bytes of tensors read from files so far."""
-    files_read: set[Path]
-    """Files that tensors were read from so far."""
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of tensors read from files so far."""
+        ...
+
+    @property
+    def files_read(self) -> set[Path]:
+        """Files that tensors were read from so far."""
+        ...
 
     def problems(
         self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Iterable[str]
@@ -62,11 +67,11 @@ class WeightFiles:
     Raises UserError where the folder has no weights.
     """
 
-    def __init__(self, folder: Path, names: Names | None = None):
+    def __init__(self, folder: Path, names: Names | None = None, stem: str = tensor_files.MODEL):
         self.folder, self.names = folder, names or Names()
         self.bytes_read = 0
         self.files_read: set[Path] = set()
-        found = tensor_files.find(folder)
+        found = tensor_files.find(folder, stem)
         if isinstance(found, Path):
             if told := tensor_files.damage(found):
                 raise UserError(f"{told}; {MEND}")
@@ -224,12 +229,18 @@ class RandomWeights:
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
         if len(shape) < 2:
             return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
-        seed = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:8]
-        generator = torch.Generator().manual_seed(int.from_bytes(seed, "big", signed=True))
-        drawn = torch.empty(shape).normal_(0, self.config.initializer_range, generator=generator)
+        drawn = torch.empty(shape).normal_(
+            0, self.config.initializer_range, generator=generator(self.seed, name)
+        )
         if name.endswith("embed_tokens.weight") and self.config.pad_token_id is not None:
             drawn[self.config.pad_token_id] = 0
         return drawn
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """What draws the parameter ``name`` of a model made from ``seed``."""
+    own = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
+    return torch.Generator().manual_seed(int.from_bytes(own, "big", signed=True))
 
 
 def fill(
@@ -239,7 +250,8 @@ def fill(
     for path, empty in list(layer.named_parameters()):
         owner, _, attribute = path.rpartition(".")
         value = weights.tensor(f"{name}.{path}", empty.shape).to(device=device, dtype=dtype)
-        setattr(layer.get_submodule(owner), attribute, nn.Parameter(value))
+        filled = nn.Parameter(value, requires_grad=empty.requires_grad)
+        setattr(layer.get_submodule(owner), attribute, filled)
     return layer.to(device)
 
 
@@ -256,9 +268,10 @@ def plan_shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:
     return shards
 
 
-def shard_name(number: int, count: int) -> str:
+def shard_name(number: int, count: int, stem: str = tensor_files.MODEL) -> str:
     """File name of shard ``number`` (from 0) of ``count``."""
-    return SINGLE if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
+    part = "" if count == 1 else f"-{number + 1:05}-of-{count:05}"
+    return f"{stem}{part}.safetensors"
 
 
 def write_shard(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -268,11 +281,17 @@ def write_shard(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     file.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
-def write_index(folder: Path, files: Mapping[str, str], sizes: Mapping[str, int]) -> None:
+def write_index(
+    folder: Path,
+    files: Mapping[str, str],
+    sizes: Mapping[str, int],
+    stem: str = tensor_files.MODEL,
+) -> None:
     """The index over several shards; a single one needs none."""
-    if set(files.values()) != {SINGLE}:
+    if set(files.values()) != {shard_name(0, 1, stem)}:
         index = {
             "metadata": {"total_size": sum(sizes.values())},
             "weight_map": dict(sorted(files.items())),
         }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        file = folder / f"{stem}.safetensors.index.json"
+        file.write_text(json.dumps(index, indent=2) + "\n", "utf-8")

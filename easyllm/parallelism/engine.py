@@ -63,6 +63,7 @@ class TrainEngine(abc.ABC):
         self.run, self.layout, self.layers, self.weights = run, layout, layers, weights
         self.device, self.dtype = device, DTYPES[run.model.dtype]
         self.accumulation = layout.accumulation(run.hardware.ranks)
+        self.decoders = [spec.name for spec in layers if spec.decoder]
         self.modules, self.copies = {}, {}
 
     @abc.abstractmethod
@@ -79,8 +80,8 @@ class TrainEngine(abc.ABC):
         """The ranks that hold the same layers in the other replicas."""
 
     @contextlib.contextmanager
-    def whole(self, module: nn.Module) -> Iterator[None]:
-        """Within the block the module's parameters are whole on this rank."""
+    def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Within the block the parameters are whole on this rank; every rank must call it."""
         yield
 
     def sum_over_replicas(self, number: int) -> int:
@@ -136,9 +137,11 @@ class TrainEngine(abc.ABC):
     def build(self, spec: LayerSpec) -> nn.Module:
         """A layer of the model, filled with its weights."""
         self.loaded.update()
-        module = fill(spec.build(), spec.name, self.weights, self.dtype, self.device)
-        if spec.decoder and self.layout.checkpoint_activations:
+        module = fill(spec.trained(), spec.name, self.weights, self.dtype, self.device)
+        if spec.decoder and self.layout.recomputes(self.decoders.index(spec.name)):
             checkpoint_activations(module)
+        if spec.decoder and self.run.model.compile:
+            module.compile()
         return module
 
     def initialize(self, model: nn.Module) -> deepspeed.DeepSpeedEngine:
@@ -171,16 +174,25 @@ class TrainEngine(abc.ABC):
             "bf16": {"enabled": self.dtype is torch.bfloat16},
             # without it ZeRO 1 adds up bf16 gradients in bf16
             "data_types": {"grad_accum_dtype": "fp32"},
-            "zero_optimization": {"stage": stage},
+            "zero_optimization": {"stage": stage} | self._offloaded(),
+            # torch's optimizers work on a CPU too, and take no compiling
+            "zero_force_ds_cpu_optimizer": False,
             # the user's own optimizer class is as good as torch's
             "zero_allow_untested_optimizer": True,
             "pipeline": {"use_reentrant": False},
         }
 
+    def _offloaded(self) -> dict[str, Any]:
+        """What DeepSpeed is to keep in the machine's memory."""
+        place = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
+        states, parameters = self.layout.offloads
+        found = {"offload_optimizer": place} if states else {}
+        return found | ({"offload_param": place} if parameters else {})
+
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Parameters with weight decay (matrices) and without (biases, norms)."""
-    parameters = list(model.parameters())
+    """The parameters to train, with weight decay (matrices) and without (biases, norms)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
 
     def dimensions(parameter: nn.Parameter) -> int:
         return len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 flattens

@@ -111,7 +111,11 @@ def take_up(
             continue
         known = optimizer.state[held]
         if value.ndim == 0:
-            known[key] = value.to(known[key].device) if torch.is_tensor(known.get(key)) else value
+            there = known.get(key)
+            # one kernel for all looks for the number of steps where it finds the weights
+            fused = bool(optimizer.defaults.get("fused"))
+            device = there.device if torch.is_tensor(there) else held.device if fused else "cpu"
+            known[key] = value.to(device)
             continue
         if key not in known:
             known[key] = torch.zeros_like(held, dtype=value.dtype, requires_grad=False)

@@ -94,6 +94,10 @@ class Zero(Parallelism):
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What is split: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 weights too."""
+    offload: Literal["optimizer", "parameters"] | None = None
+    """What is kept in the machine's memory instead of the devices': ``optimizer`` its state,
+    whose updates the CPU then makes (faster with ``training.optimizer.fused``); ``parameters``
+    the weights too, with stage 3."""
 
     @property
     def stages(self) -> int:
@@ -103,8 +107,26 @@ class Zero(Parallelism):
     def state_shards(self) -> tuple[bool, bool, bool]:
         return (self.zero_stage >= 1, self.zero_stage >= 2, self.zero_stage >= 3)
 
+    @property
+    def offloads(self) -> tuple[bool, bool]:
+        return (self.offload is not None, self.offload == "parameters")
+
     def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
         yield from _precision(self.zero_stage, key, run)
+        if run.model.compile and self.zero_stage == 3:
+            yield Problem(
+                "model.compile", True,
+                "weights that ZeRO gathers within a layer break up what would be compiled",
+                f"give {key}.zero_stage=2 or model.compile=false", also=(f"{key}.zero_stage",),
+            )  # fmt: skip
+        least = 0 if self.offload is None else 1 if self.offload == "optimizer" else 3
+        if self.zero_stage < least:
+            yield Problem(
+                f"{key}.offload", self.offload,
+                f"zero_stage={self.zero_stage} does not split what would be kept elsewhere",
+                f"give {key}.zero_stage={least}" + (", 2 or 3" if least == 1 else ""),
+                also=(f"{key}.zero_stage",),
+            )  # fmt: skip
 
     def engine(self, run: RunSpec, **parts: Any) -> TrainEngine:
         from easyllm.parallelism.zero import ZeroTrainEngine

@@ -2,8 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
+from math import prod
+from typing import TYPE_CHECKING
+
+from easyllm.errors import UserError
+from easyllm.spec.roles import LayerShape
+
+if TYPE_CHECKING:
+    from easyllm.parallelism.layouts import Pipeline
+
+
+def stage_bounds(layers: Sequence[LayerShape], layout: Pipeline, seq_len: int) -> list[int]:
+    """Where the stages of ``layout`` begin in the list of layers, and its end.
+
+    Raises UserError where a stage would be left without a decoder layer.
+    """
+    decoders = [place for place, layer in enumerate(layers) if layer.decoder]
+    stages, given = layout.pipeline_stages, layout.bounds
+    if given:
+        if given[-1] >= len(decoders):
+            raise UserError(
+                f"parallelism.bounds={list(given)}: the model has {len(decoders)} decoder "
+                f"layers; give rising numbers from 1 to {len(decoders) - 1}"
+            )
+        return [0, *(decoders[layer] for layer in given), len(layers)]
+    weights = [_weight(layer, layers, layout.partition, seq_len) for layer in layers]
+    try:
+        return bounds(weights, [layer.decoder for layer in layers], stages)
+    except ValueError as error:
+        raise UserError(
+            f"parallelism.pipeline_stages={stages}: {error}; give at most {len(decoders)}"
+        ) from None
+
+
+def _weight(layer: LayerShape, layers: Sequence[LayerShape], partition: str, seq_len: int) -> float:
+    """What a layer counts for in ``parallelism.partition``."""
+    if partition == "uniform":
+        return float(layer.decoder)
+    source = next(other for other in layers if other.name == (layer.tied_to or layer.name))
+    parameters = sum(map(prod, source.parameters.values()))
+    if partition == "parameters":
+        return float(parameters)
+    if layer is layers[0]:  # only looked up
+        return 0.0
+    # multiplications a token: one a parameter, and half of attention's two products over a row
+    queries = layer.parameters.get(f"{layer.name}.self_attn.q_proj.weight", (0,))[0]
+    return float(parameters + seq_len * queries)
+
+
+def idle(layers: Sequence[LayerShape], begins: Sequence[int], trained: Iterable[str]) -> list[int]:
+    """The stages, from 0, in which none of the parameters ``trained`` is."""
+    names = tuple(trained)
+
+    def busy(layer: LayerShape) -> bool:
+        return any(name.startswith(f"{layer.tied_to or layer.name}.") for name in names)
+
+    return [
+        stage
+        for stage, (begin, end) in enumerate(pairwise(begins))
+        if not any(map(busy, layers[begin:end]))
+    ]
+
+
+def left_idle(layers: Sequence[LayerShape], begins: Sequence[int], stage: int) -> str:
+    """What is wrong with a stage of which nothing is trained."""
+    held = layers[begins[stage] : begins[stage + 1]]
+    return (
+        f"of pipeline stage {stage + 1} of {len(begins) - 1}, {held[0].name} to {held[-1].name}, "
+        "nothing would be trained"
+    )
+
+
+IDLE = (
+    "train something in each stage, give parallelism.bounds so that each holds a trained layer, "
+    "fewer parallelism.pipeline_stages, or parallelism=zero"
+)
+"""The remedy."""
 
 
 def bounds(weights: Sequence[float], decoders: Sequence[bool], stages: int) -> list[int]:

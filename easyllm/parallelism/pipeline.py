@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,12 @@ from torch import nn
 
 from easyllm.errors import UserError
 from easyllm.models.attention import Documents
-from easyllm.models.layers import LayerSpec, causal_loss, chain
+from easyllm.models.layers import LayerSpec, causal_loss, chain, outline
 from easyllm.parallelism import partition, world
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
 from easyllm.spec.run import RunSpec
+from easyllm.spec.trainable import trained
 
 if TYPE_CHECKING:
     from easyllm.parallelism.layouts import Pipeline
@@ -39,7 +40,10 @@ class PipelineTrainEngine(TrainEngine):
 
     def load_stage(self) -> None:
         """Build this rank's layers and read their weights."""
-        bounds = stage_bounds(self.layers, self.layout, self.run.data.seq_len)
+        shapes = outline(self.layers)
+        bounds = partition.stage_bounds(shapes, self.layout, self.run.data.seq_len)
+        for stage in partition.idle(shapes, bounds, trained(self.run, shapes)):
+            raise UserError(f"{partition.left_idle(shapes, bounds, stage)}; {partition.IDLE}")
         self.check_weights(self._own(bounds))
         with quiet(), self.loading(max(b - a for a, b in pairwise(bounds))):
             self.pipeline = _Stages(self, bounds)
@@ -67,12 +71,18 @@ class PipelineTrainEngine(TrainEngine):
         """The layers as DeepSpeed builds them."""
         shared = {spec.tied_to for spec in self.layers} - {None}
         sources = {spec.name: spec for spec in self.layers if spec.name in shared}
-        return [
-            _Tied(self, spec, sources[spec.tied_to or spec.name])
-            if spec.tied_to or spec.name in shared
-            else _Own(self, spec)
-            for spec in self.layers
-        ]
+
+        def described(spec: LayerSpec) -> DeepSpeedLayer:
+            source = sources.get(spec.tied_to or spec.name)
+            if source is None:
+                return _Own(self, spec)
+            if any(p.requires_grad for p in source.trained().parameters()):
+                return _Tied(self, spec, source)
+            # copies of what is frozen stay equal by themselves, and DeepSpeed would look for
+            # gradients to add up
+            return _Borrowed(self, spec, source) if spec.tied_to else _Own(self, spec)
+
+        return [described(spec) for spec in self.layers]
 
     @property
     def replica_group(self) -> dist.ProcessGroup:
@@ -89,44 +99,6 @@ class PipelineTrainEngine(TrainEngine):
     def evaluate(self, batches: Iterable[Batch], count: int) -> float:
         loss = self.runtime.eval_batch(iter(batches), num_micro_batches=count)
         return float(loss.item())
-
-
-def stage_bounds(layers: Sequence[LayerSpec], layout: Pipeline, seq_len: int) -> list[int]:
-    """Where the stages of ``layout`` begin in the list of layers, and its end.
-
-    Raises UserError where a stage would be left without a decoder layer.
-    """
-    decoders = [place for place, spec in enumerate(layers) if spec.decoder]
-    stages, given = layout.pipeline_stages, layout.bounds
-    if given:
-        if given[-1] >= len(decoders):
-            raise UserError(
-                f"parallelism.bounds={list(given)}: the model has {len(decoders)} decoder "
-                f"layers; give rising numbers from 1 to {len(decoders) - 1}"
-            )
-        return [0, *(decoders[layer] for layer in given), len(layers)]
-    weights = [_weight(spec, layout.partition, seq_len) for spec in layers]
-    try:
-        return partition.bounds(weights, [spec.decoder for spec in layers], stages)
-    except ValueError as error:
-        raise UserError(
-            f"parallelism.pipeline_stages={stages}: {error}; give at most {len(decoders)}"
-        ) from None
-
-
-def _weight(spec: LayerSpec, partition: str, seq_len: int) -> float:
-    """What a layer counts for in ``parallelism.partition``."""
-    if partition == "uniform":
-        return float(spec.decoder)
-    module: Any = spec.build()
-    parameters = sum(p.numel() for p in module.parameters())
-    if partition == "parameters":
-        return float(parameters)
-    if isinstance(module, nn.Embedding):
-        return 0.0
-    # multiplications a token: one a parameter, and half of attention's two products over a row
-    attention = seq_len * module.self_attn.q_proj.out_features if spec.decoder else 0
-    return float(parameters + attention)
 
 
 class _Stages(PipelineModule):
@@ -184,6 +156,22 @@ class _Tied(DeepSpeedTiedLayer):
         held = self.engine.modules if self.spec is self.source else self.engine.copies
         held[self.source.name] = module
         return module
+
+
+class _Borrowed(DeepSpeedLayer):
+    """A head with the weight of a frozen embedding."""
+
+    def __init__(self, engine: TrainEngine, spec: LayerSpec, source: LayerSpec):
+        super().__init__(nn.Module)
+        self.engine, self.spec, self.source = engine, spec, source
+
+    def build(self, log: bool = False) -> nn.Module:
+        head, name = self.spec.build(), self.source.name
+        held = self.engine.modules.get(name)
+        if held is None:
+            held = self.engine.copies[name] = self.engine.build(self.source)
+        head.weight = held.weight
+        return head
 
 
 def _project(embedding: Any, hidden: torch.Tensor) -> torch.Tensor:

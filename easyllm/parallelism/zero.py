@@ -82,11 +82,11 @@ class ZeroTrainEngine(TrainEngine):
         return total.item() / (count * self.data_size)
 
     @contextlib.contextmanager
-    def whole(self, module: nn.Module) -> Iterator[None]:
+    def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         if not self.split_weights:
             yield
             return
-        with deepspeed.zero.GatheredParameters(list(module.parameters())):
+        with deepspeed.zero.GatheredParameters(list(parameters)):
             yield
 
 

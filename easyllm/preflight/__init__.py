@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
+from easyllm.errors import UserError
 from easyllm.models.families import FAMILIES, family_named
 from easyllm.models.source import local_config
+from easyllm.parallelism import partition
+from easyllm.parallelism.layouts import Pipeline
 from easyllm.preflight import machine, places
+from easyllm.spec import trainable
 from easyllm.spec.checks import config_problems, shape_problems
 from easyllm.spec.problems import Problem, near
 from easyllm.spec.run import RunSpec
@@ -36,6 +41,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
         return
     yield from places.problems(run)
     yield from _model(run)
+    yield from _trained(run)
     if run.stages:
         yield from machine.problems(run)
 
@@ -59,3 +65,31 @@ def _model(run: RunSpec) -> Iterator[Problem]:
         return
     yield from config_problems(run, model.family)
     yield from shape_problems(run, model.family, {**config, **model.overrides})
+
+
+def _trained(run: RunSpec) -> Iterator[Problem]:
+    """Patterns that match nothing of the model, and stages of which nothing is trained."""
+    model, layout = run.model, run.parallelism
+    published = model.config or (local_config(model.path) if model.path else None)
+    if model.family is None or not published or not (run.training.freeze or run.training.adapter):
+        return
+    try:
+        layers = model.family.outline({**published, **model.overrides})
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # told with the shapes
+        return
+    if layers is None:
+        return
+    told = list(trainable.problems(run, layers))
+    yield from told
+    if told or not isinstance(layout, Pipeline):
+        return
+    with contextlib.suppress(UserError):  # told with the layout
+        bounds = partition.stage_bounds(layers, layout, run.data.seq_len)
+        for stage in partition.idle(layers, bounds, trainable.trained(run, layers)):
+            adapter = run.training.adapter
+            yield Problem(
+                "training.adapter.targets" if adapter else "training.freeze",
+                list(adapter.patterns) if adapter else run.training.freeze,
+                partition.left_idle(layers, bounds, stage), partition.IDLE,
+                also=("parallelism.pipeline_stages", "parallelism.bounds"),
+            )  # fmt: skip

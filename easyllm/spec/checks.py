@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from easyllm.spec import trainable
 from easyllm.spec.problems import ABSENT, Problem, near
 from easyllm.spec.roles import Component, Family, ModelShape
 from easyllm.spec.run import STAGES, RunSpec
 
+ON_CUDA = ("flash_attention_2", "flex_attention")
+"""Attention that trains on CUDA devices only: of the second torch has no backward pass on a CPU."""
 BYTES = {"float32": 4, "bfloat16": 2}
 """Bytes of a number by dtype."""
 
@@ -19,6 +22,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
     yield from _stages(run)
     yield from _batch(run)
     yield from _training(run)
+    yield from _adapter(run)
     yield from _model(run)
     yield from _data(run)
     yield from _inference(run)
@@ -139,6 +143,29 @@ def _training(run: RunSpec) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _adapter(run: RunSpec) -> Iterator[Problem]:
+    if run.export.adapter == "merged":
+        return
+    key = "export.adapter"
+    if "train" in run.stages and run.training.adapter is None:
+        yield Problem(
+            key, run.export.adapter, "the model itself is trained",
+            "give training.adapter=lora, or export.adapter=merged", also=("training.adapter",),
+        )  # fmt: skip
+    elif run.model.init == "random":
+        yield Problem(
+            key, run.export.adapter, "model.init=random: no file holds the model under it",
+            "give export.adapter=merged", also=("model.init",),
+        )  # fmt: skip
+    generating = {"infer", "serve"} & set(run.stages)
+    if "export" in run.stages and generating and not run.inference.model:
+        yield Problem(
+            key, run.export.adapter, f"{' and '.join(sorted(generating))} would find no model",
+            "give export.adapter=merged, or inference.model=<folder or hub id>",
+            also=("inference.model",),
+        )  # fmt: skip
+
+
 def _data(run: RunSpec) -> Iterator[Problem]:
     for name in run.data.sources:
         if not _names_a_folder(name):
@@ -185,10 +212,17 @@ def _model(run: RunSpec) -> Iterator[Problem]:
             "model.path", None, "there are no weights to start from",
             "give a folder or a hub id, or model.init=random", also=("model.init",),
         )  # fmt: skip
-    if model.attention == "flash_attention_2" and run.hardware.device == "cpu":
+    if model.attention in ON_CUDA and run.hardware.device == "cpu":
         yield Problem(
             "model.attention", model.attention, "needs a CUDA device",
             "give model.attention=sdpa", also=("hardware.device",),
+        )  # fmt: skip
+    dropout = {**model.config, **model.overrides}.get("attention_dropout")
+    if model.attention == "flex_attention" and dropout:
+        yield Problem(
+            "model.attention", model.attention, f"drops nothing, and attention_dropout={dropout}",
+            "give model.attention=sdpa, or model.overrides.attention_dropout=0",
+            also=("model.overrides", "model.config"),
         )  # fmt: skip
     if model.family is None:
         return
@@ -251,15 +285,18 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
             f"give at most {shape.max_positions}",
             also=(at("max_position_embeddings"),),
         )
-    yield from _memory(run, shape)
+    yield from _memory(run, family, config, shape)
 
 
-def _memory(run: RunSpec, shape: ModelShape) -> Iterator[Problem]:
+def _memory(
+    run: RunSpec, family: Family, config: Mapping[str, Any], shape: ModelShape
+) -> Iterator[Problem]:
     """Weights, gradients and optimizer states alone must fit; activations come on top."""
     limit = run.hardware.memory_gb
     if limit is None or "train" not in run.stages:
         return
-    need = state_bytes(run, shape) / 1e9
+    layers = family.outline(config)
+    need = state_bytes(run, shape, trainable.share(run, layers) if layers else 1.0) / 1e9
     if need > limit:
         yield Problem(
             "hardware.memory_gb",
@@ -270,8 +307,9 @@ def _memory(run: RunSpec, shape: ModelShape) -> Iterator[Problem]:
         )
 
 
-def state_bytes(run: RunSpec, shape: ModelShape) -> float:
-    """Bytes of weights, gradients and AdamW states on the fullest device.
+def state_bytes(run: RunSpec, shape: ModelShape, trained: float = 1.0) -> float:
+    """Bytes of weights, gradients and AdamW states on the fullest device, where a share of the
+    weights is ``trained``.
 
     In bfloat16 the optimizer keeps an fp32 copy of the weights and fp32 gradients.
     """
@@ -283,6 +321,10 @@ def state_bytes(run: RunSpec, shape: ModelShape) -> float:
     replicas = layout.replicas(run.hardware.ranks)
     optimizer, gradients, weights = (replicas if split else 1 for split in layout.state_shards)
     master = 4 if run.model.dtype == "bfloat16" else 0
+    states, parts = layout.offloads
+    if states:
+        trained = 0.0
     return parameters * (
-        BYTES[run.model.dtype] / weights + 4 / gradients + (8 + master) / optimizer
+        (0 if parts else BYTES[run.model.dtype] / weights)
+        + trained * (4 / gradients + (8 + master) / optimizer)
     )

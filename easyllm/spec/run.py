@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from easyllm.spec.roles import (
+    Adapter,
     DataEngine,
     Encoder,
     Family,
@@ -72,8 +73,11 @@ class ModelSpec:
     """Start from the weights at ``path``, or from random ones drawn with ``seed``."""
     dtype: DType = "bfloat16"
     """The type weights are held in during training."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """The attention implementation, by its name in transformers."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """The attention implementation, by its name in transformers. ``flash_attention_2`` and
+    ``flex_attention`` need a CUDA device."""
+    compile: bool = False
+    """Compile each decoder layer for training by ``torch.compile``, but for its attention."""
     family: Family | None = None
     """The model family; read from ``model_type`` where null."""
     config: dict[str, Any] = empty()
@@ -186,6 +190,12 @@ class TrainingSpec:
     """Passes over the data. Give this or ``steps``."""
     optimizer: Optimizer = component("easyllm.training.optimizers.AdamW")
     schedule: Schedule = component("easyllm.training.schedules.Cosine")
+    adapter: Adapter | None = None
+    """What is trained instead of the model's own weights, such as ``lora``. Checkpoints hold
+    the adapter alone; the model under it is read from ``model.path`` each time."""
+    freeze: dict[str, str] = empty()
+    """Patterns, by names of your own, of the parameters that are not trained: globs such as
+    ``model.layers.[0-7].*``, or regular expressions after ``re:``, that fit a whole name."""
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest norm of the gradient over all parameters; 0 does not clip."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -210,6 +220,9 @@ class ExportSpec:
     """The checkpoint to convert; null takes the run's newest."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the exported weights; null keeps the checkpoint's."""
+    adapter: Literal["merged", "adapter"] = "merged"
+    """What ``training.adapter`` is exported as: added to the weights of its model, a model like
+    any other; or the folder that peft puts on the model at ``model.path``."""
     layout: Literal["native", "modern"] = "native"
     """``native`` keeps the names and the configuration of the model that was loaded;
     ``modern`` writes Qwen as Qwen2 and Baichuan with rotary positions as Llama, which compute

@@ -253,7 +253,19 @@ class _Walk:
         maps = [arm for arm in arms if typing.get_origin(arm) is dict]
         if len(arms) > 1 and maps:
             arms = tuple(maps) if isinstance(value, Mapping) else tuple(set(arms) - set(maps))
+        if len(arms) > 1:
+            return self._either(arms, value, key)
         return self.value(arms[0], value, key)
+
+    def _either(self, arms: tuple[Any, ...], value: Any, key: str) -> Any:
+        """``value`` as the first of several scalar types that takes it."""
+        for arm in arms:
+            walk = _Walk(self.resolve)
+            found = walk.value(arm, value, key)
+            if not walk.problems:
+                return found
+        named = " or ".join(map(_named, arms))
+        return self.note(key, value, f"must be {named}", f"give {key}=<{named}>")
 
     def _map(self, item: Any, value: Any, key: str) -> Any:
         if not isinstance(value, Mapping):
@@ -289,6 +301,10 @@ def _is_group(hint: Any) -> bool:
 
 def _named(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if typing.get_origin(hint) is typing.Annotated:
+        base, *bounds = typing.get_args(hint)
+        ranges = [f" {bound}" for bound in bounds if isinstance(bound, Range)]
+        return "".join([_named(base), *ranges])
     if hint in names:
         return names[hint]
     if typing.get_origin(hint) is dict:

@@ -25,7 +25,8 @@ class Export(Stage):
         return [found.path / checkpoints.MANIFEST] if found else []
 
     def outputs(self, run: RunSpec) -> list[Path]:
-        return [self.paths(run).export / "config.json"]
+        alone = run.export.adapter == "adapter"
+        return [self.paths(run).export / ("adapter_config.json" if alone else "config.json")]
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
         checkpoint = self._found(run)

@@ -11,24 +11,35 @@ DECIDES = (
     "model.config",
     "model.overrides",
     "parallelism.global_batch_size",
+    "training.adapter",
+    "training.freeze",
     "training.optimizer",
     "training.schedule",
     "training.gradient_clipping",
 )
 """With another value of these the losses to come are others."""
 
-GOES_ON = ("parallelism", "model.attention", "training.steps", "training.epochs")
-"""With another value of these, those above left out, training goes on from the same state on
-the same samples: losses agree but for rounding, and the schedule follows the new end."""
+GOES_ON = (
+    "parallelism",
+    "model.attention",
+    "model.compile",
+    "training.optimizer.fused",
+    "training.steps",
+    "training.epochs",
+)
+"""With another value of these training goes on from the same state on the same samples: losses
+agree but for rounding, and the schedule follows the new end. Of both lists the longest key counts
+that another is under."""
 
 
 def decides(key: str) -> bool:
-    return _under(key, DECIDES)
+    return _length(key, DECIDES) > _length(key, GOES_ON)
 
 
 def goes_on(key: str) -> bool:
-    return _under(key, GOES_ON) and not decides(key)
+    return _length(key, GOES_ON) > _length(key, DECIDES)
 
 
-def _under(key: str, prefixes: tuple[str, ...]) -> bool:
-    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+def _length(key: str, prefixes: tuple[str, ...]) -> int:
+    """Of the longest prefix that the key is under; 0 where it is under none."""
+    return max((len(p) for p in prefixes if key == p or key.startswith(f"{p}.")), default=0)

@@ -13,9 +13,11 @@ from transformers import AutoConfig
 
 from easyllm.errors import UserError
 from easyllm.files import new_folder
-from easyllm.models.config import described, family_of
-from easyllm.models.layers import parameter_shapes
-from easyllm.models.tensor_files import INDEX
+from easyllm.models import source, tensor_files
+from easyllm.models.adapted import MergedWeights, adapter_files
+from easyllm.models.config import described, family_of, model_folder
+from easyllm.models.layers import outline, parameter_shapes
+from easyllm.models.names import Names
 from easyllm.models.weights import (
     DTYPES,
     WeightFiles,
@@ -25,18 +27,39 @@ from easyllm.models.weights import (
     write_shard,
 )
 from easyllm.progress import progress
+from easyllm.spec import trainable
+from easyllm.spec.roles import Adapter
 from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import flatten, write
 from easyllm.training.checkpoints import Checkpoint
+from easyllm.training.resuming import first_weights
+
+UNDER_ADAPTER = ("training.adapter", "model.path", "model.init", "seed")
+"""What the weights under an adapter, and its own, depend on."""
 
 
 def export(checkpoint: Checkpoint, target: Path, run: RunSpec) -> dict[str, Any]:
     """Write ``target`` whole, in shards of at most ``max_shard_gb``, in the layout and dtype
-    that ``run.export`` asks for.
+    that ``run.export`` asks for; of an adapter the model with it, or the adapter alone.
 
     One shard is in memory at a time. Returns the stage's metrics.
     """
+    told = {"checkpoint": str(checkpoint.path), "step": checkpoint.step, "folder": str(target)}
+    if adapter := _adapter(checkpoint, run):
+        if run.export.adapter == "adapter":
+            return told | _export_adapter(checkpoint, target, run, adapter)
+    elif run.export.adapter == "adapter":
+        raise UserError(
+            f"export.adapter=adapter: {checkpoint.path} holds a model; give export.adapter=merged"
+        )
+    return told | _export_model(checkpoint, target, run, adapter)
+
+
+def _export_model(
+    checkpoint: Checkpoint, target: Path, run: RunSpec, adapter: Adapter | None
+) -> dict[str, Any]:
     settings = run.export
-    config, layout = _layout(checkpoint.weights, run)
+    config, layout = _layout(checkpoint.weights, run, adapter)
     config["dtype"] = settings.dtype or config["dtype"]
     dtype = DTYPES[config["dtype"]]
     sizes = {name: shape.numel() * dtype.itemsize for name, shape in layout.shapes.items()}
@@ -50,20 +73,60 @@ def export(checkpoint: Checkpoint, target: Path, run: RunSpec) -> dict[str, Any]
                 files |= dict.fromkeys(names, file)
                 bar.update(sum(sizes[name] for name in names))
         write_index(aside, files, sizes)
-        for beside in checkpoint.weights.iterdir():
-            weights = beside.suffix == ".safetensors" or beside.name == INDEX
-            if not weights and not (settings.layout == "modern" and beside.match("modeling_*.py")):
-                shutil.copyfile(beside, aside / beside.name)
+        modern = ("modeling_*.py",) if settings.layout == "modern" else ()
+        _copy_beside(checkpoint.weights, aside, *modern)
         text = json.dumps(config, indent=2) + "\n"
         (aside / "config.json").write_text(text, "utf-8")
-    return {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.step,
-        "folder": str(target),
-        "tensors": len(sizes),
-        "shards": len(plan),
-        "bytes": sum(sizes.values()),
-    }
+    return {"tensors": len(sizes), "shards": len(plan), "bytes": sum(sizes.values())}
+
+
+def _export_adapter(
+    checkpoint: Checkpoint, target: Path, run: RunSpec, adapter: Adapter
+) -> dict[str, Any]:
+    """The folder that peft loads, with the tokenizer that it was trained with."""
+    config = json.loads((checkpoint.weights / "config.json").read_text("utf-8"))
+    native = AutoConfig.from_pretrained(checkpoint.weights)
+    family = family_of(run, config["model_type"])
+    linears = list(trainable.linears(outline(family.layers(native, run.model.attention))))
+    files = adapter_files(checkpoint.weights)
+    dtype = DTYPES[run.export.dtype or config["dtype"]]
+    parts = {name: files.tensor(name, size).to(dtype) for name, size in files.shapes().items()}
+    with new_folder(target) as aside:
+        _copy_beside(checkpoint.weights, aside, "config.json", "generation_config.json", "*.py")
+        path, made = run.model.path, model_folder(run)
+        assert path, "checked with the spec: an adapter of random weights is merged"
+        place = source.local(path)  # of another format: what it was converted into
+        adapter.write(aside, str(made) if place and place.is_file() else path, linears, parts)
+    sizes = [part.nbytes for part in parts.values()]
+    return {"tensors": len(sizes), "shards": 1, "bytes": sum(sizes)}
+
+
+def _copy_beside(weights: Path, to: Path, *but: str) -> None:
+    """Copy what stands beside the weights of a checkpoint."""
+    for beside in weights.iterdir():
+        tensors = beside.suffix == ".safetensors" or beside.name.endswith(".safetensors.index.json")
+        if not tensors and not any(beside.match(pattern) for pattern in but):
+            shutil.copyfile(beside, to / beside.name)
+
+
+def _adapter(checkpoint: Checkpoint, run: RunSpec) -> Adapter | None:
+    """The adapter that the checkpoint holds, which must be the one of this run."""
+    if not tensor_files.adapter_only(checkpoint.weights):
+        return None
+    now = json.loads(json.dumps(flatten(write(run))))
+    told = [
+        f"{key}: then {then}, now {now.get(key)}"
+        for key, then in checkpoint.trained_with.items()
+        if key.startswith(UNDER_ADAPTER) and now.get(key) != then
+    ]
+    if told or run.training.adapter is None:
+        raise UserError(
+            f"{checkpoint.path} holds an adapter that belongs to another run:\n  "
+            + "\n  ".join(told)
+            + "\nexport it by that one's run.yaml: python -m easyllm RUN_DIR/run.yaml "
+            "stages=[export]"
+        )
+    return run.training.adapter
 
 
 class _Layout(NamedTuple):
@@ -73,24 +136,38 @@ class _Layout(NamedTuple):
     tensor: Callable[[str], torch.Tensor]
 
 
-def _layout(folder: Path, run: RunSpec) -> tuple[dict[str, Any], _Layout]:
+def _layout(folder: Path, run: RunSpec, adapter: Adapter | None) -> tuple[dict[str, Any], _Layout]:
     """``config.json`` and tensors of a checkpoint in the layout that is asked for."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    if run.export.layout == "native":
+    if run.export.layout == "native" and adapter is None:
         files = WeightFiles(folder)
         shapes = files.shapes()
         return config, _Layout(shapes, lambda name: files.tensor(name, shapes[name]))
     family = family_of(run, config["model_type"])
+    native = AutoConfig.from_pretrained(folder)
+    layers = family.layers(native, run.model.attention)
+    wanted = parameter_shapes(layers)
+    held: WeightFiles | MergedWeights = (
+        MergedWeights(
+            first_weights(run, native, family), adapter_files(folder), adapter, outline(layers),
+            DTYPES[config["dtype"]],
+        )
+        if adapter
+        else WeightFiles(folder, family.names())
+    )  # fmt: skip
+    if run.export.layout == "native":
+        places = (family.names() or Names()).tensors(wanted)
+        rows = {name: sum(wanted[part][0] for part in parts) for name, parts in places.items()}
+        return config, _Layout(
+            {name: torch.Size([rows[name], *wanted[p[0]][1:]]) for name, p in places.items()},
+            lambda name: torch.cat([held.tensor(part, wanted[part]) for part in places[name]]),
+        )
     if why := family.native_only(config):
         raise UserError(f"export.layout=modern: {why}; give export.layout=native")
-    native = AutoConfig.from_pretrained(folder)
     modern = described(family.modern(native))
-    layers = family.layers(native, run.model.attention)
-    source = WeightFiles(folder, family.names())
-    wanted = parameter_shapes(layers)
 
     def tensor(name: str) -> torch.Tensor:
-        found = source.tensor(name, wanted[name])
+        found = held.tensor(name, wanted[name])
         return torch.as_tensor(family.modern_tensor(native, name, found))
 
     return modern.to_dict(), _Layout(wanted, tensor)

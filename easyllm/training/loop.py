@@ -14,13 +14,15 @@ import torch
 from easyllm.data.rows import Rows
 from easyllm.errors import UserError
 from easyllm.files import new_file
+from easyllm.models.adapted import adapted
 from easyllm.models.config import family_of, fit_tokenizer, hf_config
-from easyllm.models.layers import parameter_shapes
+from easyllm.models.layers import outline
 from easyllm.models.names import Names
 from easyllm.parallelism import world
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
+from easyllm.spec import trainable
 from easyllm.spec.run import RunSpec
 from easyllm.training import checkpoints, optimizer_state
 from easyllm.training.batches import dealt, micro_batches, scaled
@@ -69,9 +71,10 @@ class Training:
         self.config = hf_config(run)
         fit_tokenizer(run, self.config)
         self.family = family_of(run, self.config.model_type)
-        self.layers = self.family.layers(self.config, run.model.attention)
-        self.shapes = parameter_shapes(self.layers)
-        self.parameters = sum(shape.numel() for shape in self.shapes.values())
+        layers = self.family.layers(self.config, run.model.attention)
+        self.layers, shapes = adapted(run, layers), outline(layers)
+        self.parameters = sum(map(math.prod, trainable.shapes(shapes).values()))
+        self.trained = sum(map(math.prod, trainable.trained(run, shapes).values()))
         self.total = total_steps(run, rows)
         self.begun = starting_point(run, rows, self.total)
         self.step, self.samples = self.begun.step, self.begun.samples
@@ -159,7 +162,8 @@ class Training:
             line["save_seconds"], self.save_seconds = self.save_seconds, None
         if self.run.hardware.peak_tflops:
             shape = self.family.shape(self.config.to_dict())
-            flops = tokens * flops_per_token(shape, self.parameters, self.rows.seq_len)
+            per_token = flops_per_token(shape, self.parameters, self.rows.seq_len, self.trained)
+            flops = tokens * per_token
             peak = self.run.hardware.peak_tflops * 1e12 * self.run.hardware.ranks
             line["mfu"] = flops / seconds / peak
         if self.heldout and self.due(self.run.training.evaluate.every):
@@ -222,6 +226,7 @@ class Training:
             "steps": self.total,
             **summary(lines),
             "parameters": self.parameters,
+            "trained_parameters": self.trained,
             "checkpoint": str(checkpoints.location(self.paths.checkpoints, self.total)),
             "bytes_read": world.from_all(self.read_bytes),
             "files_read": world.from_all(self.read_files),

@@ -117,10 +117,16 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if MACOS else 1024)
 
 
-def flops_per_token(shape: ModelShape, parameters: int, seq_len: int) -> float:
+def flops_per_token(
+    shape: ModelShape, parameters: int, seq_len: int, trained: int | None = None
+) -> float:
     """Floating point operations of forward and backward pass: 6 N + 12 L H Q T.
 
     The formula of PaLM (Chowdhery et al., 2022, appendix B) with N all parameters; what is
-    recomputed does not count, and attention is counted in full though it is causal.
+    recomputed does not count, and attention is counted in full though it is causal. Of a
+    frozen parameter no gradient is computed: where fewer are ``trained``, 6 N is 4 N + 2 of
+    those.
     """
-    return 6 * parameters + 12 * shape.layers * shape.heads * shape.head_dim * seq_len
+    trained = parameters if trained is None else trained
+    products = 4 * parameters + 2 * trained
+    return products + 12 * shape.layers * shape.heads * shape.head_dim * seq_len

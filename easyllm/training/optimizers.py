@@ -24,6 +24,10 @@ class AdamW(Optimizer):
     weight_decay: NonNegativeFloat = 0.1
     """Applied to matrices; biases and norms get none."""
 
+    fused: bool | None = None
+    """One kernel for the whole update, on CPUs and CUDA alike; null leaves the choice to torch.
+    Changes nothing but rounding and speed."""
+
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
         import torch
 
@@ -38,4 +42,5 @@ class AdamW(Optimizer):
             lr=self.lr,
             betas=(self.beta1, self.beta2),
             eps=self.eps,
+            fused=self.fused,
         )

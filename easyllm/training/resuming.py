@@ -13,6 +13,8 @@ from transformers import PretrainedConfig
 
 from easyllm.data.rows import Rows
 from easyllm.errors import UserError
+from easyllm.models import tensor_files
+from easyllm.models.adapted import AdaptedWeights, FreshAdapter, adapter_files
 from easyllm.models.config import model_folder
 from easyllm.models.weights import RandomWeights, WeightFiles, Weights
 from easyllm.parallelism import world
@@ -26,6 +28,8 @@ from easyllm.training.continuing import decides, goes_on
 
 DATA = "data"
 """Where the fingerprint of the rows stands among the settings."""
+BASE = "model.weights"
+"""Where that of the weights under an adapter stands."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ def settings(run: RunSpec, rows: Rows) -> dict[str, Any]:
     """What decides how training goes on, by dotted key; a checkpoint keeps them."""
     keys = flatten(write(run))
     found = {key: value for key, value in keys.items() if decides(key) or goes_on(key)}
+    # an empty map says what an absent one does
+    found = {key: value for key, value in found.items() if value != {}}
+    if run.training.adapter and run.model.init == "pretrained" and (folder := model_folder(run)):
+        found[BASE] = tensor_files.identity(folder)
     found["parallelism.data_parallel"] = run.parallelism.replicas(run.hardware.ranks)
     plain = json.loads(json.dumps({**found, DATA: rows.fingerprint}))  # as a file gives it back
     return dict(plain)
@@ -80,6 +88,7 @@ def starting_point(run: RunSpec, rows: Rows, total: int) -> Start:
             "weights and a fresh optimizer; or another run_dir"
         )
     if told:
+        _same_kind(found, run)
         _say(f"{found.path} was trained otherwise:", *told)
         _say("training.resume=weights: its weights only; a fresh optimizer, step 0")
         return Start(found, anew=True)
@@ -97,7 +106,7 @@ def differing(
         f"{key}: then {_shown(then.get(key))}, now {_shown(now.get(key))}"
         for key in dict.fromkeys([*now, *then])
         if then.get(key) != now.get(key)
-        and (decides(key) or key == DATA) == decided
+        and (decides(key) or key in (DATA, BASE)) == decided
         # what one class of layout has and another lacks needs no telling
         and (decided or (key in then and key in now))
     ]
@@ -106,10 +115,21 @@ def differing(
 def starting_weights(
     run: RunSpec, config: PretrainedConfig, family: Family, resumed: Checkpoint | None
 ) -> Weights:
-    """The resumed checkpoint's weights, the pretrained ones, or random ones."""
-    if resumed is None and run.model.init == "random":
+    """The resumed checkpoint's weights, the pretrained ones, or random ones; under an adapter
+    the model's first weights, whatever the checkpoint of the adapter."""
+    if adapter := run.training.adapter:
+        parts = adapter_files(resumed.weights) if resumed else FreshAdapter(adapter, run.seed)
+        return AdaptedWeights(first_weights(run, config, family), parts, adapter)
+    if resumed:
+        return WeightFiles(resumed.weights, family.names())
+    return first_weights(run, config, family)
+
+
+def first_weights(run: RunSpec, config: PretrainedConfig, family: Family) -> Weights:
+    """The weights that the model has before training."""
+    if run.model.init == "random":
         return RandomWeights(config, run.seed)
-    folder = resumed.weights if resumed else model_folder(run)
+    folder = model_folder(run)
     assert folder is not None, "checked with the spec: pretrained weights have a path"
     return WeightFiles(folder, family.names())
 
@@ -129,6 +149,18 @@ def set_aside(paths: RunPaths, but: Path | None = None) -> None:
     for path in old:  # the newest last: cut short, this begins again with the same
         path.rename(place / path.name)
     _say(f"what was trained before lies in {place}")
+
+
+def _same_kind(found: Checkpoint, run: RunSpec) -> None:
+    """Raise UserError where the weights of the checkpoint are no start for this run."""
+    adapter = tensor_files.adapter_only(found.weights)
+    if adapter != (run.training.adapter is not None):
+        held, wanted = ("an adapter", "a model") if adapter else ("a model", "an adapter")
+        raise UserError(
+            f"training.resume=weights: {found.path} holds {held}, and {wanted} is to be trained; "
+            "export it and give that folder as model.path, with another run_dir; or "
+            "training.resume=never"
+        )
 
 
 def _newest_good(root: Path) -> Checkpoint | None:

@@ -15,6 +15,7 @@ from easyllm.errors import UserError
 from easyllm.files import flush, new_folder
 from easyllm.models.config import write_description
 from easyllm.models.names import Names
+from easyllm.models.tensor_files import ADAPTER, MODEL
 from easyllm.models.weights import plan_shards, shard_name, write_index, write_shard
 from easyllm.parallelism import world
 from easyllm.parallelism.engine import TrainEngine
@@ -115,7 +116,12 @@ class Writing:
 
 
 def write_weights(engine: TrainEngine, folder: Path, names: Names, writing: Writing) -> None:
-    """Hugging Face shards, each written by a rank that holds its layers, and their index."""
+    """Hugging Face shards, each written by a rank that holds its layers, and their index; under
+    an adapter of the adapter alone, in the layers' own names."""
+    adapter = engine.run.training.adapter
+    stem = ADAPTER if adapter else MODEL
+    if adapter:
+        names = Names()
     layers = list(engine.modules)
     owners = [place * engine.data_size // len(layers) for place in range(len(layers))]
     mine = [name for name, owner in zip(layers, owners, strict=True) if owner == engine.data_rank]
@@ -124,7 +130,7 @@ def write_weights(engine: TrainEngine, folder: Path, names: Names, writing: Writ
     counts = world.from_all(len(plan))
     begin, total = sum(counts[: torch.distributed.get_rank()]), sum(counts)
     files = {
-        tensor: shard_name(begin + number, total)
+        tensor: shard_name(begin + number, total, stem)
         for number, shard in enumerate(plan)
         for tensor in shard
     }
@@ -132,8 +138,9 @@ def write_weights(engine: TrainEngine, folder: Path, names: Names, writing: Writ
     last = {shard[-1] for shard in plan}
     with progress("save weights", len(layers), "layer", visible=world.first()) as bar:
         for name in layers:
-            with engine.whole(engine.modules[name]):
-                own = _parameters(engine, name) if name in mine else {}
+            own = _parameters(engine, name)
+            with engine.whole(own.values()):
+                own = own if name in mine else {}
                 for tensor, parts in names.tensors(own).items():
                     # always a copy: what is trained on must not be what waits to be written
                     waiting[tensor] = torch.cat([own[part].detach().cpu() for part in parts])
@@ -149,12 +156,16 @@ def write_weights(engine: TrainEngine, folder: Path, names: Names, writing: Writ
                 folder,
                 {name: file for part, _ in everything for name, file in part.items()},
                 {name: size for _, part in everything for name, size in part.items()},
+                stem,
             )
 
 
 def _parameters(engine: TrainEngine, layer: str) -> dict[str, torch.nn.Parameter]:
-    """A layer's parameters by their names in the whole model."""
-    return dict(engine.parameters({layer: engine.modules[layer]}))
+    """What a checkpoint keeps of a layer, by name in the whole model: its parameters, or those
+    of an adapter only."""
+    found = engine.parameters({layer: engine.modules[layer]})
+    adapter = engine.run.training.adapter
+    return {name: p for name, p in found if adapter is None or adapter.base_name(name) is None}
 
 
 def _sizes(engine: TrainEngine, layers: list[str], names: Names) -> dict[str, int]:

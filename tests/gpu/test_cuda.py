@@ -44,6 +44,21 @@ def test_bfloat16_stays_near(folder, on_cpu):
     assert losses(folder, "bf16", *words) == pytest.approx(on_cpu, rel=2e-2)
 
 
+@pytest.mark.gpu(devices=1)
+@pytest.mark.parametrize("layout", ["zero_stage=2", "zero_stage=3"])
+def test_states_in_the_machines_memory_change_no_loss(folder, on_cpu, layout):
+    words = ["parallelism=zero", "hardware=h100", f"parallelism.{layout}",
+             f"parallelism.offload={'parameters' if '3' in layout else 'optimizer'}",
+             "training.optimizer.fused=true"]  # fmt: skip
+    assert losses(folder, f"offload-{layout}", *words) == pytest.approx(on_cpu, rel=1e-3)
+
+
+@pytest.mark.gpu(devices=1)
+def test_flex_attention_trains_as_the_cpu_does(folder, on_cpu):
+    words = ["parallelism=zero", "hardware=h100", "model.attention=flex_attention"]
+    assert losses(folder, "flex", *words) == pytest.approx(on_cpu, rel=1e-3)
+
+
 @pytest.mark.gpu(devices=2)
 def test_two_devices_in_a_pipeline_train_as_the_cpu_does(folder, on_cpu):
     words = ["hardware=h100x8", "hardware.devices_per_node=2"]

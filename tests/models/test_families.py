@@ -7,8 +7,9 @@ import yaml
 
 from easyllm.cli.library import shipped_folder
 from easyllm.models.families import Llama, family_named
-from easyllm.models.layers import parameter_shapes
+from easyllm.models.layers import outline, parameter_shapes
 from easyllm.spec.roles import ModelShape
+from tests.models.small import SMALL
 from tests.support import LLAMA
 
 
@@ -101,3 +102,49 @@ def test_a_smaller_configuration_keeps_what_tells_the_model(group: str) -> None:
     parameters = sum(shape.numel() for shape in parameter_shapes(layers).values())
     # biases, and what Qwen3 normalises its queries with, are not counted
     assert parameters == pytest.approx(small.parameters, rel=0.01)
+
+
+BIASED = {**SMALL["llama"], "attention_bias": True, "mlp_bias": True}
+
+
+@pytest.mark.parametrize("name", [*SMALL, "biased", "qwen3_biased"])
+def test_a_family_knows_its_layers_without_building_them(name: str) -> None:
+    """In order, with the names and shapes of all their parameters."""
+    from transformers import AutoConfig
+
+    import easyllm.models.custom  # noqa: F401
+
+    own = {"biased": BIASED, "qwen3_biased": {**SMALL["qwen3"], "attention_bias": True}}
+    config = own.get(name) or SMALL[name]
+    family = family_named(config["model_type"])
+    assert family is not None
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    made = AutoConfig.for_model(config["model_type"], **values)
+    assert family.outline(config) == outline(family.layers(made, "sdpa"))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_decays_is_what_transformers_trainer_decays(name: str) -> None:
+    """Norms and biases do not, by the type of their modules; embeddings and the head do."""
+    from torch import nn
+    from transformers import AutoConfig, AutoModelForCausalLM, Trainer
+
+    import easyllm.models.custom  # noqa: F401
+    from easyllm.parallelism.engine import parameter_groups
+
+    config = SMALL[name]
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
+    theirs = set(Trainer.get_decay_parameter_names(None, made))  # type: ignore[arg-type]
+    family = family_named(config["model_type"])
+    assert family is not None
+    layers = family.layers(made.config, "sdpa")
+    modules = nn.ModuleDict({spec.name.replace(".", "/"): spec.build() for spec in layers
+                             if spec.tied_to is None})  # fmt: skip
+    names = {p: n.replace("/", ".") for n, p in modules.named_parameters()}
+    groups = {group["decay"]: group["params"] for group in parameter_groups(modules)}
+    assert {names[p] for p in groups[True]} == theirs - {
+        s.name + ".weight" for s in layers if s.tied_to
+    }
+    assert any("embed_tokens" in names[p] for p in groups[True])
+    assert all("norm" in names[p] or names[p].endswith("bias") for p in groups[False])

@@ -78,7 +78,7 @@ def packed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return ids, positions, labels
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
 def test_packed_documents_are_as_by_themselves(tmp_path: Path, attention: str) -> None:
     model = saved(tmp_path)
     ids, positions, labels = packed()
@@ -97,7 +97,7 @@ def test_packed_documents_are_as_by_themselves(tmp_path: Path, attention: str) -
     assert float(causal_loss(logits, labels)) / trained == pytest.approx(loss / trained, abs=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
 def test_a_document_does_not_see_the_others_of_its_row(tmp_path: Path, attention: str) -> None:
     model = saved(tmp_path)
     ids, positions, _ = packed()

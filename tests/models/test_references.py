@@ -103,7 +103,7 @@ def test_logits_and_gradients(saved: tuple[str, Path], attention: str) -> None:
         close(gradient, expected)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
 def test_packed_rows_are_as_documents_by_themselves(
     saved: tuple[str, Path], attention: str
 ) -> None:

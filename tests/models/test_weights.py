@@ -17,8 +17,8 @@ from easyllm.errors import UserError
 from easyllm.models import tensor_files
 from easyllm.models.layers import decoder_layers, parameter_shapes
 from easyllm.models.names import Names
+from easyllm.models.tensor_files import INDEX
 from easyllm.models.weights import (
-    INDEX,
     WeightFiles,
     plan_shards,
     shard_name,

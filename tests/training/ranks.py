@@ -6,13 +6,14 @@ Starting ranks costs seconds, so tests share a launch. Each rank writes what it 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from deepspeed.utils import groups  # noqa: E402  after the accelerator is settl
 
 from easyllm.data.rows import open_rows  # noqa: E402
 from easyllm.errors import UserError  # noqa: E402
+from easyllm.parallelism.engine import TrainEngine  # noqa: E402
 from easyllm.paths import RunPaths  # noqa: E402
 from easyllm.training import checkpoints  # noqa: E402
 from easyllm.training.loop import train  # noqa: E402
@@ -77,6 +79,44 @@ def die_saving(rank: int, step: int) -> None:
     checkpoints.facts_of = dying
 
 
+@contextlib.contextmanager
+def watched_optimizer(seen: dict[str, Any]) -> Iterator[None]:
+    """Note how the engine was built, and at each update how many numbers the optimizer steps
+    and which parameters have a gradient that it is not to step."""
+    initialize = TrainEngine.initialize
+
+    def watching(engine: Any, model: Any) -> Any:
+        runtime = initialize(engine, model)
+        step, groups = engine.optimizer.step, engine.optimizer.param_groups
+        kept = {"optimizer": runtime.zero_offload_optimizer(),
+                "parameters": runtime.zero_offload_param()}  # fmt: skip
+        seen["built"] = {
+            "offloaded": [part for part, place in kept.items() if place and place.device == "cpu"],
+            "recomputed": [name for name, layer in engine.modules.items()
+                           if getattr(layer, "gradient_checkpointing", False)],
+            "compiled": [name for name, layer in engine.modules.items()
+                         if layer._compiled_call_impl is not None],
+            "fused": engine.optimizer.defaults.get("fused"),
+        }  # fmt: skip
+
+        def stepping(*arguments: Any, **named: Any) -> Any:
+            frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+            graded = [n for n, p in model.named_parameters() if p.grad is not None]
+            seen["stepped"] = sum(p.numel() for group in groups for p in group["params"])
+            seen["graded"] = sorted(set(frozen) & set(graded))
+            seen["frozen"] = len(frozen)
+            return step(*arguments, **named)
+
+        engine.optimizer.step = stepping
+        return runtime
+
+    TrainEngine.initialize = watching  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TrainEngine.initialize = initialize  # type: ignore[method-assign]
+
+
 def main(cases: Path) -> None:
     rank = int(os.environ["RANK"])
     for case in json.loads(cases.read_text("utf-8")):
@@ -93,7 +133,7 @@ def main(cases: Path) -> None:
         rows = Watched(open_rows(run), case.get("stop_at"), case.get("signal", "SIGTERM"))
         seen: dict[str, Any] = {"case": case["name"], "samples": rows.samples}
         try:
-            with on_signals() as stop:
+            with on_signals() as stop, watched_optimizer(seen):
                 seen["report"] = train(run, rows, DEVICE, stop)  # type: ignore[arg-type]
         except (Stopped, UserError) as error:
             seen["error"] = f"{type(error).__name__}: {error}"

@@ -79,10 +79,11 @@ def test_stages_are_balanced_and_each_has_a_decoder() -> None:
 def test_what_the_stages_get_as_much_of(
     partition: str, vocabulary: int, expected: list[int]
 ) -> None:
-    from easyllm.parallelism.pipeline import stage_bounds
+    from easyllm.models.layers import outline
+    from easyllm.parallelism.partition import stage_bounds
 
     config = LlamaConfig(**{**LLAMA, "num_hidden_layers": 4, "vocab_size": vocabulary})
-    layers = Llama().layers(config, "sdpa")
+    layers = outline(Llama().layers(config, "sdpa"))
     assert stage_bounds(layers, Pipeline(partition=partition), 16) == expected  # type: ignore[arg-type]
     for given in ((1,), (3,)):
         found = stage_bounds(layers, Pipeline(partition=partition, bounds=given), 16)  # type: ignore[arg-type]

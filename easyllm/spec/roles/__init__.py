@@ -23,8 +23,8 @@ from easyllm.spec.roles.data import (
 )
 from easyllm.spec.roles.inference import InferenceEngine
 from easyllm.spec.roles.launching import Launch, Launcher
-from easyllm.spec.roles.models import Family, ModelShape
-from easyllm.spec.roles.training import Optimizer, Parallelism, Schedule, Tracker
+from easyllm.spec.roles.models import Family, LayerShape, ModelShape
+from easyllm.spec.roles.training import Adapter, Optimizer, Parallelism, Schedule, Tracker
 
 __all__ = [
     "Component",
@@ -43,7 +43,9 @@ __all__ = [
     "Launch",
     "Launcher",
     "Family",
+    "LayerShape",
     "ModelShape",
+    "Adapter",
     "Optimizer",
     "Parallelism",
     "Schedule",

@@ -39,6 +39,12 @@ class Family(Component):
     def layers(self, config: Any, attention: str) -> list[Any]:
         """The layers in order, as ``easyllm.models.layers.LayerSpec``."""
 
+    def outline(self, config: Mapping[str, Any]) -> list[LayerShape] | None:
+        """The layers in order as told without building them, for what is checked before
+        anything starts; None where only building them tells. Raises KeyError for a missing
+        key."""
+        return None
+
     def names(self) -> Any:
         """What the files call the parameters of these layers, an
         ``easyllm.models.names.Names``; None where they have the layers' own names."""
@@ -56,6 +62,19 @@ class Family(Component):
     def modern_tensor(self, config: Any, name: str, tensor: Any) -> Any:
         """The layers' parameter ``name`` as the modern layout has it."""
         return tensor
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A layer by the names and shapes of its parameters."""
+
+    name: str
+    """What the names of its parameters begin with, e.g. ``model.layers.3``."""
+    parameters: Mapping[str, tuple[int, ...]]
+    """Shapes by name in the whole model; none where the layer shares those of another."""
+    decoder: bool = False
+    tied_to: str | None = None
+    """The layer whose ``weight`` it shares."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,9 @@ class Parallelism(Component):
     """Rows a replica takes at once."""
     global_batch_size: Count = 8
     """Rows of one optimizer step over all replicas. Gradient accumulation is derived."""
-    checkpoint_activations: bool = False
-    """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    checkpoint_activations: bool | Count = False
+    """Recompute decoder layers in the backward pass instead of keeping their activations: true
+    for every layer, ``n`` for the first of every n, which takes less time and more memory."""
 
     @property
     @abc.abstractmethod
@@ -37,6 +38,16 @@ class Parallelism(Component):
     @abc.abstractmethod
     def state_shards(self) -> tuple[bool, bool, bool]:
         """Whether (optimizer state, gradients, parameters) are split over the replicas."""
+
+    @property
+    def offloads(self) -> tuple[bool, bool]:
+        """Whether (gradients and optimizer state, parameters) are kept off the devices."""
+        return (False, False)
+
+    def recomputes(self, layer: int) -> bool:
+        """Whether decoder layer ``layer``, from 0, is recomputed in the backward pass."""
+        every = int(self.checkpoint_activations)
+        return every > 0 and layer % every == 0
 
     def replicas(self, ranks: int) -> int:
         """Data-parallel replicas on ``ranks`` ranks."""
@@ -49,6 +60,50 @@ class Parallelism(Component):
     @abc.abstractmethod
     def engine(self, run: RunSpec, **parts: Any) -> Any:
         """The training engine on this rank, an ``easyllm.parallelism.engine.TrainEngine``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter(Component):
+    """Small matrices trained beside those of a model, which stays as it is."""
+
+    @property
+    @abc.abstractmethod
+    def patterns(self) -> tuple[str, ...]:
+        """What chooses the linear layers that get an adapter."""
+
+    @abc.abstractmethod
+    def chosen(self, linears: Iterable[str], patterns: Sequence[str] = ()) -> list[str]:
+        """Those of the model's ``linears``, by name, that ``patterns``, or the adapter's own
+        where none are given, choose."""
+
+    @abc.abstractmethod
+    def parameters(self, linear: str, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """The shapes by name of what stands beside a linear layer whose weight is of ``shape``."""
+
+    @abc.abstractmethod
+    def attach(self, layer: Any, targets: Sequence[str]) -> None:
+        """Put adapters on the submodules ``targets`` of a layer on the meta device, and freeze
+        what is its own."""
+
+    @abc.abstractmethod
+    def base_name(self, parameter: str) -> str | None:
+        """What a parameter of an adapted layer is called in the model without adapters; None
+        for one of the adapter's."""
+
+    @abc.abstractmethod
+    def fresh(self, parameter: str, shape: Sequence[int], generator: Any) -> Any:
+        """The tensor that a parameter of the adapter begins as, drawn with a torch generator."""
+
+    @abc.abstractmethod
+    def delta(self, parts: Mapping[str, Any]) -> Any:
+        """What the adapter adds to a weight, in fp32, from the tensors of its ``parameters``."""
+
+    @abc.abstractmethod
+    def write(
+        self, folder: Path, base: str, linears: Sequence[str], parts: Mapping[str, Any]
+    ) -> None:
+        """Write the adapter of the model at ``base``, whose linear layers are ``linears``, as a
+        folder that peft loads; ``parts`` are all its tensors by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,160 @@
+"""Ways to the same losses: fused updates, offloaded states, some activations recomputed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from easyllm.models.families import Llama
+from easyllm.parallelism.layouts import Pipeline
+from easyllm.spec.checks import problems, state_bytes
+from easyllm.training.optimizers import AdamW
+from tests.support import LLAMA, merged, run_spec
+from tests.training.conftest import (
+    GLOBAL_BATCH,
+    PIPELINE,
+    ZERO,
+    Small,
+    Trained,
+    launch,
+)
+from tests.training.test_layouts import check_losses
+
+FUSED = {"training": {"optimizer": {"fused": True}}}
+HALF = {"model": {"dtype": "bfloat16"}}
+OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fused-zero0": ({"_target_": ZERO, "zero_stage": 0}, FUSED),
+    "fused-zero3": ({"_target_": ZERO, "zero_stage": 3}, FUSED),
+    "fused-pipe2": ({"_target_": PIPELINE}, FUSED),
+    "second-pipe2": ({"_target_": PIPELINE, "checkpoint_activations": 2}, {}),
+    "third-zero3": ({"_target_": ZERO, "zero_stage": 3, "checkpoint_activations": 3}, {}),
+    "offload-zero1": ({"_target_": ZERO, "zero_stage": 1, "offload": "optimizer"}, {}),
+    "offload-zero2": ({"_target_": ZERO, "zero_stage": 2, "offload": "optimizer"}, FUSED),
+    "offload-zero3": ({"_target_": ZERO, "zero_stage": 3, "offload": "optimizer"}, {}),
+    "offload-all": ({"_target_": ZERO, "zero_stage": 3, "offload": "parameters"}, FUSED),
+}
+"""By name: the layout, and what else is not as ever."""
+COMPILED = {
+    "pipe2": {"_target_": PIPELINE},
+    "zero2-recomputed": {"_target_": ZERO, "zero_stage": 2, "checkpoint_activations": True},
+}
+
+
+@pytest.fixture(scope="session")
+def optional(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    cases: list[dict[str, Any]] = []
+    for name, (layout, over) in OPTIONS.items():
+        config = merged(small.config("untied", layout, 2), over)
+        cases.append({"name": name, "config": config})
+    for name in ("fused-pipe2", "fused-zero3", "offload-zero2", "offload-all"):
+        layout, over = OPTIONS[name]
+        config = merged(merged(small.config("untied", layout, 2), over), HALF)
+        cases.append({"name": f"bf16-{name}", "config": config})
+    for stage in (1, 3):
+        layout = {"_target_": ZERO, "zero_stage": stage}
+        plain = merged(small.config("untied", layout, 2), HALF)
+        cases.append({"name": f"bf16-zero{stage}", "config": plain})
+    for place, (layout, over) in enumerate([OPTIONS["offload-zero3"], OPTIONS["fused-pipe2"]]):
+        config = merged(small.config("untied", layout, 2), over)
+        stop = {} if place else {"stop_at": GLOBAL_BATCH + 1}
+        cases.append({"name": f"moved-{place}", "run": "moved", "config": config, **stop})
+    return launch(tmp_path_factory.mktemp("optional"), 2, cases)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_change_no_loss(small: Small, optional: Trained, option: str) -> None:
+    check_losses(small, optional, "untied", option, run=option)
+
+
+def test_options_are_at_work(optional: Trained) -> None:
+    def told(option: str) -> list[Any]:
+        return [seen["built"] for seen in optional.seen(option)]
+
+    rest: dict[str, Any] = {"recomputed": [], "compiled": []}
+    states, everything = ["optimizer"], ["optimizer", "parameters"]
+    assert told("offload-zero1") == [{"offloaded": states, "fused": None, **rest}] * 2
+    assert told("offload-all")[0] == {"offloaded": everything, "fused": True, **rest}
+    layers = [built["recomputed"] for built in told("second-pipe2")]
+    assert layers == [["model.layers.0"], ["model.layers.2"]]
+    assert told("third-zero3")[1]["recomputed"] == ["model.layers.0", "model.layers.3"]
+
+
+def test_options_change_on_the_way(small: Small, optional: Trained) -> None:
+    """From states kept in memory, updated one by one, to a pipeline's fused ones."""
+    assert min(optional.seen("moved-1", "moved")[0]["samples"]) == 2 * GLOBAL_BATCH
+    check_losses(small, optional, "untied", "moved", run="moved")
+
+
+@pytest.fixture(scope="session")
+def compiled(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    cases = []
+    for name, layout in COMPILED.items():
+        config = small.config("untied", layout, 2)
+        cases.append({"name": name, "config": merged(config, {"model": {"compile": True}})})
+    return launch(tmp_path_factory.mktemp("compiled"), 2, cases)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", COMPILED)
+def test_compiled_layers_train_the_same(small: Small, compiled: Trained, layout: str) -> None:
+    check_losses(small, compiled, "untied", layout, run=layout)
+    assert compiled.seen(layout)[0]["built"]["compiled"][0] == "model.layers.0"
+
+
+@pytest.mark.parametrize("option", ["fused-pipe2", "fused-zero3", "offload-zero2", "offload-all"])
+def test_bfloat16_keeps_its_fp32_weights(optional: Trained, option: str) -> None:
+    plain = "bf16-zero3" if option in ("fused-zero3", "offload-all") else "bf16-zero1"
+    expected = [line["loss"] for line in optional.metrics(plain)]
+    found = [line["loss"] for line in optional.metrics(f"bf16-{option}")]
+    assert found == pytest.approx(expected, abs=4e-3)
+
+
+def test_a_fused_update_is_the_same_update() -> None:
+    torch.manual_seed(2)
+    first = [torch.randn(7, 5, requires_grad=True), torch.randn(5, requires_grad=True)]
+    second = [tensor.detach().clone().requires_grad_() for tensor in first]
+    for fused, tensors in ((None, first), (True, second)):
+        groups = [{"params": [t], "decay": t.ndim > 1} for t in tensors]
+        optimizer = AdamW(fused=fused, lr=0.1).build(groups)
+        torch.manual_seed(3)
+        for _ in range(10):
+            for tensor in tensors:
+                tensor.grad = torch.randn_like(tensor)
+            optimizer.step()
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_layers_that_are_recomputed() -> None:
+    all_ = [0, 1, 2, 3, 4]
+    for given, expected in ((False, []), (True, all_), (1, all_), (2, [0, 2, 4]), (3, [0, 3])):
+        layout = Pipeline(checkpoint_activations=given)
+        assert [layer for layer in range(5) if layout.recomputes(layer)] == expected
+
+
+def test_offload_wants_what_is_split(tmp_path: Any) -> None:
+    def told(**layout: Any) -> list[str]:
+        model = {"dtype": "float32"}
+        run = run_spec(tmp_path, {"parallelism": {"_target_": ZERO, **layout}, "model": model})
+        return [f"{p.key}={p.value} {p.remedy}" for p in problems(run)]
+
+    assert told(zero_stage=0, offload="optimizer") == [
+        "parallelism.offload=optimizer give parallelism.zero_stage=1, 2 or 3"
+    ]
+    assert told(zero_stage=2, offload="parameters") == [
+        "parallelism.offload=parameters give parallelism.zero_stage=3"
+    ]
+    assert told(zero_stage=3, offload="parameters") == told(zero_stage=1, offload="optimizer") == []
+
+
+def test_what_is_offloaded_takes_no_device_memory(tmp_path: Any) -> None:
+    shape = Llama().shape(LLAMA)
+
+    def need(offload: str | None, trained: float = 1.0) -> float:
+        layout = {"_target_": ZERO, "zero_stage": 3, "offload": offload}
+        run = run_spec(tmp_path, {"parallelism": layout, "model": {"dtype": "bfloat16"}})
+        return state_bytes(run, shape, trained) / shape.parameters
+
+    assert [need(None), need(None, 0.5), need("optimizer"), need("parameters")] == [18, 10, 2, 0]
