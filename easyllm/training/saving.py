@@ -7,6 +7,7 @@ training goes on; and when all have written, rank 0 lists the files and names th
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -181,21 +182,31 @@ class _Flight:
         names: list[str] = []
         for name, write in parts:  # to the end, even after an error: all ranks take part
             with self.writing:
-                if self.writing.error is None:
+                if self.writing.error is not None:
+                    continue
+                if name == checkpoints.WEIGHTS:
+                    names += self._beside(write)
+                else:
                     write(self.folder / name)
                     names.append(name)
         with self.writing:
-            names = [name for name in names if name != checkpoints.WEIGHTS]
-            names += self._description()
             self.files = checkpoints.facts_of(self.folder, names)
             for name in names:
                 flush(self.folder / name)
         self.written = time.perf_counter()
 
-    def _description(self) -> list[str]:
-        """What lies beside the ranks' tensors is rank 0's."""
-        names = checkpoints.file_names(self.folder) if self.own else []
-        return [name for name in names if not name.endswith(".safetensors")]
+    def _beside(self, write: Callable[[Path], None]) -> list[str]:
+        """What ``write`` puts beside the shards, while other ranks' come and go there."""
+        apart = self.folder / "beside"
+        apart.mkdir()
+        write(apart)
+        made = checkpoints.file_names(apart)
+        for name in made:
+            place = self.folder / checkpoints.WEIGHTS / name
+            place.parent.mkdir(exist_ok=True)
+            (apart / name).rename(place)
+        shutil.rmtree(apart)
+        return [f"{checkpoints.WEIGHTS}/{name}" for name in made]
 
     def land(self) -> None:
         """Wait for all ranks, list the files and give the folder its name."""

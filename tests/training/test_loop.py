@@ -130,7 +130,6 @@ def test_time_is_told_where_it_goes(lives: Trained) -> None:
     for line in lives.metrics("profiled"):
         # eight samples on each of two ranks, 0.02 s each
         assert 0.16 <= line["data_seconds"] < 0.3
-        assert line["data_seconds"] > 0.5 * line["seconds"]
 
 
 def test_steps_are_profiled_on_demand(lives: Trained) -> None:
