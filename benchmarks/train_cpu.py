@@ -284,7 +284,8 @@ def main() -> int:
 
         root = Path(place)
         for layout in asked.layouts:
-            spec = prepare(root, layout, asked.pairs + WARM_UP)
+            # one more than is timed: at its end a run saves
+            spec = prepare(root, layout, asked.pairs + WARM_UP + 1)
             out = root / f"{layout}.json"
             command = [sys.executable, __file__, "--spec", str(spec), "--out", str(out)]
             environment = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class Documents:
     """``(documents + 1,)``, int32: where they begin in the rows laid end to end, and the end."""
     lengths: list[int]
     """Of all documents, row by row."""
+    shared: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What is the same in every layer, by name: found out by the first, taken by the others."""
 
     @classmethod
     def of(cls, positions: torch.Tensor) -> Documents:

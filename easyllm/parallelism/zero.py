@@ -57,7 +57,8 @@ class ZeroTrainEngine(TrainEngine):
         return group
 
     def train_batch(self, batches: Iterable[Batch]) -> float:
-        self.runtime.train()
+        if not self.runtime.module.training:  # it visits every module
+            self.runtime.train()
         total, phase = torch.zeros((), device=self.device), self.clock.phase
         for batch in islice(batches, self.accumulation):
             with phase("forward"):
