@@ -35,6 +35,7 @@ bench: setup
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/kill.py
+	$(BIN)/python benchmarks/train_cpu.py
 	$(BIN)/python benchmarks/serve.py
 
 wheel: setup

@@ -44,6 +44,8 @@ LAYOUTS = {
         for n in range(4)
     },
 }
+for _name, _words in list(LAYOUTS.items()):  # saving while training goes on
+    LAYOUTS[f"{_name}-async"] = [*_words, "training.checkpoint.asynchronous=true"]
 PATIENCE = 300
 """Seconds without the awaited moment after which the benchmark gives up."""
 

@@ -34,6 +34,7 @@ FACES = (
     "easyllm.launchers.ssh",
     "easyllm.models.families",
     "easyllm.parallelism.layouts",
+    "easyllm.trackers.mlflow",
     "easyllm.trackers.tensorboard",
     "easyllm.trackers.wandb",
     "easyllm.training.adapters",

@@ -45,20 +45,35 @@ def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+class NewFolder:
+    """An empty folder to fill, ``aside``, that is to become ``path``."""
+
+    def __init__(self, path: Path):
+        self.path, self.aside = path, _beside(path)
+        self.discard()
+        self.aside.mkdir(parents=True)
+
+    def install(self) -> None:
+        """Give it its name. A folder that stands at ``path`` already is replaced only then."""
+        _install(self.aside, self.path)
+
+    def discard(self) -> None:
+        """Remove what has not been given its name."""
+        shutil.rmtree(self.aside, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill; it becomes ``path`` when the block ends well.
 
     A folder that stands at ``path`` already is replaced only then.
     """
-    aside = _beside(path)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    folder = NewFolder(path)
     try:
-        yield aside
-        _install(aside, path)
+        yield folder.aside
+        folder.install()
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        folder.discard()
 
 
 def _install(aside: Path, path: Path) -> None:

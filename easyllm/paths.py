@@ -76,6 +76,11 @@ class RunPaths:
         return self.root / "metrics.jsonl"
 
     @property
+    def profile(self) -> Path:
+        """Traces of profiled steps, a folder for each time."""
+        return self.root / "profile"
+
+    @property
     def heldout(self) -> Path:
         """What evaluation ran on, JSON Lines of ``input_ids`` and ``labels``, a document each."""
         return self.root / "heldout.jsonl"

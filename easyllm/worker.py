@@ -1,8 +1,8 @@
 """A rank's entry: ``python -m easyllm.worker RUN_DIR/run.yaml STAGE``.
 
 Launchers start it with RANK, WORLD_SIZE and LOCAL_RANK set. It never sees Hydra. Rank 0
-leaves what the stage returned beside its log, every rank why it failed; the dispatcher records
-it.
+leaves what the stage returned, or why it stopped, beside its log, every rank why it failed; the
+dispatcher records it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from easyllm.stages.base import Interrupted, Rank
 
 FAILED = 1
 SAVED = 75
-"""Stopped by a signal after saving; the same command goes on."""
+"""Stopped after saving, by a signal or since its time was spent; the same command goes on."""
 
 
 def main(file: Path, stage: str) -> int:
@@ -42,7 +42,9 @@ def main(file: Path, stage: str) -> int:
     )
     try:
         metrics = load(stage).work(run, rank)
-    except Interrupted:
+    except Interrupted as stopped:
+        if rank.first:
+            write_json(rank.reports / "stopped.json", {"message": str(stopped)})
         return SAVED
     except UserError as error:
         _leave(rank, str(error), mendable=True)

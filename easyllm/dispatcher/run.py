@@ -112,7 +112,8 @@ def _run(run: RunSpec, stage: Stage, launcher: Launch) -> tuple[int, dict[str, A
     paths = RunPaths(run)
     logs, started = paths.logs(stage.name), datetime.now(UTC)
     ranks = stage.ranks(run)
-    (logs / "result.json").unlink(missing_ok=True)
+    for left in ("result.json", "stopped.json"):
+        (logs / left).unlink(missing_ok=True)
     summary.say(f"{stage.name} …" if ranks == 1 else f"{stage.name} on {ranks} ranks …")
     command = [sys.executable, "-m", "easyllm.worker", str(paths.spec), stage.name]
     nodes = run.hardware.nodes if ranks > 1 else 1
@@ -133,11 +134,19 @@ def _run(run: RunSpec, stage: Stage, launcher: Launch) -> tuple[int, dict[str, A
         summary.say(summary.line(record))
         return DONE, record
     if code in (STOPPED, TERMINATED):
-        summary.say(f"{stage.name}: stopped by a signal; what it had is saved")
-        return STOPPED, records.save(run, stage, records.INTERRUPTED, started, error="SIGTERM")
+        why = _why_stopped(logs)
+        summary.say(f"{stage.name}: {why}")
+        return STOPPED, records.save(run, stage, records.INTERRUPTED, started, error=why)
     error, mendable = reports.cause(logs, code)
     summary.failure(stage.name, error, None if mendable else logs)
     return FAILED, records.save(run, stage, records.FAILED, started, error=error)
+
+
+def _why_stopped(logs: Path) -> str:
+    try:
+        return str(read_json(logs / "stopped.json")["message"])
+    except (OSError, ValueError, KeyError):  # it was not the first rank that stopped
+        return "stopped by a signal; what it had is saved"
 
 
 def _environment() -> dict[str, str]:

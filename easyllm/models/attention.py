@@ -34,8 +34,10 @@ class Documents:
     """``(documents + 1,)``, int32: where they begin in the rows laid end to end, and the end."""
     lengths: list[int]
     """Of all documents, row by row."""
-    masks: dict[int | None, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Masks made from it, by the window that they have."""
+    shared: dict[str | tuple[str, Any], Any] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    """What is the same in every layer, by name: found out by the first, taken by the others."""
 
     @classmethod
     def of(cls, positions: torch.Tensor) -> Documents:

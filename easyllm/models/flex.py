@@ -51,18 +51,19 @@ def attend_by_flex(
 
 def block_mask(documents: Documents, window: int | None) -> BlockMask:
     """What each token of the rows may look at; made once for all layers that ask the same."""
-    if window not in documents.masks:
+    key = "mask", window
+    if key not in documents.shared:
         rows, tokens = documents.positions.shape
         number = (documents.positions == 0).cumsum(dim=-1)  # of the document, in its row
 
-        def seen(row: Any, head: Any, query: Any, key: Any) -> Any:
-            allowed = (query >= key) & (number[row, query] == number[row, key])
-            return allowed & (query - key < window) if window else allowed
+        def seen(row: Any, head: Any, query: Any, other: Any) -> Any:
+            allowed = (query >= other) & (number[row, query] == number[row, other])
+            return allowed & (query - other < window) if window else allowed
 
-        documents.masks[window] = create_block_mask(
+        documents.shared[key] = create_block_mask(
             seen, B=rows, H=None, Q_LEN=tokens, KV_LEN=tokens, device=number.device
         )
-    found: BlockMask = documents.masks[window]
+    found: BlockMask = documents.shared[key]
     return found
 
 

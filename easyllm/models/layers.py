@@ -89,9 +89,11 @@ class _Causal:
     def forward(self, hidden: torch.Tensor, documents: Documents) -> torch.Tensor:
         """``hidden`` and the result are ``(rows, tokens, hidden_size)``."""
         layer: Any = super()
+        if "rotary" not in documents.shared:
+            documents.shared["rotary"] = self.rotary(hidden, documents.positions)
         return layer.forward(  # type: ignore[no-any-return]
             hidden,
-            position_embeddings=self.rotary(hidden, documents.positions),
+            position_embeddings=documents.shared["rotary"],
             **arguments(self.config, hidden, documents, self.window, self.alibi),
         )
 

@@ -20,6 +20,7 @@ from easyllm.models.layers import LayerSpec, checkpoint_activations, parameter_s
 from easyllm.models.tensor_files import listed
 from easyllm.models.weights import DTYPES, MEND, Weights, fill
 from easyllm.parallelism.fragments import Fragment, fragments
+from easyllm.parallelism.timing import StepClock
 from easyllm.parallelism.world import from_all, quiet
 from easyllm.progress import progress
 from easyllm.spec.roles import Parallelism
@@ -65,6 +66,8 @@ class TrainEngine(abc.ABC):
         self.accumulation = layout.accumulation(run.hardware.ranks)
         self.decoders = [spec.name for spec in layers if spec.decoder]
         self.modules, self.copies = {}, {}
+        self.clock = StepClock(device)
+        self.clock.watch_communication()
 
     @abc.abstractmethod
     def train_batch(self, batches: Iterable[Batch]) -> float:
@@ -87,8 +90,9 @@ class TrainEngine(abc.ABC):
     def sum_over_replicas(self, number: int) -> int:
         """The sum of a number over the replicas."""
         total = torch.tensor(number, device=self.device)
-        dist.all_reduce(total, group=self.replica_group)
-        return int(total.item())
+        with self.clock.phase("communication"):
+            dist.all_reduce(total, group=self.replica_group)
+            return int(total.item())
 
     def set_lr(self, lr: float) -> None:
         for group in self.runtime.optimizer.param_groups:

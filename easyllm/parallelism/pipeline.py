@@ -35,6 +35,7 @@ class PipelineTrainEngine(TrainEngine):
         self.data_rank = self.grid.get_data_parallel_rank()
         self.data_size = self.grid.get_data_parallel_world_size()
         self.runtime = self.initialize(self.pipeline)
+        self.clock.watch_pipeline(self.runtime)
         # the last stage needs the labels, the first the token ids
         self.reads_data = self.runtime.is_first_stage() or self.runtime.is_last_stage()
 

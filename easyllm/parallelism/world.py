@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -83,11 +83,11 @@ def size() -> int:
     return dist.get_world_size()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` is set on any rank; all ranks must call it and hear the same."""
-    vote = torch.tensor(int(flag), device=device)
-    dist.all_reduce(vote, op=dist.ReduceOp.MAX)
-    return bool(vote.item())
+def sums(numbers: Sequence[float], device: torch.device) -> list[float]:
+    """The sum of each of ``numbers`` over all ranks, which must give as many."""
+    total = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return list(total.tolist())
 
 
 def from_first(value: Any) -> Any:

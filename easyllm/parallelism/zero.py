@@ -57,12 +57,16 @@ class ZeroTrainEngine(TrainEngine):
         return group
 
     def train_batch(self, batches: Iterable[Batch]) -> float:
-        self.runtime.train()
-        total = torch.zeros((), device=self.device)
+        if not self.runtime.module.training:  # it visits every module
+            self.runtime.train()
+        total, phase = torch.zeros((), device=self.device), self.clock.phase
         for batch in islice(batches, self.accumulation):
-            loss = self._loss(batch)
-            self.runtime.backward(loss)
-            self.runtime.step()
+            with phase("forward"):
+                loss = self._loss(batch)
+            with phase("backward"):
+                self.runtime.backward(loss)
+            with phase("optimizer"):
+                self.runtime.step()
             total += loss.detach()
         return self._mean(total, self.accumulation)
 
@@ -78,8 +82,9 @@ class ZeroTrainEngine(TrainEngine):
         return causal_loss(logits, labels.to(self.device), scale.to(self.device))
 
     def _mean(self, total: torch.Tensor, count: int) -> float:
-        dist.all_reduce(total)
-        return total.item() / (count * self.data_size)
+        with self.clock.phase("communication"):
+            dist.all_reduce(total)
+            return total.item() / (count * self.data_size)
 
     @contextlib.contextmanager
     def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:

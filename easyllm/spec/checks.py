@@ -128,6 +128,17 @@ def _training(run: RunSpec) -> Iterator[Problem]:
             "give training.steps or training.epochs",
             also=("training.epochs",),
         )
+    profile = training.profile
+    if profile and training.steps is not None:
+        last = profile.start + profile.steps - 1
+        if last > training.steps:
+            yield Problem(
+                "training.profile.start", profile.start,
+                f"training.profile.steps={profile.steps} from there end at step {last}, training "
+                f"at {training.steps}",
+                f"give at most {max(1, training.steps - profile.steps + 1)}",
+                also=("training.profile.steps", "training.steps"),
+            )  # fmt: skip
     if training.evaluate.every and not training.evaluate.fraction:
         yield Problem(
             "training.evaluate.every",

@@ -28,6 +28,7 @@ from easyllm.spec.roles import (
 from easyllm.spec.types import (
     Count,
     DType,
+    Duration,
     Fraction,
     ModelPath,
     NonNegativeFloat,
@@ -170,6 +171,19 @@ class CheckpointSpec:
     """Newest checkpoints to keep."""
     keep_every: Count | None = None
     """Keep every checkpoint whose step is a multiple of this, too."""
+    asynchronous: bool = False
+    """Copy what is to be saved into host memory and write it while training goes on. It takes
+    that memory: on each node once the weights and the optimizer's state of its ranks. One
+    checkpoint at a time; the last one, and one before stopping, are waited for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSpec:
+    start: Count = 10
+    """The first step to profile, as ``metrics.jsonl`` counts them. A start of the run that
+    goes on behind it profiles nothing."""
+    steps: Count = 3
+    """Steps to profile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +202,12 @@ class TrainingSpec:
     """Optimizer steps. Give this or ``epochs``."""
     epochs: PositiveFloat | None = None
     """Passes over the data. Give this or ``steps``."""
+    budget: Duration | None = None
+    """Time that one start of training may take, from when its ranks are started: ``90m``,
+    ``2h``, ``1d12h``, or a number of seconds. Before a step and its saving would go over it, as
+    long as the longest until then, training saves and ends with exit status 75; the same command
+    goes on, with the same budget anew. At least one step is made. Give a little less than
+    the time limit of a job."""
     optimizer: Optimizer = component("easyllm.training.optimizers.AdamW")
     schedule: Schedule = component("easyllm.training.schedules.Cosine")
     adapter: Adapter | None = None
@@ -210,6 +230,10 @@ class TrainingSpec:
     ``never``: begin afresh each time. What was trained before is set aside, not removed."""
     checkpoint: CheckpointSpec = nested(CheckpointSpec)
     evaluate: EvaluateSpec = nested(EvaluateSpec)
+    profile: ProfileSpec | None = None
+    """Steps whose operations are timed one by one by torch's profiler. The run's ``profile/``
+    gets each rank's trace, for https://ui.perfetto.dev, and a table of the slowest; profiled
+    steps take longer."""
     trackers: dict[str, Tracker] = empty()
     """Where metrics go besides ``metrics.jsonl``, by name."""
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from easyllm.spec.problems import ABSENT, Problem, near
 from easyllm.spec.roles import Component
 from easyllm.spec.run import RunSpec
-from easyllm.spec.types import Range
+from easyllm.spec.types import Range, Time
 
 TARGET = "_target_"
 MISSING = "???"
@@ -214,6 +214,13 @@ class _Walk:
         origin = typing.get_origin(hint)
         if origin is typing.Annotated:
             base, *bounds = typing.get_args(hint)
+            if isinstance(value, str) and any(isinstance(bound, Time) for bound in bounds):
+                seconds = Time.seconds(value)
+                if seconds is None:
+                    return self.note(
+                        key, value, "must be a length of time", f"give {key}=90m, 2h or 1d12h"
+                    )
+                value = seconds
             found = self.value(base, value, key)
             for bound in bounds:
                 if found is not BAD and isinstance(bound, Range) and found not in bound:

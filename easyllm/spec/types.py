@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -43,12 +44,35 @@ class Location:
     """Whether the text may name a model on a hub or in a package instead."""
 
 
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+"""Seconds of each unit of a length of time."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Marks seconds that may be given as text with units: ``90m``, ``2h``, ``1d12h``."""
+
+    @staticmethod
+    def seconds(text: str) -> float | None:
+        """None where the text is no length of time."""
+        units = "".join(rf"(?:([\d.]+){unit})?" for unit in UNITS)
+        found = re.fullmatch(units, text.replace(" ", "").lower())
+        try:
+            parts = [float(number or 0) for number in found.groups()] if found and text else []
+        except ValueError:
+            return None
+        return (
+            sum(n * unit for n, unit in zip(parts, UNITS.values(), strict=True)) if parts else None
+        )
+
+
 Place = Annotated[str, Location()]
 ModelPath = Annotated[str, Location(or_hub=True)]
 Count = Annotated[int, Range(low=1)]
 NonNegativeInt = Annotated[int, Range(low=0)]
 PositiveFloat = Annotated[float, Range(above=0)]
 NonNegativeFloat = Annotated[float, Range(low=0)]
+Duration = Annotated[float, Range(above=0), Time()]
 Fraction = Annotated[float, Range(low=0, high=1)]
 Port = Annotated[int, Range(low=1, high=65535)]
 DType = Literal["float32", "bfloat16"]

@@ -29,7 +29,8 @@ class Rank:
 
 
 class Interrupted(Exception):
-    """Raised by a stage that was asked to stop and has saved what it had."""
+    """Raised by a stage that was asked to stop, or has spent its time, and has saved what it
+    had; the message says which."""
 
 
 class Stage(abc.ABC):

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,18 @@ from easyllm.spec import trainable
 from easyllm.spec.run import RunSpec
 from easyllm.training import checkpoints, optimizer_state
 from easyllm.training.batches import dealt, micro_batches, scaled
-from easyllm.training.metrics import MetricsLog, flops_per_token, peak_memory, read, summary
+from easyllm.training.metrics import (
+    MetricsLog,
+    flops_per_token,
+    peak_memory,
+    read,
+    summary,
+    told,
+)
+from easyllm.training.profiling import Profiler
 from easyllm.training.resuming import set_aside, settings, starting_point, starting_weights
 from easyllm.training.sampling import samples_of, seed_step
-from easyllm.training.saving import save
+from easyllm.training.saving import Saver
 from easyllm.training.stopping import Stop, Stopped
 
 
@@ -42,19 +51,11 @@ def train(run: RunSpec, rows: Rows, device: torch.device, stop: Stop) -> dict[st
     training = Training(run, rows, device)
     if not training.done:
         training.start()
-        with training.records() as log, training.bar() as bar:
+        with training, training.records() as log, training.bar() as bar:
             while training.step < training.total:
-                line = training.advance()
-                log.log(line)
-                told = "skipped" if line["loss"] is None else f"{line['loss']:.3f}"
-                bar.set_postfix(loss=told, refresh=False)
+                line = training.turn(log, stop)
+                bar.set_postfix(told(line), refresh=False)
                 bar.update()
-                stopping = world.any_rank(stop.asked, device)
-                if stopping or training.due(run.training.checkpoint.every):
-                    log.sync()
-                    training.save()
-                if stopping:
-                    raise Stopped(f"saved after step {training.step} of {training.total}")
         if training.total == 0:
             training.save_untrained()
     return training.report()
@@ -79,8 +80,11 @@ class Training:
         self.begun = starting_point(run, rows, self.total)
         self.step, self.samples = self.begun.step, self.begun.samples
         self.eval_loss: float | None = None
-        self.save_seconds: float | None = None
-        """How long training stood still for a checkpoint since the last line of metrics."""
+        self.profiler = Profiler(run.training.profile, self.paths.profile, device)
+        conversations = bool(rows.manifest["conversations"])
+        self.saver = Saver(run, self.config, self.family.names() or Names(), conversations)
+        self.longest = 0.0
+        """Seconds of the longest step of this start, evaluation included."""
         self.read_bytes = self.read_files = 0
 
     @property
@@ -106,6 +110,7 @@ class Training:
         if begun.anew:
             # before the old ones go, so that the run has its weights whenever it is killed
             self.save()
+            self.saver.finish()
             if world.first():
                 set_aside(paths, but=checkpoints.location(paths.checkpoints, 0))
         self.heldout = self.rows.heldout() if self.run.training.evaluate.fraction else []
@@ -125,50 +130,96 @@ class Training:
         """Whether something done every so many steps, and at the end, is to be done now."""
         return self.step == self.total or bool(every and self.step % every == 0)
 
+    def turn(self, log: MetricsLog, stop: Stop) -> dict[str, Any]:
+        """Train one step, record it, save where that is due; returns its line of metrics.
+
+        Raises Stopped, with all saved, where any rank was asked to stop or the next step would
+        exceed ``training.budget``.
+        """
+        begin = time.perf_counter()
+        line = self.advance()
+        self.longest = max(self.longest, time.perf_counter() - begin)
+        spent = world.first() and self._spent(stop)
+        times = self.times.values()
+        flags = (float(stop.asked), float(spent), float(self.saver.written))
+        # one message for all that the ranks have to tell each other
+        asked, over, written, *sums = world.sums([*flags, *times], self.device)
+        line |= {
+            f"{phase}_seconds": total / world.size()
+            for phase, total in zip(self.times, sums, strict=True)
+        }
+        if written == world.size():
+            self.saver.finish()
+        line |= self.saver.told()
+        log.log(line)
+        stopping = bool(asked) or bool(over and self.step < self.total)
+        if stopping or self.due(self.run.training.checkpoint.every):
+            log.sync()
+            self.save()
+        if stopping or self.step == self.total:
+            self.saver.finish()
+        if stopping:
+            budget = f"training.budget={self.run.training.budget} s is spent"
+            why = "stopped by a signal" if asked else budget
+            raise Stopped(f"{why}; what it had is saved, step {self.step} of {self.total}")
+        return line
+
+    def _spent(self, stop: Stop) -> bool:
+        """Whether another step and a checkpoint would take longer than there is time."""
+        budget = self.run.training.budget
+        saving = self.saver.longest
+        return budget is not None and stop.seconds + self.longest + saving > budget
+
     def advance(self) -> dict[str, Any]:
         """Train one step; returns its line of metrics."""
         world.beat(f"step {self.step + 1}")
+        profiled = self.profiler.before(self.step + 1)
         begin = time.perf_counter()
         layout, engine, optimizer = self.run.parallelism, self.engine, self.run.training.optimizer
+        engine.clock.start()
         lr = optimizer.lr * self.run.training.schedule.factor(self.step, self.total)
         engine.set_lr(lr)
-        batches: list[Batch] = []
-        trained = 0
-        if engine.reads_data:
-            wanted = samples_of(self.samples, layout, engine.data_rank, engine.data_size)
-            rows = [[self.rows.sample(index) for index in micro] for micro in wanted]
-            batches, trained = scaled(rows, engine, self.config.vocab_size)
+        with engine.clock.phase("data"):
+            batches, trained = self._batches()
         seed_step(self.run.seed, self.step, world.rank())
         loss, norm = engine.train_batch(batches), engine.grad_norm
         skipped = self._skipped(loss, norm)
         self.step += 1
         self.samples += layout.global_batch_size
-        tokens = layout.global_batch_size * self.rows.seq_len
+        self.times = engine.clock.stop()
         seconds = time.perf_counter() - begin
+        self.profiler.after(self.step)
+        speed = layout.global_batch_size * self.rows.seq_len / seconds
         line = {
             "step": self.step,
             "loss": None if skipped else loss,
-            "tokens": tokens,
+            "tokens": layout.global_batch_size * self.rows.seq_len,
             "trained_tokens": trained,
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": speed,
+            "tokens_per_second_per_device": speed / self.run.hardware.ranks,
             "grad_norm": None if skipped else norm,
             "lr": lr,
             "seconds": seconds,
             "memory_gb": peak_memory(self.device) / 1e9,
         }
-        if skipped:
-            line["skipped"] = True
-        if self.save_seconds is not None:
-            line["save_seconds"], self.save_seconds = self.save_seconds, None
-        if self.run.hardware.peak_tflops:
+        line |= {"skipped": True} if skipped else {}
+        line |= {"profiled": True} if profiled else {}
+        if peak := self.run.hardware.peak_tflops:
             shape = self.family.shape(self.config.to_dict())
-            per_token = flops_per_token(shape, self.parameters, self.rows.seq_len, self.trained)
-            flops = tokens * per_token
-            peak = self.run.hardware.peak_tflops * 1e12 * self.run.hardware.ranks
-            line["mfu"] = flops / seconds / peak
+            flops = flops_per_token(shape, self.parameters, self.rows.seq_len, self.trained)
+            line["mfu"] = speed * flops / (peak * 1e12 * self.run.hardware.ranks)
         if self.heldout and self.due(self.run.training.evaluate.every):
             line["eval_loss"] = self.evaluate()
         return line
+
+    def _batches(self) -> tuple[list[Batch], int]:
+        """What this rank trains on in the next step, and the trained tokens of all replicas'."""
+        engine = self.engine
+        if not engine.reads_data:
+            return [], 0
+        wanted = samples_of(self.samples, self.run.parallelism, engine.data_rank, engine.data_size)
+        rows = [[self.rows.sample(index) for index in micro] for micro in wanted]
+        return scaled(rows, engine, self.config.vocab_size)
 
     def _skipped(self, loss: float, norm: float) -> bool:
         """Whether the step made no update. Raises UserError where that ends the run."""
@@ -176,6 +227,7 @@ class Training:
             return False
         if self.run.training.on_nonfinite == "skip" and not math.isfinite(norm):
             return True
+        self.saver.finish()  # all ranks are here, and what was saved before is to stand
         raise UserError(
             f"step {self.step + 1}: loss {loss}, norm of the gradient {norm}; what was saved "
             "before stands. Give a smaller training.optimizer.lr (now "
@@ -206,18 +258,27 @@ class Training:
         if self.heldout:
             self.evaluate()
         self.save()
+        self.saver.finish()
 
     def save(self) -> None:
         world.beat(f"saving step {self.step}")
-        begin = time.perf_counter()
         facts = {
             "step": self.step,
             "samples": self.samples,
             "trained_with": settings(self.run, self.rows),
         }
-        conversations = bool(self.rows.manifest["conversations"])
-        save(self.engine, self.config, self.family.names() or Names(), facts, conversations)
-        self.save_seconds = time.perf_counter() - begin
+        self.saver.begin(self.engine, facts)
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.profiler.stop()
 
     def report(self) -> dict[str, Any]:
         """What the record tells of all steps, those of earlier starts included."""

@@ -76,6 +76,19 @@ class MetricsLog:
             tracker.close()
 
 
+def told(line: Mapping[str, Any]) -> dict[str, str]:
+    """What the console says of a step beside its number, the rate and the time left."""
+    loss = line["loss"]
+    found = {"loss": "skipped" if loss is None else f"{loss:.3f}"}
+    found["tok/s"] = f"{line['tokens_per_second']:,.0f}"
+    if (each := line["tokens_per_second_per_device"]) != line["tokens_per_second"]:
+        found["tok/s/device"] = f"{each:,.0f}"
+    if "mfu" in line:
+        found["MFU"] = f"{line['mfu']:.1%}"
+    found["memory"] = f"{line['memory_gb']:.1f}GB"
+    return found
+
+
 def read(file: Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``; a last one that was cut off is left out."""
     lines = []

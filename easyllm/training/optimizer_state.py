@@ -25,12 +25,16 @@ FOLDER = "optimizer"
 
 def write(engine: TrainEngine, file: Path) -> None:
     """Write this rank's share of the optimizer's state."""
-    tensors = {
+    save_file(held(engine), file)
+
+
+def held(engine: TrainEngine) -> dict[str, torch.Tensor]:
+    """A copy in host memory of this rank's share of the optimizer's state, as it is written."""
+    return {
         f"{key}/{fragment.begin}/{fragment.name}": value.cpu().clone()
         for fragment in engine.own_fragments()
         for key, value in state_of(fragment, engine.optimizer).items()
     }
-    save_file(tensors, file)
 
 
 def load(engine: TrainEngine, folder: Path) -> None:

@@ -32,6 +32,9 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed everything that draws at random within a step, such as dropout: a run that was
     killed needs no generator's state to draw the same again."""
     drawn = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
-    torch.manual_seed(drawn)
+    # torch.manual_seed would format a stack trace for each kind of device that is not there
+    torch.default_generator.manual_seed(drawn)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(drawn)
     np.random.seed(drawn)
     random.seed(drawn)

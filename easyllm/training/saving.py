@@ -1,18 +1,28 @@
-"""Saving a checkpoint from all ranks as one folder that is whole or absent."""
+"""Saving a checkpoint from all ranks as one folder that is whole or absent.
+
+A save has three parts. All ranks copy their share into host memory, which needs communication
+where weights are split; each writes it, which needs none and may be done by a thread while
+training goes on; and when all have written, rank 0 lists the files and names the folder.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
 from easyllm.errors import UserError
-from easyllm.files import flush, new_folder
+from easyllm.files import NewFolder, flush
 from easyllm.models.config import write_description
 from easyllm.models.names import Names
 from easyllm.models.tensor_files import ADAPTER, MODEL
@@ -21,64 +31,203 @@ from easyllm.parallelism import world
 from easyllm.parallelism.engine import TrainEngine
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
+from easyllm.spec.run import RunSpec
 from easyllm.training import checkpoints, optimizer_state
 
 SHARD_BYTES = 5e9
 
+Part = tuple[str, Callable[[Path], None]]
+"""A file of a checkpoint, by its path in the folder, and what writes it; of what stands beside the
+weights, the folder."""
 
-def save(
-    engine: TrainEngine,
-    config: PretrainedConfig,
-    names: Names,
-    facts: dict[str, Any],
-    conversations: bool,
-) -> Path:
-    """Write ``checkpoints/step-N`` for ``facts["step"]``; every rank must call it.
 
-    All ranks write into one folder aside, which rank 0 names when all of it is on the disk.
-    Whether ``conversations`` were trained decides with what generation ends. Raises UserError
-    on every rank where any could not write; older checkpoints are as they were.
+class Saver:
+    """Saves a run's checkpoints, one at a time.
+
+    Whether ``conversations`` were trained decides with what generation ends.
     """
-    run = engine.run
-    root = RunPaths(run).checkpoints
-    target = checkpoints.location(root, facts["step"])
-    with contextlib.ExitStack() as stack:
-        writing, aside = Writing(), None
+
+    def __init__(self, run: RunSpec, config: PretrainedConfig, names: Names, conversations: bool):
+        self.run, self.config, self.names = run, config, names
+        self.conversations = conversations
+        self.asynchronous = run.training.checkpoint.asynchronous
+        self.root = RunPaths(run).checkpoints
+        self.flying: _Flight | None = None
+        self.stalled: float | None = None
+        """Seconds that training stood still for checkpoints since ``told``."""
+        self.longest = 0.0
+        """Seconds of the longest save, from its begin until it was whole."""
+        self.whole: dict[str, Any] = {}
+
+    def begin(self, engine: TrainEngine, facts: dict[str, Any]) -> None:
+        """Save ``checkpoints/step-N`` for ``facts["step"]``; every rank must call it.
+
+        Returns when it is whole, or, with ``training.checkpoint.asynchronous``, when all of it
+        is in host memory; the save before is waited for. Raises UserError on every rank where
+        any could not write; older checkpoints are as they were.
+        """
+        self.finish()
+        begin = time.perf_counter()
+        flight = _Flight(checkpoints.location(self.root, facts["step"]), facts)
+        try:
+            flight.open()
+            parts = self._parts(engine, flight)
+            flight.write(list(parts) if self.asynchronous else parts, self.asynchronous)
+        except BaseException:
+            flight.close()
+            raise
+        self.flying = flight
+        self._stood_still(begin)
+        if not self.asynchronous:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if one is, and give it its name;
+        every rank must call it. Raises UserError as ``begin`` does."""
+        flight, self.flying = self.flying, None
+        if flight is None:
+            return
+        begin = time.perf_counter()
+        world.beat(f"saving step {flight.facts['step']}")
+        try:
+            flight.land()
+        finally:
+            flight.close()
         if world.first():
-            with writing:
-                aside = stack.enter_context(new_folder(target))
+            kept = self.run.training.checkpoint
+            checkpoints.tidy(self.root, kept.keep, kept.keep_every)
+        world.wait_for_all()
+        seconds = flight.written - flight.begun
+        self.longest = max(self.longest, time.perf_counter() - flight.begun)
+        self.whole = {"saved_step": flight.facts["step"], "write_seconds": seconds}
+        self._stood_still(begin)
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has written its share of a checkpoint that has no name yet."""
+        return self.flying is not None and not self.flying.busy
+
+    def told(self) -> dict[str, Any]:
+        """For the line of metrics: how long training stood still for checkpoints since it was
+        last asked, and which one became whole since, in how many seconds."""
+        found = self.whole
+        if self.stalled is not None:
+            found = {"save_seconds": self.stalled, **found}
+        self.stalled, self.whole = None, {}
+        return found
+
+    def _stood_still(self, since: float) -> None:
+        self.stalled = (self.stalled or 0.0) + time.perf_counter() - since
+
+    def _parts(self, engine: TrainEngine, flight: _Flight) -> Iterator[Part]:
+        """What this rank writes; every rank must take all of it."""
+        state = optimizer_state.held(engine)
+        file = f"{optimizer_state.FOLDER}/rank-{world.rank():05}.safetensors"
+        yield file, partial(save_file, state)
+        del state
+        yield from weights(engine, self.names)
+        if world.first():
+            yield checkpoints.WEIGHTS, self._describe
+
+    def _describe(self, folder: Path) -> None:
+        write_description(self.run, self.config, folder, self.conversations)
+
+
+class _Flight:
+    """A checkpoint between its first byte and its name."""
+
+    def __init__(self, target: Path, facts: dict[str, Any]):
+        self.target, self.facts = target, facts
+        self.begun = self.written = time.perf_counter()
+        self.writing = Writing()
+        self.files: dict[str, Any] = {}
+        self.thread: threading.Thread | None = None
+        self.failed: BaseException | None = None
+        self.own: NewFolder | None = None
+        """Rank 0's: all ranks write into one folder aside, which it names."""
+
+    @property
+    def busy(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+    def open(self) -> None:
+        if world.first():
+            with self.writing:
+                self.own = NewFolder(self.target)
                 for part in (checkpoints.WEIGHTS, optimizer_state.FOLDER):
-                    (aside / part).mkdir()
-        folder: Path = world.from_first(aside)
-        writing.agree(target)
-        with writing:
-            optimizer_state.write(
-                engine, folder / optimizer_state.FOLDER / f"rank-{world.rank():05}.safetensors"
-            )
-        write_weights(engine, folder / checkpoints.WEIGHTS, names, writing)
-        if world.first():
-            with writing:
-                write_description(run, config, folder / checkpoints.WEIGHTS, conversations)
-        writing.agree(target)
-        files: dict[str, Any] = {}
-        with writing:
-            mine = checkpoints.file_names(folder)[world.rank() :: world.size()]
-            files = checkpoints.facts_of(folder, mine)
-            for name in mine:
-                flush(folder / name)
-        everything = world.from_all(files)
-        writing.agree(target)
-        if world.first():
-            with writing:
+                    (self.own.aside / part).mkdir()
+        self.folder: Path = world.from_first(self.own.aside if self.own else None)
+        self.writing.agree(self.target)
+
+    def write(self, parts: Iterator[Part] | list[Part], apart: bool) -> None:
+        """Write ``parts``, by a thread where they lie ``apart`` from what is trained on."""
+        if not apart:
+            self._write(parts)
+            return
+        self.thread = threading.Thread(target=self._safely, args=(parts,), daemon=True, name="save")
+        self.thread.start()
+
+    def _safely(self, parts: list[Part]) -> None:
+        try:
+            self._write(self._let_go(parts))
+        except BaseException as error:  # to be raised where it is seen
+            self.failed = error
+
+    @staticmethod
+    def _let_go(parts: list[Part]) -> Iterator[Part]:
+        """The parts, none of which is held longer than it takes to write it."""
+        while parts:
+            yield parts.pop(0)
+
+    def _write(self, parts: Iterator[Part] | list[Part]) -> None:
+        names: list[str] = []
+        for name, write in parts:  # to the end, even after an error: all ranks take part
+            with self.writing:
+                if self.writing.error is not None:
+                    continue
+                if name == checkpoints.WEIGHTS:
+                    names += self._beside(write)
+                else:
+                    write(self.folder / name)
+                    names.append(name)
+        with self.writing:
+            self.files = checkpoints.facts_of(self.folder, names)
+            for name in names:
+                flush(self.folder / name)
+        self.written = time.perf_counter()
+
+    def _beside(self, write: Callable[[Path], None]) -> list[str]:
+        """What ``write`` puts beside the shards, while other ranks' come and go there."""
+        apart = self.folder / "beside"
+        apart.mkdir()
+        write(apart)
+        made = checkpoints.file_names(apart)
+        for name in made:
+            place = self.folder / checkpoints.WEIGHTS / name
+            place.parent.mkdir(exist_ok=True)
+            (apart / name).rename(place)
+        shutil.rmtree(apart)
+        return [f"{checkpoints.WEIGHTS}/{name}" for name in made]
+
+    def land(self) -> None:
+        """Wait for all ranks, list the files and give the folder its name."""
+        if self.thread is not None:
+            self.thread.join()
+        if self.failed is not None:
+            raise self.failed
+        everything = world.from_all(self.files)
+        self.writing.agree(self.target)
+        if self.own is not None:
+            with self.writing:
                 whole = {name: fact for part in everything for name, fact in part.items()}
-                checkpoints.seal(folder, facts, whole)
-                stack.close()  # gives the folder its name
-        writing.agree(target)
-    if world.first():
-        kept = run.training.checkpoint
-        checkpoints.tidy(root, kept.keep, kept.keep_every)
-    world.wait_for_all()
-    return target
+                checkpoints.seal(self.folder, self.facts, dict(sorted(whole.items())))
+                self.own.install()
+        self.writing.agree(self.target)
+
+    def close(self) -> None:
+        """Remove what has no name; nothing is left where it has."""
+        if self.own is not None and not self.busy:
+            self.own.discard()
 
 
 class Writing:
@@ -115,9 +264,10 @@ class Writing:
             )
 
 
-def write_weights(engine: TrainEngine, folder: Path, names: Names, writing: Writing) -> None:
-    """Hugging Face shards, each written by a rank that holds its layers, and their index; under
-    an adapter of the adapter alone, in the layers' own names."""
+def weights(engine: TrainEngine, names: Names) -> Iterator[Part]:
+    """Hugging Face shards, each of a rank that holds its layers, and their index; under an
+    adapter of the adapter alone, in the layers' own names. Every rank must take all that it is
+    given. What is given does not change with what is trained."""
     adapter = engine.run.training.adapter
     stem = ADAPTER if adapter else MODEL
     if adapter:
@@ -145,19 +295,15 @@ def write_weights(engine: TrainEngine, folder: Path, names: Names, writing: Writ
                     # always a copy: what is trained on must not be what waits to be written
                     waiting[tensor] = torch.cat([own[part].detach().cpu() for part in parts])
                     if tensor in last:
-                        with writing:
-                            write_shard(folder / files[tensor], waiting)
+                        file = f"{checkpoints.WEIGHTS}/{files[tensor]}"
+                        yield file, partial(write_shard, tensors=waiting)
                         waiting = {}
             bar.update()
     everything = world.from_all((files, sizes))
     if world.first():
-        with writing:
-            write_index(
-                folder,
-                {name: file for part, _ in everything for name, file in part.items()},
-                {name: size for _, part in everything for name, size in part.items()},
-                stem,
-            )
+        by_name = {name: file for part, _ in everything for name, file in part.items()}
+        bytes_ = {name: size for _, part in everything for name, size in part.items()}
+        yield checkpoints.WEIGHTS, partial(write_index, files=by_name, sizes=bytes_, stem=stem)
 
 
 def _parameters(engine: TrainEngine, layer: str) -> dict[str, torch.nn.Parameter]:

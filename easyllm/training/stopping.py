@@ -1,21 +1,29 @@
-"""Stopping at the end of a step when the machine asks for it."""
+"""Stopping at the end of a step when the machine asks for it, or time runs out."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 
 class Stopped(Exception):
-    """Training stopped because it was asked to, and has saved a checkpoint."""
+    """Training stopped before its end, and has saved a checkpoint."""
 
 
 class Stop:
     """Whether this process was asked to stop."""
 
-    asked = False
+    def __init__(self) -> None:
+        self.asked = False
+        self.begun = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since this start of training."""
+        return time.monotonic() - self.begun
 
 
 @contextlib.contextmanager

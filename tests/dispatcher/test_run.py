@@ -250,3 +250,17 @@ def test_a_stage_without_what_it_stands_on_is_refused(folder, stage, told, capsy
     assert main(["+recipe=demo", f"stages=[{stage}]"]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
     assert not list(folder.iterdir())
+
+
+def test_training_that_has_spent_its_time_ends_as_one_that_was_stopped(folder, capfd):
+    words = ["+recipe=demo", "stages=[tokenize,train,export]", *DATA[2:], "parallelism=zero",
+             "~parallelism.pipeline_stages", "hardware.devices_per_node=1", "training.budget=1s",
+             "data.seq_len=32", "training.evaluate.fraction=0",
+             "training.evaluate.every=null"]  # fmt: skip
+    assert main(words) == 75
+    told = capfd.readouterr().err
+    assert "training.budget=1.0 s is spent; what it had is saved, step 1 of 400" in told
+    assert "run the same command again" in told and "export" not in told
+    (run,) = runs(folder)
+    assert record(run, "train")["status"] == "interrupted"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000001"]

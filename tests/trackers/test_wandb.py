@@ -22,7 +22,7 @@ def test_numbers_by_step(tmp_path: Path) -> None:
         assert part not in sent
 
 
-@pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
+@pytest.mark.parametrize("tracker", ["wandb", "tensorboard", "mlflow"])
 def test_without_its_package_a_tracker_is_refused(
     tracker: str,
     tmp_path: Path,

@@ -246,6 +246,24 @@ def add_other_lives(add: Callable[..., None], often: Mapping[str, Any]) -> None:
     add("never", zero, merged(weights, {"training": {"resume": "never"}}), run="often")
 
 
+def add_loops(add: Callable[..., None]) -> None:
+    """Runs that save while they train, run out of time, are profiled, wait for their data."""
+    often = {"steps": 4, "checkpoint": {"every": 1, "keep": 4, "asynchronous": True}}
+    for name, layout in RESUMED.items():
+        add(f"async-{name}", layout, {"training": often})
+    zero3, run = RESUMED["zero3"], "async-broken"
+    add("async-stopped", zero3, {"training": often}, run=run, stop_at=GLOBAL_BATCH + 1)
+    add("async-resumed", zero3, {"training": often}, run=run)
+    wild = {"optimizer": {"lr": 1e30}, "schedule": {"warmup": 0}}
+    add("async-wild", RESUMED["zero1"], {"training": merged(often, wild)})
+    for number, budget in enumerate([0.001, "1s", "1h30m"]):
+        timed = {"training": {"steps": 4, "budget": budget}}
+        more = {"slow_data": 0.3} if budget == "1s" else {}
+        add(f"budget-{number}", RESUMED["pipe"], timed, run="budget", **more)
+    profile = {"training": {"steps": 4, "profile": {"start": 2, "steps": 2}}}
+    add("profiled", RESUMED["pipe"], profile, slow_data=0.02)
+
+
 @pytest.fixture(scope="session")
 def lives(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Runs that are stopped, damaged, prolonged, mistaken: one case after the other."""
@@ -291,4 +309,5 @@ def lives(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     for name, layout in (RESUMED | {"zero0": {"_target_": ZERO, "zero_stage": 0}}).items():
         over = {"training": merged(wild, skip)}
         add(f"skipping-{name}", layout, over)
+    add_loops(add)
     return launch(tmp_path_factory.mktemp("lives"), 2, cases)

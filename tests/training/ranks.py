@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,12 @@ from tests.support import run_spec  # noqa: E402
 
 
 class Watched:
-    """Rows that remember which samples were read, and send a signal at one of them."""
+    """Rows that remember which samples were read, send a signal at one of them, and take
+    ``delay`` seconds each."""
 
-    def __init__(self, rows: Any, stop_at: int | None, number: str):
+    def __init__(self, rows: Any, stop_at: int | None, number: str, delay: float):
         self.rows, self.stop_at, self.number = rows, stop_at, signal.Signals[number]
+        self.delay = delay
         self.samples: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -45,6 +48,7 @@ class Watched:
 
     def sample(self, index: int) -> Any:
         self.samples.append(index)
+        time.sleep(self.delay)
         if index == self.stop_at:
             os.kill(os.getpid(), self.number)
         return self.rows.sample(index)
@@ -130,7 +134,8 @@ def main(cases: Path) -> None:
         if case.get("killed_saving"):
             die_saving(*case["killed_saving"])
         world.wait_for_all()
-        rows = Watched(open_rows(run), case.get("stop_at"), case.get("signal", "SIGTERM"))
+        number, delay = case.get("signal", "SIGTERM"), case.get("slow_data", 0.0)
+        rows = Watched(open_rows(run), case.get("stop_at"), number, delay)
         seen: dict[str, Any] = {"case": case["name"], "samples": rows.samples}
         try:
             with on_signals() as stop, watched_optimizer(seen):

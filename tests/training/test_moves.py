@@ -46,12 +46,15 @@ def test_a_moved_run_says_so(moved: tuple[Trained, Trained]) -> None:
     assert "parallelism.data_parallel: then 2, now 1" in log
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("rank", "asynchronous"),
+    [(0, False), (1, True), pytest.param(1, False, marks=pytest.mark.slow)],
+)
 def test_a_rank_killed_while_saving_costs_nothing(
-    small: Small, lives: Trained, tmp_path: Path, rank: int
+    small: Small, lives: Trained, tmp_path: Path, rank: int, asynchronous: bool
 ) -> None:
     name = ("pipe", "zero3")[rank]
-    over = {"training": {"steps": 4, "checkpoint": {"every": 1}}}
+    over = {"training": {"steps": 4, "checkpoint": {"every": 1, "asynchronous": asynchronous}}}
     case = {"name": name, "config": merged(small.config("tied", RESUMED[name], 2), over)}
     launch(tmp_path, 2, [{**case, "killed_saving": (rank, 3)}], expected=128 + signal.SIGKILL)
     root = tmp_path / name / "run" / "checkpoints"
@@ -80,13 +83,17 @@ subprocess.run(["cp", "-a", str(place), str(root / "left")], check=True)
 """
 
 
-def test_a_full_disk_leaves_what_was_saved(small: Small, lives: Trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_leaves_what_was_saved(
+    small: Small, lives: Trained, tmp_path: Path, asynchronous: bool
+) -> None:
     apart = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("no mount of its own here: `unshare --user --mount` is not allowed")
     saved = next((lives.root / "whole-zero1" / "run" / "checkpoints").glob("step-*"))
     size = sum(file.stat().st_size for file in saved.rglob("*") if file.is_file())
-    over = {"training": {"steps": 4, "checkpoint": {"every": 1, "keep": 1}}}
+    checkpoint = {"every": 1, "keep": 1, "asynchronous": asynchronous}
+    over = {"training": {"steps": 4, "checkpoint": checkpoint}}
     config = merged(small.config("tied", RESUMED["zero1"], 2), over)
     cases = [
         {"name": "full", "config": config},

@@ -1,0 +1,145 @@
+"""Where the time of a training step goes.
+
+A clock is in one phase at a time, so the phases of a step add up to it. On CUDA they are told
+apart by events in the stream that computes: communication that runs beside computation costs
+nothing and counts as nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from deepspeed.comm import comm
+from deepspeed.runtime.pipe import schedule
+
+PHASES = ("data", "forward", "backward", "communication", "optimizer", "bubble")
+"""``communication`` is between ranks, waiting for them included; ``bubble`` is what a pipeline
+stage waits for another's activations or gradients."""
+
+COLLECTIVES = (
+    "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor",
+    "broadcast", "all_gather", "all_gather_into_tensor", "all_gather_coalesced",
+    "all_to_all_single", "all_to_all", "send", "recv", "barrier",
+)  # fmt: skip
+"""What DeepSpeed's backend of communication is asked for."""
+
+INSTRUCTIONS = {
+    schedule.LoadMicroBatch: "data",
+    schedule.ForwardPass: "forward",
+    schedule.BackwardPass: "backward",
+    schedule.SendActivation: "communication",
+    schedule.SendGrad: "communication",
+    schedule.RecvActivation: "bubble",
+    schedule.RecvGrad: "bubble",
+    schedule.ReduceGrads: "communication",
+    schedule.ReduceTiedGrads: "communication",
+    schedule.OptimizerStep: "optimizer",
+}
+"""The phase of each instruction of DeepSpeed's pipeline."""
+
+_NONE = "none"
+
+
+class StepClock:
+    """Tells the phases of a step apart, between ``start`` and ``stop``."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.running = False
+        self.current = _NONE
+        self.marks: list[tuple[str, Any]] = []
+
+    def start(self) -> None:
+        self.running, self.marks = True, []
+        self._enter(_NONE)
+
+    def stop(self) -> dict[str, float]:
+        """Seconds by phase since ``start``."""
+        self._enter(_NONE)
+        self.running = False
+        found = dict.fromkeys(PHASES, 0.0)
+        if self.device.type == "cuda":
+            self.marks[-1][1].synchronize()
+        for (phase, begin), (_, end) in zip(self.marks, self.marks[1:], strict=False):
+            if phase != _NONE:
+                found[phase] += end - begin if isinstance(end, float) else _elapsed(begin, end)
+        return found
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """The block belongs to the phase ``name``; where it is within another, that goes on
+        after it. Communication within a bubble is the bubble."""
+        outer = self.current
+        if not self.running or outer == name or outer == "bubble":
+            yield
+            return
+        self._enter(name)
+        try:
+            yield
+        finally:
+            self._enter(outer)
+
+    def _enter(self, name: str) -> None:
+        self.current = name
+        now: Any = time.perf_counter()
+        if self.device.type == "cuda":
+            now = torch.cuda.Event(enable_timing=True)
+            # not the current one: DeepSpeed reduces gradients in a stream of their own
+            now.record(torch.cuda.default_stream(self.device))
+        self.marks.append((name, now))
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, each call of which belongs to the phase ``name``."""
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            with self.phase(name):
+                return function(*arguments, **named)
+
+        return call
+
+    def watch_pipeline(self, runtime: Any) -> None:
+        """Time the instructions of DeepSpeed's pipeline engine."""
+        runtime._INSTRUCTION_MAP = {
+            instruction: self.timed(INSTRUCTIONS[instruction], function)
+            for instruction, function in runtime._INSTRUCTION_MAP.items()
+        }
+
+    def watch_communication(self) -> None:
+        """Time what DeepSpeed has its backend send and receive; no other clock does any more."""
+        backend: Any = comm.cdb
+        for name in COLLECTIVES:
+            if method := getattr(type(backend), name, None):
+                setattr(backend, name, self._communicating(functools.partial(method, backend)))
+
+    def _communicating(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        timed = self.timed("communication", function)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            handle = timed(*arguments, **named)
+            return _Handle(handle, self) if named.get("async_op") and handle else handle
+
+        return call
+
+
+class _Handle:
+    """What is being communicated, the wait for which is timed."""
+
+    def __init__(self, handle: Any, clock: StepClock):
+        self._handle, self._clock = handle, clock
+
+    def wait(self, *arguments: Any, **named: Any) -> Any:
+        with self._clock.phase("communication"):
+            return self._handle.wait(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
+
+
+def _elapsed(begin: Any, end: Any) -> float:
+    """Seconds between two events."""
+    return float(begin.elapsed_time(end)) / 1000

@@ -1,0 +1,170 @@
+"""Saving while training goes on, a budget of time, what the steps say of their time, profiles."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from easyllm.spec.checks import problems
+from easyllm.spec.problems import SpecError
+from easyllm.spec.schema import read, write
+from easyllm.training import checkpoints
+from easyllm.training.loop import Training
+from easyllm.training.metrics import told
+from easyllm.training.stopping import Stop
+from tests.support import run_spec
+from tests.training.conftest import GLOBAL_BATCH, RESUMED, Trained
+from tests.training.test_lives import losses
+
+PHASES = ("data", "forward", "backward", "communication", "optimizer", "bubble")
+
+
+def folder(trained: Trained, run: str) -> Path:
+    return trained.root / run / "run" / "checkpoints"
+
+
+@pytest.mark.parametrize("layout", RESUMED)
+def test_saving_meanwhile_saves_the_same(lives: Trained, layout: str) -> None:
+    run = f"async-{layout}"
+    assert losses(lives, run) == losses(lives, f"whole-{layout}")
+    found = checkpoints.listed(folder(lives, run))
+    assert [path.name for path in found] == [f"step-0000000{step}" for step in (4, 3, 2, 1)]
+    for path in found:  # written whole while the weights went on changing
+        one = checkpoints.opened(path)
+        assert one and not one.changed(one.files)
+    whole = checkpoints.opened(folder(lives, f"whole-{layout}") / "step-00000004")
+    last = checkpoints.opened(folder(lives, run) / "step-00000004")
+    assert whole and last and last.files == whole.files
+    earlier = checkpoints.opened(folder(lives, run) / "step-00000003")
+    assert earlier and earlier.files != whole.files
+    assert not list(folder(lives, run).glob(".step*"))
+
+
+@pytest.mark.parametrize("layout", RESUMED)
+def test_what_a_save_costs_is_told(lives: Trained, layout: str) -> None:
+    lines = lives.metrics(f"async-{layout}")
+    assert "save_seconds" not in lines[0]
+    assert all(line["save_seconds"] > 0 for line in lines[1:])
+    saved = [line["saved_step"] for line in lines if "saved_step" in line]
+    assert saved == sorted(set(saved)) and saved[0] == 1 and set(saved) <= {1, 2, 3}
+    for line in lines:
+        if "saved_step" in line:
+            assert line["saved_step"] < line["step"] and line["write_seconds"] > 0
+
+
+def test_a_signal_waits_for_what_is_being_saved(lives: Trained) -> None:
+    stopped = lives.seen("async-stopped", "async-broken")[0]
+    assert stopped["error"].startswith("Stopped: stopped by a signal")
+    assert stopped["checkpoints"] == ["step-00000001", "step-00000002"]
+    assert min(lives.seen("async-resumed", "async-broken")[0]["samples"]) == 2 * GLOBAL_BATCH
+    assert losses(lives, "", "async-broken") == losses(lives, "whole-zero3")
+
+
+def test_a_run_gone_wild_names_what_was_being_saved(lives: Trained) -> None:
+    assert "norm of the gradient" in lives.seen("async-wild")[0]["error"]
+    assert [path.name for path in folder(lives, "async-wild").iterdir()] == ["step-00000001"]
+
+
+def test_a_start_ends_when_its_time_is_spent(lives: Trained) -> None:
+    first, second, third = (lives.seen(f"budget-{number}", "budget") for number in range(3))
+    # one step at least, and only what fits: a step takes over 0.3 s for each of eight samples
+    for number, seen in enumerate((first, second), 1):
+        for rank in seen:
+            assert rank["error"].startswith("Stopped: training.budget=")
+            assert rank["error"].endswith(f"what it had is saved, step {number} of 4")
+    assert max(second[0]["samples"]) == 2 * GLOBAL_BATCH - 1
+    assert third[0]["report"]["steps"] == 4
+    assert losses(lives, "", "budget") == losses(lives, "whole-pipe")
+
+
+def test_a_step_is_not_begun_that_would_not_end_in_time() -> None:
+    stop = Stop()
+    stop.begun = time.monotonic() - 100
+
+    def spent(budget: float | None, step: float, save: float) -> bool:
+        run = SimpleNamespace(training=SimpleNamespace(budget=budget))
+        place = SimpleNamespace(run=run, longest=step, saver=SimpleNamespace(longest=save))
+        return Training._spent(place, stop)  # type: ignore[arg-type]
+
+    assert not spent(150, 20, 20)
+    assert spent(150, 20, 40)
+    assert spent(150, 60, 0)
+    assert not spent(None, 60, 60)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("90m", 5400), ("2h", 7200), ("1d12h", 129600), ("1h 30s", 3630), ("1.5h", 5400), (90, 90)],
+)
+def test_lengths_of_time(tmp_path: Path, given: object, seconds: float) -> None:
+    run = run_spec(tmp_path, {"training": {"budget": given}})
+    assert run.training.budget == seconds
+    from easyllm.components import resolver
+
+    again, found = read(write(run), resolver())
+    assert not found and again.training.budget == seconds
+
+
+@pytest.mark.parametrize("given", ["soon", "2 hours", "h", "", "1.2.3h", "0s", -5, "30m1h", True])
+def test_what_is_no_length_of_time_is_refused(tmp_path: Path, given: object) -> None:
+    with pytest.raises(SpecError, match=r"training\.budget"):
+        run_spec(tmp_path, {"training": {"budget": given}})
+
+
+@pytest.mark.parametrize("layout", ["zero0", "zero1", "zero3", "pipe"])
+def test_the_parts_of_a_step_add_up(lives: Trained, layout: str) -> None:
+    name = f"skipping-{layout}" if layout == "zero0" else f"whole-{layout}"
+    for line in lives.metrics(name):
+        parts = {phase: line[f"{phase}_seconds"] for phase in PHASES}
+        assert 0.8 * line["seconds"] < sum(parts.values()) < 1.1 * line["seconds"]
+        busy = [phase for phase, seconds in parts.items() if seconds > 0]
+        assert busy == [phase for phase in PHASES if layout == "pipe" or phase != "bubble"]
+
+
+def test_time_is_told_where_it_goes(lives: Trained) -> None:
+    for line in lives.metrics("profiled"):
+        # eight samples on each of two ranks, 0.02 s each
+        assert 0.16 <= line["data_seconds"] < 0.3
+
+
+def test_steps_are_profiled_on_demand(lives: Trained) -> None:
+    marked = [line.get("profiled", False) for line in lives.metrics("profiled")]
+    assert marked == [False, True, True, False]
+    place = lives.root / "profiled" / "run" / "profile" / "step-00000002"
+    names = [f"rank-{rank}.{kind}" for rank in (0, 1) for kind in ("json.gz", "txt")]
+    assert sorted(path.name for path in place.iterdir()) == sorted(names)
+    for rank in (0, 1):
+        trace = json.loads(gzip.decompress((place / f"rank-{rank}.json.gz").read_bytes()))
+        operations = [event["name"] for event in trace["traceEvents"]]
+        assert "aten::mm" in operations and any("gloo" in name for name in operations)
+        # both steps, four micro-batches each; the last stage has the loss, the first has not
+        assert operations.count("aten::cross_entropy_loss") == 8 * rank
+        assert "aten::mm" in (place / f"rank-{rank}.txt").read_text("utf-8")
+    assert losses(lives, "profiled") == losses(lives, "whole-pipe")
+
+
+def test_a_profile_after_the_end_is_refused(tmp_path: Path) -> None:
+    config = {"training": {"steps": 10, "profile": {"start": 9, "steps": 3}}}
+    found = [p for p in problems(run_spec(tmp_path, config)) if p.key == "training.profile.start"]
+    assert len(found) == 1 and found[0].remedy == "give at most 8"
+    config = {"training": {"steps": 10, "profile": {"start": 8, "steps": 3}}}
+    assert not [p for p in problems(run_spec(tmp_path, config)) if "profile" in p.key]
+
+
+def test_what_the_console_says() -> None:
+    line = {
+        "loss": 2.34567, "tokens_per_second": 12345.6, "tokens_per_second_per_device": 6172.8,
+        "mfu": 0.4567, "memory_gb": 3.14,
+    }  # fmt: skip
+    assert told(line) == {
+        "loss": "2.346", "tok/s": "12,346", "tok/s/device": "6,173", "MFU": "45.7%",
+        "memory": "3.1GB",
+    }  # fmt: skip
+    alone = {**line, "loss": None, "tokens_per_second_per_device": 12345.6}
+    del alone["mfu"]
+    assert told(alone) == {"loss": "skipped", "tok/s": "12,346", "memory": "3.1GB"}
