@@ -159,7 +159,7 @@ def text_of(body: bytes) -> str | None:
 def direct(asked: argparse.Namespace) -> None:
     """Drive the engine without a server: a round for each line of the standard input."""
     from easyllm.components import resolver
-    from easyllm.spec.run import SamplingSpec
+    from easyllm.spec.inference import SamplingSpec
     from easyllm.spec.schema import read
 
     run, problems = read(

@@ -19,7 +19,8 @@ from easyllm.inference.results import Journal
 from easyllm.inference.text import answer
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
-from easyllm.spec.run import RunSpec, SamplingSpec
+from easyllm.spec.inference import SamplingSpec
+from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
 
 SHOWN = 3

@@ -20,7 +20,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.logits_process import LogitsProcessorList
 
 from easyllm.inference.engines import TokenLogprob, seed_of
-from easyllm.spec.run import SamplingSpec
+from easyllm.spec.inference import SamplingSpec
 
 
 class Choice(Protocol):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from easyllm.errors import UserError
+from easyllm.spec.inference import SamplingSpec
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import InferenceEngine
-from easyllm.spec.run import RunSpec, SamplingSpec
+from easyllm.spec.run import RunSpec
 from easyllm.spec.types import Count, Fraction, PositiveFloat
 
 FinishReason = Literal["stop", "length"]

@@ -20,7 +20,8 @@ from easyllm.errors import UserError
 from easyllm.inference.checking import check_weights
 from easyllm.inference.choosing import Choosing
 from easyllm.inference.engines import EngineFailed, Step, TokenLogprob, Transformers, ends, room
-from easyllm.spec.run import RunSpec, SamplingSpec
+from easyllm.spec.inference import SamplingSpec
+from easyllm.spec.run import RunSpec
 
 CPU_CACHE_GB = 2.0
 """Memory for keys and values on a CPU at most, unless more is given."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from easyllm.inference.engines import Engine, FinishReason, TokenLogprob
-from easyllm.spec.run import SamplingSpec
+from easyllm.spec.inference import SamplingSpec
 
 
 @dataclass

@@ -12,7 +12,8 @@ from typing import Any
 from easyllm.errors import UserError
 from easyllm.inference.engines import VLLM, EngineFailed, Step, TokenLogprob, ends, room, seed_of
 from easyllm.inference.vllm_plugin import MODELS
-from easyllm.spec.run import RunSpec, SamplingSpec
+from easyllm.spec.inference import SamplingSpec
+from easyllm.spec.run import RunSpec
 
 ANOTHER = "give another model, or inference.engine._target_=easyllm.inference.engines.Transformers"
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from easyllm.errors import UserError
-from easyllm.spec.run import ServingSpec
+from easyllm.spec.inference import ServingSpec
 
 VARIABLE = "EASYLLM_API_KEY"
 """Environment variable with a key, or several with commas between."""

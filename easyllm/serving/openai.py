@@ -19,7 +19,7 @@ from easyllm.serving.errors import Refused, error_body
 from easyllm.serving.requests import ChatRequest, CompletionRequest, OpenAIRequest
 from easyllm.serving.service import Ask, Note, Pieces, Service
 from easyllm.serving.streaming import Stream, unless_gone
-from easyllm.spec.run import SamplingSpec
+from easyllm.spec.inference import SamplingSpec
 
 EVENTS = "text/event-stream"
 

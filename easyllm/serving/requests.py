@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from easyllm.spec.run import SamplingSpec
+from easyllm.spec.inference import SamplingSpec
 
 MAX_LOGPROBS = 20
 

@@ -23,7 +23,8 @@ from easyllm.serving.app import Application
 from easyllm.serving.guard import ACCESS
 from easyllm.serving.keys import load_keys
 from easyllm.serving.service import Service
-from easyllm.spec.run import RunSpec, ServingSpec
+from easyllm.spec.inference import ServingSpec
+from easyllm.spec.run import RunSpec
 
 POLL = 0.05
 """Seconds between looks at what is under way, once the server is asked to stop."""

@@ -18,7 +18,8 @@ from easyllm.inference.prompts import encode_messages, encode_text, turn
 from easyllm.inference.text import Piece, answer
 from easyllm.serving.errors import Refused
 from easyllm.serving.metrics import Counts, Metrics
-from easyllm.spec.run import RunSpec, SamplingSpec
+from easyllm.spec.inference import SamplingSpec
+from easyllm.spec.run import RunSpec
 
 PATIENCE = 60.0
 """Seconds that a request waits for a model that is still loading."""

@@ -7,54 +7,33 @@ A field whose type is a component role takes the class named by ``_target_``, or
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from easyllm.spec.fields import component, empty, nested
+from easyllm.spec.inference import InferenceSpec, ServingSpec
 from easyllm.spec.roles import (
-    Adapter,
     DataEngine,
     Encoder,
     Family,
-    InferenceEngine,
     Launcher,
-    Optimizer,
     Parallelism,
     Reader,
-    Schedule,
     Template,
     Tokenizer,
-    Tracker,
 )
+from easyllm.spec.training import ExportSpec, TrainingSpec
 from easyllm.spec.types import (
     Count,
     DType,
-    Duration,
-    Fraction,
     ModelPath,
-    NonNegativeFloat,
     NonNegativeInt,
     Place,
-    Port,
     PositiveFloat,
 )
 
 STAGES = ("tokenize", "shuffle", "repartition", "inspect", "train", "export", "infer", "serve")
 """The stages there are, in the order in which they feed each other."""
-
-
-def component(target: str) -> Any:
-    """A component field whose class is ``target`` unless the spec names another."""
-    return field(metadata={"target": target})
-
-
-def nested(cls: type) -> Any:
-    """A field holding another dataclass of the spec, by default in its default state."""
-    return field(default_factory=cls)
-
-
-def empty() -> Any:
-    """A map by name, empty by default."""
-    return field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,192 +140,6 @@ class HardwareSpec:
     @property
     def ranks(self) -> int:
         return self.nodes * self.devices_per_node
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointSpec:
-    every: Count | None = None
-    """Steps between checkpoints; null saves at the end only."""
-    keep: Count = 2
-    """Newest checkpoints to keep."""
-    keep_every: Count | None = None
-    """Keep every checkpoint whose step is a multiple of this, too."""
-    asynchronous: bool = False
-    """Copy what is to be saved into host memory and write it while training goes on. It takes
-    that memory: on each node once the weights and the optimizer's state of its ranks. One
-    checkpoint at a time; the last one, and one before stopping, are waited for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileSpec:
-    start: Count = 10
-    """The first step to profile, as ``metrics.jsonl`` counts them. A start of the run that
-    goes on behind it profiles nothing."""
-    steps: Count = 3
-    """Steps to profile."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSpec:
-    fraction: Fraction = 0.0
-    """Share of the documents held out of training for evaluation."""
-    every: Count | None = None
-    """Steps between evaluations; null evaluates at the end only."""
-    max_rows: Count = 128
-    """Held-out rows to evaluate on at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSpec:
-    steps: NonNegativeInt | None = None
-    """Optimizer steps. Give this or ``epochs``."""
-    epochs: PositiveFloat | None = None
-    """Passes over the data. Give this or ``steps``."""
-    budget: Duration | None = None
-    """Time that one start of training may take, from when its ranks are started: ``90m``,
-    ``2h``, ``1d12h``, or a number of seconds. Before a step and its saving would go over it, as
-    long as the longest until then, training saves and ends with exit status 75; the same command
-    goes on, with the same budget anew. At least one step is made. Give a little less than
-    the time limit of a job."""
-    optimizer: Optimizer = component("easyllm.training.optimizers.AdamW")
-    schedule: Schedule = component("easyllm.training.schedules.Cosine")
-    adapter: Adapter | None = None
-    """What is trained instead of the model's own weights, such as ``lora``. Checkpoints hold
-    the adapter alone; the model under it is read from ``model.path`` each time."""
-    freeze: dict[str, str] = empty()
-    """Patterns, by names of your own, of the parameters that are not trained: globs such as
-    ``model.layers.[0-7].*``, or regular expressions after ``re:``, that fit a whole name."""
-    gradient_clipping: NonNegativeFloat = 1.0
-    """Largest norm of the gradient over all parameters; 0 does not clip."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What becomes of a step whose gradient is not finite. Its update is never made: ``stop``
-    ends the run, ``skip`` goes on with the next samples; ``metrics.jsonl`` marks the step as
-    ``skipped``, and the stage's record counts them."""
-    resume: Literal["exact", "weights", "never"] = "exact"
-    """How a run goes on from its newest checkpoint. ``exact``: the losses are those that would
-    have followed; another layout of the same state is taken up too, and they agree but for
-    rounding; where a setting that decides them has changed, the run is refused with a list.
-    ``weights``: there, begin at step 0 with the checkpoint's weights and a fresh optimizer.
-    ``never``: begin afresh each time. What was trained before is set aside, not removed."""
-    checkpoint: CheckpointSpec = nested(CheckpointSpec)
-    evaluate: EvaluateSpec = nested(EvaluateSpec)
-    profile: ProfileSpec | None = None
-    """Steps whose operations are timed one by one by torch's profiler. The run's ``profile/``
-    gets each rank's trace, for https://ui.perfetto.dev, and a table of the slowest; profiled
-    steps take longer."""
-    trackers: dict[str, Tracker] = empty()
-    """Where metrics go besides ``metrics.jsonl``, by name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportSpec:
-    checkpoint: Place | None = None
-    """The checkpoint to convert; null takes the run's newest."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the exported weights; null keeps the checkpoint's."""
-    adapter: Literal["merged", "adapter"] = "merged"
-    """What ``training.adapter`` is exported as: added to the weights of its model, a model like
-    any other; or the folder that peft puts on the model at ``model.path``."""
-    layout: Literal["native", "modern"] = "native"
-    """``native`` keeps the names and the configuration of the model that was loaded;
-    ``modern`` writes Qwen as Qwen2 and Baichuan with rotary positions as Llama, which compute
-    the same and which every engine runs."""
-    max_shard_gb: PositiveFloat = 5.0
-    """Largest safetensors file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingSpec:
-    """How an answer is drawn; the names are those of vLLM's ``SamplingParams``."""
-
-    max_tokens: Count = 128
-    """Tokens to generate at most."""
-    min_tokens: NonNegativeInt = 0
-    """Tokens before which no end-of-sequence token is drawn."""
-    temperature: NonNegativeFloat = 0.0
-    """0 takes the likeliest token."""
-    top_p: Fraction = 1.0
-    """Draw from the likeliest tokens whose probabilities add up to this."""
-    top_k: NonNegativeInt = 0
-    """Candidates to sample from; 0 takes all."""
-    min_p: Fraction = 0.0
-    """Drop tokens less likely than this share of the likeliest one's probability."""
-    repetition_penalty: PositiveFloat = 1.0
-    """Divides the scores of tokens that the prompt or the answer has already."""
-    presence_penalty: float = 0.0
-    """Taken from the scores of tokens that the answer has already."""
-    frequency_penalty: float = 0.0
-    """The same, once for each time the answer has the token."""
-    stop: tuple[str, ...] = ()
-    """Texts that end an answer; they are not part of it."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end an answer, besides the model's own."""
-    ignore_eos: bool = False
-    """Go on after an end-of-sequence token, for measurements."""
-    logprobs: NonNegativeInt | None = None
-    """Likeliest tokens whose log-probabilities are told beside each token's own."""
-    n: Count = 1
-    """Answers to each prompt."""
-    seed: NonNegativeInt | None = None
-    """Seed of the sampling; null takes the run's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceSpec:
-    engine: InferenceEngine = component("easyllm.inference.engines.Transformers")
-    model: ModelPath | None = None
-    """A folder in Hugging Face's format or a hub id; null takes the run's export, or
-    ``model.path`` where the run has none."""
-    prompts: Place | dict[str, str] = empty()
-    """Prompts by name, or a file: ``.jsonl`` or ``.parquet`` with ``prompt`` or ``messages``
-    and perhaps ``id``, anything else one prompt a line."""
-    chat: bool = False
-    """Put each prompt into the chat template as a user's turn; ``messages`` always are."""
-    output: Place | None = None
-    """The file of results, ``.jsonl`` or ``.parquet``; null writes
-    ``inference/results.jsonl`` in the run."""
-    batch_size: Count = 32
-    """Answers generated together at most, by batch inference as by the server."""
-    sampling: SamplingSpec = nested(SamplingSpec)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServingSpec:
-    """The API server. Keys of clients come from ``api_key_file`` and from the environment's
-    ``EASYLLM_API_KEY``; with neither every client of this machine may ask."""
-
-    host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 for all that reach this machine."""
-    port: Port = 8000
-    model_name: str | None = None
-    """The model's name in ``/v1/models`` and answers; null takes its folder's or hub id."""
-    api_key_file: Place | None = None
-    """A file of keys, one a line; ``#`` begins a comment."""
-    insecure: bool = False
-    """Listen beyond this machine without any key."""
-    cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may ask from a browser, such as https://chat.example.org."""
-    overflow: Literal["refuse", "drop_oldest_turns"] = "refuse"
-    """What becomes of a conversation longer than the context: an error that says both
-    lengths, or its oldest turns are left out, a system message and the last turn never."""
-    max_queue: Count = 256
-    """Answers that may wait for their turn beside those being generated; more get 429."""
-    max_tokens: Count | None = None
-    """Largest ``max_tokens`` a client may ask for; null allows the model's context."""
-    max_prompt_tokens: Count | None = None
-    """Longest prompt; null allows the model's context."""
-    max_n: Count = 16
-    """Answers a prompt at most."""
-    max_batch: Count = 64
-    """Prompts of one request at most."""
-    max_body_mb: PositiveFloat = 4.0
-    """Largest body of a request, in 10^6 bytes."""
-    body_seconds: PositiveFloat = 30.0
-    """Seconds a client may take to send a request's body."""
-    grace_seconds: NonNegativeFloat = 30.0
-    """Seconds that answers under way get once the server is asked to stop."""
-    log_prompts: bool = False
-    """Put prompts and answers into the access log."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from easyllm.models.layers import outline
 from easyllm.models.names import Names
 from easyllm.parallelism import world
 from easyllm.parallelism.engine import Batch, TrainEngine
+from easyllm.parallelism.timing import PHASES
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
 from easyllm.spec import trainable
@@ -144,10 +145,7 @@ class Training:
         flags = (float(stop.asked), float(spent), float(self.saver.written))
         # one message for all that the ranks have to tell each other
         asked, over, written, *sums = world.sums([*flags, *times], self.device)
-        line |= {
-            f"{phase}_seconds": total / world.size()
-            for phase, total in zip(self.times, sums, strict=True)
-        }
+        line |= self._speed(*(total / world.size() for total in sums))
         if written == world.size():
             self.saver.finish()
         line |= self.saver.told()
@@ -186,31 +184,36 @@ class Training:
         skipped = self._skipped(loss, norm)
         self.step += 1
         self.samples += layout.global_batch_size
-        self.times = engine.clock.stop()
-        seconds = time.perf_counter() - begin
+        phases = engine.clock.stop()
+        self.times = {"seconds": time.perf_counter() - begin, **phases}
         self.profiler.after(self.step)
-        speed = layout.global_batch_size * self.rows.seq_len / seconds
         line = {
             "step": self.step,
             "loss": None if skipped else loss,
             "tokens": layout.global_batch_size * self.rows.seq_len,
             "trained_tokens": trained,
-            "tokens_per_second": speed,
-            "tokens_per_second_per_device": speed / self.run.hardware.ranks,
             "grad_norm": None if skipped else norm,
             "lr": lr,
-            "seconds": seconds,
             "memory_gb": peak_memory(self.device) / 1e9,
         }
         line |= {"skipped": True} if skipped else {}
         line |= {"profiled": True} if profiled else {}
-        if peak := self.run.hardware.peak_tflops:
-            shape = self.family.shape(self.config.to_dict())
-            flops = flops_per_token(shape, self.parameters, self.rows.seq_len, self.trained)
-            line["mfu"] = speed * flops / (peak * 1e12 * self.run.hardware.ranks)
         if self.heldout and self.due(self.run.training.evaluate.every):
             line["eval_loss"] = self.evaluate()
         return line
+
+    def _speed(self, seconds: float, *phases: float) -> dict[str, float]:
+        """For the line of metrics: how fast a step was that took ``seconds`` in all and in its
+        phases, on the mean over the ranks."""
+        ranks, peak = self.run.hardware.ranks, self.run.hardware.peak_tflops
+        speed = self.run.parallelism.global_batch_size * self.rows.seq_len / seconds
+        found = {"tokens_per_second": speed, "tokens_per_second_per_device": speed / ranks}
+        if peak:
+            shape = self.family.shape(self.config.to_dict())
+            flops = flops_per_token(shape, self.parameters, self.rows.seq_len, self.trained)
+            found["mfu"] = speed * flops / (peak * 1e12 * ranks)
+        found["seconds"] = seconds
+        return found | {f"{name}_seconds": t for name, t in zip(PHASES, phases, strict=True)}
 
     def _batches(self) -> tuple[list[Batch], int]:
         """What this rank trains on in the next step, and the trained tokens of all replicas'."""

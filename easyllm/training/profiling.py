@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from easyllm.files import new_file
 from easyllm.parallelism import world
-from easyllm.spec.run import ProfileSpec
+from easyllm.spec.training import ProfileSpec
 
 ROWS = 40
 """Operations in the table."""

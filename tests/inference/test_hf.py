@@ -21,7 +21,7 @@ from easyllm.inference.hf import HFEngine
 from easyllm.models.custom.modeling_baichuan import BaichuanConfig, BaichuanForCausalLM
 from easyllm.models.custom.modeling_qwen import QWenConfig, QWenLMHeadModel
 from easyllm.paths import RunPaths
-from easyllm.spec.run import SamplingSpec
+from easyllm.spec.inference import SamplingSpec
 from easyllm.stages import load as load_stage
 from easyllm.stages.base import Rank
 from tests.inference.small import save_model

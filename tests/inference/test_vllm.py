@@ -17,7 +17,8 @@ from easyllm.inference.text import answer
 from easyllm.paths import RunPaths
 from easyllm.preflight import problems
 from easyllm.spec.checks import problems as cross
-from easyllm.spec.run import RunSpec, SamplingSpec
+from easyllm.spec.inference import SamplingSpec
+from easyllm.spec.run import RunSpec
 from easyllm.stages import load
 from easyllm.stages.base import Rank
 from tests.serving import served as serving

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from easyllm.errors import UserError
 from easyllm.inference.engines import Transformers
 from easyllm.models import source, tensor_files
-from easyllm.spec.run import SamplingSpec
+from easyllm.spec.inference import SamplingSpec
 from tests.inference.small import save_model
 from tests.support import run_spec
 

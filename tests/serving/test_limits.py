@@ -20,7 +20,7 @@ from easyllm.errors import UserError
 from easyllm.inference.engines import EngineFailed
 from easyllm.serving import service
 from easyllm.serving.keys import Keys, load_keys, local_only
-from easyllm.spec.run import ServingSpec
+from easyllm.spec.inference import ServingSpec
 from tests.serving.served import LONG, Served, spec, wait_for
 
 MB = 1_000_000

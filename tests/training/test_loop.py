@@ -121,7 +121,8 @@ def test_the_parts_of_a_step_add_up(lives: Trained, layout: str) -> None:
     name = f"skipping-{layout}" if layout == "zero0" else f"whole-{layout}"
     for line in lives.metrics(name):
         parts = {phase: line[f"{phase}_seconds"] for phase in PHASES}
-        assert 0.8 * line["seconds"] < sum(parts.values()) < 1.1 * line["seconds"]
+        # the rest is Python in between
+        assert 0.7 * line["seconds"] < sum(parts.values()) <= line["seconds"]
         busy = [phase for phase, seconds in parts.items() if seconds > 0]
         assert busy == [phase for phase in PHASES if layout == "pipe" or phase != "bubble"]
 
