@@ -12,6 +12,7 @@ from easyllm.data.tokenizers import ByteLevelBPE
 from easyllm.launchers.local import Local
 from easyllm.models.families import Llama
 from easyllm.models.source import local_config
+from easyllm.spec import trainable
 from easyllm.spec.roles import ModelShape, Parallelism
 from easyllm.spec.run import HardwareSpec, ModelSpec, RunSpec, SmokeSpec
 
@@ -21,13 +22,14 @@ def shrink(run: RunSpec) -> RunSpec:
     limits = run.smoke
     assert limits is not None
     layout, ranks = _layout(run, limits)
+    model = _model(run, limits)
     steps = run.training.steps
     evaluate, checkpoint = run.training.evaluate, run.training.checkpoint
     return replace(
         run,
         smoke=None,
         name=f"{run.name}-smoke",
-        model=_model(run, limits),
+        model=model,
         data=replace(
             run.data,
             tokenizer=ByteLevelBPE(vocab_size=limits.vocab_size),
@@ -43,6 +45,7 @@ def shrink(run: RunSpec) -> RunSpec:
         training=replace(
             run.training,
             epochs=None,
+            freeze=_freeze(run, model),
             steps=limits.steps if steps is None else min(steps, limits.steps),
             evaluate=replace(evaluate, every=_at_most(evaluate.every, 2)),
             checkpoint=replace(checkpoint, every=_at_most(checkpoint.every, 2)),
@@ -78,6 +81,17 @@ def _layout(run: RunSpec, limits: SmokeSpec) -> tuple[Parallelism, int]:
     if "bounds" in fields:
         changes["bounds"] = ()  # of layers that are no longer there
     return replace(layout, **changes), stages * replicas
+
+
+def _freeze(run: RunSpec, model: ModelSpec) -> dict[str, str]:
+    """The patterns that match something of the smaller ``model``, which has fewer layers."""
+    layers = model.family.outline(model.config) if model.family else None
+    names = trainable.shapes(layers or [])
+    return {
+        key: pattern
+        for key, pattern in run.training.freeze.items()
+        if layers is None or any(trainable.matches(pattern, name) for name in names)
+    }
 
 
 def _model(run: RunSpec, limits: SmokeSpec) -> ModelSpec:

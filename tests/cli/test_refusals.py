@@ -259,6 +259,14 @@ def test_refused(words, told, empty, capsys, monkeypatch):
     assert not list(empty.iterdir()), "a refused spec leaves nothing behind"
 
 
+def test_a_package_that_is_not_installed(empty, capsys, monkeypatch):
+    monkeypatch.setattr("easyllm.preflight.machine.find_spec", lambda name: name != "peft" or None)
+    assert main(["+recipe=demo", "training.adapter=lora"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "LoRA" in message and "needs the package peft" in message
+    assert "pip install 'easyllm[lora]'" in message
+
+
 def test_all_problems_at_once(empty, capsys):
     words = ["model.pth=x", "training.steps=ten", "data.seq_len=0", "+recipe=demo",
              "parallelism.global_batch_size=7", "inference.prompts=absent.txt"]  # fmt: skip

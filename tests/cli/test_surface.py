@@ -102,6 +102,15 @@ def test_models_have_their_true_dimensions(model):
     assert shape.parameters == pytest.approx(PUBLISHED[model], rel=0.005)
 
 
+def test_smoke_leaves_out_what_the_small_model_lacks(folder, capsys):
+    """Layer 30 of 40 is not there."""
+    words = ["+recipe=llama13b_pipe", "+smoke=cpu", "stages=[]"]
+    freeze = ["training.freeze.top=model.layers.3?.*", "training.freeze.first=model.layers.0.*"]
+    assert main([*words, *freeze]) == 0
+    assert main([*words, "training.freeze.all='*'"]) == 2
+    assert "freezes all" in capsys.readouterr().err
+
+
 def test_smoke_wherever_it_stands(folder, capsys):
     for words in (["+smoke=cpu", "+recipe=llama13b_pipe"], ["+recipe=llama13b_pipe", "+smoke=cpu"]):
         assert main([*words, "stages=[]"]) == 0

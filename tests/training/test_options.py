@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
+from easyllm.errors import UserError
+from easyllm.models.adapted import adapted
 from easyllm.models.families import Llama
 from easyllm.parallelism.layouts import Pipeline
 from easyllm.spec.checks import problems, state_bytes
@@ -158,3 +162,18 @@ def test_what_is_offloaded_takes_no_device_memory(tmp_path: Any) -> None:
         return state_bytes(run, shape, trained) / shape.parameters
 
     assert [need(None), need(None, 0.5), need("optimizer"), need("parameters")] == [18, 10, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        ({"freeze": {"low": "layers.0"}}, "training.freeze.low=layers.0: matches no parameter"),
+        ({"freeze": {"all": "*"}}, "freezes all 21 parameters; freeze less"),
+        ({"adapter": {"_target_": "lora", "targets": ["c_attn"]}}, "targets=c_attn: matches no"),
+    ],
+)
+def test_patterns_for_a_model_that_is_known_late(tmp_path: Any, training: Any, told: str) -> None:
+    """Of a hub id nothing is known before its configuration is there, on the ranks."""
+    layers = Llama().layers(LlamaConfig(**LLAMA), "sdpa")
+    with pytest.raises(UserError, match=re.escape(told)):
+        adapted(run_spec(tmp_path, {"training": training}), layers)
