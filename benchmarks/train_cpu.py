@@ -51,6 +51,7 @@ def prepare(root: Path, layout: str, steps: int) -> Path:
         *("stages=[tokenize,train]", f"data.sources.jsonl.path={text}"),
         *(f"data.dir={root / 'store'}", *LAYOUTS[layout], "training.steps=0"),
         *("training.evaluate.fraction=0", "training.evaluate.every=null"),
+        "training.optimizer.fused=true",  # as the Trainer's is by default
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
