@@ -109,7 +109,7 @@ class Saver:
 
     def told(self) -> dict[str, Any]:
         """For the line of metrics: how long training stood still for checkpoints since it was
-        last asked, and which one became whole since, in how many seconds."""
+        last asked, and the newest that became whole since, in how many seconds."""
         found = self.whole
         if self.stalled is not None:
             found = {"save_seconds": self.stalled, **found}

@@ -51,7 +51,8 @@ def test_what_a_save_costs_is_told(lives: Trained, layout: str) -> None:
     assert "save_seconds" not in lines[0]
     assert all(line["save_seconds"] > 0 for line in lines[1:])
     saved = [line["saved_step"] for line in lines if "saved_step" in line]
-    assert saved == sorted(set(saved)) and saved[0] == 1 and set(saved) <= {1, 2, 3}
+    # where two became whole between two lines, the newer one is told
+    assert saved == sorted(set(saved)) and set(saved) <= {1, 2, 3} and saved[-1] >= 2
     for line in lines:
         if "saved_step" in line:
             assert line["saved_step"] < line["step"] and line["write_seconds"] > 0
