@@ -28,8 +28,9 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
+from easyllm.errors import UserError
 from easyllm.models.attention import Documents, arguments, implementation
-from easyllm.models.custom.modeling_baichuan import NormHead, NoRotary
+from easyllm.models.custom.modeling_baichuan import NormHead, NoRotary, normal_rows
 from easyllm.spec.roles import LayerShape
 from easyllm.spec.trainable import shapes
 
@@ -204,8 +205,30 @@ def chain(
     return value
 
 
+Unprojected = tuple[torch.Tensor, torch.Tensor]
+"""Logits that are not computed yet: hidden states ``(rows, tokens, hidden)``, and the matrix
+``(vocabulary, hidden)`` that makes logits of them."""
+
+
+def unprojected(head: Any, hidden: torch.Tensor) -> Unprojected:
+    """What ``head(hidden)`` would compute, left to the loss. Raises UserError for a head that
+    is more than a matrix."""
+    module = head.args[0] if isinstance(head, partial) else head  # a tied one, in a pipeline
+    if not isinstance(module, nn.Linear | nn.Embedding):
+        raise UserError(
+            f"training.loss=linear_cross_entropy takes a head that is one matrix, and this is a "
+            f"{type(module).__name__}; give training.loss=cross_entropy, or an adapter that "
+            "leaves the head alone"
+        )
+    if isinstance(module, NormHead):
+        return hidden, normal_rows(module.weight)
+    # a tensor of its own: DeepSpeed clears gradients when that of the first output arrives, and
+    # the weight's own may have been added up by then
+    return hidden, module.weight.view_as(module.weight)
+
+
 def causal_loss(
-    logits: torch.Tensor, labels: torch.Tensor, scale: torch.Tensor | float = 1.0
+    logits: torch.Tensor | Unprojected, labels: torch.Tensor, scale: torch.Tensor | float = 1.0
 ) -> torch.Tensor:
     """Cross entropy in fp32, summed over the trained tokens and multiplied by ``scale``.
 
@@ -213,7 +236,15 @@ def causal_loss(
     position its own token, or -100 where that token is not trained.
     """
     # labels move rather than logits, whose shifted copy would be the largest tensor of all
-    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-    return scale * nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), reduction="sum"
-    )
+    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+    if isinstance(logits, torch.Tensor):
+        return scale * nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), targets, reduction="sum"
+        )
+    hidden, weight = logits
+    # torch would add up bfloat16 losses in bfloat16
+    losses = nn.functional.linear_cross_entropy(
+        hidden.flatten(0, 1), weight, targets, reduction="none",
+        options=nn.LinearCrossEntropyOptions(),
+    )  # fmt: skip
+    return scale * losses.float().sum()

@@ -66,6 +66,8 @@ class TrainEngine(abc.ABC):
         self.accumulation = layout.accumulation(run.hardware.ranks)
         self.decoders = [spec.name for spec in layers if spec.decoder]
         self.modules, self.copies = {}, {}
+        self.projects = run.training.loss == "cross_entropy"
+        """Whether the head makes logits; else the loss does."""
         self.clock = StepClock(device)
         self.clock.watch_communication()
 

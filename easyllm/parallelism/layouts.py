@@ -119,6 +119,13 @@ class Zero(Parallelism):
                 "weights that ZeRO gathers within a layer break up what would be compiled",
                 f"give {key}.zero_stage=2 or model.compile=false", also=(f"{key}.zero_stage",),
             )  # fmt: skip
+        if run.training.loss == "linear_cross_entropy" and self.zero_stage == 3:
+            yield Problem(
+                "training.loss", run.training.loss,
+                "the loss needs the head's weight, which ZeRO gathers for the head alone",
+                f"give {key}.zero_stage=2 or training.loss=cross_entropy",
+                also=(f"{key}.zero_stage",),
+            )  # fmt: skip
         least = 0 if self.offload is None else 1 if self.offload == "optimizer" else 3
         if self.zero_stage < least:
             yield Problem(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from easyllm.errors import UserError
 from easyllm.models.attention import Documents
-from easyllm.models.layers import LayerSpec, causal_loss, chain, outline
+from easyllm.models.layers import LayerSpec, causal_loss, chain, outline, unprojected
 from easyllm.parallelism import partition, world
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
@@ -112,6 +113,7 @@ class _Stages(PipelineModule):
 
     def __init__(self, engine: PipelineTrainEngine, bounds: list[int]):
         self._decoders = [spec.decoder for spec in engine.layers]
+        self._projects = engine.projects
         super().__init__(
             layers=engine.specs(),
             num_stages=engine.layout.pipeline_stages,
@@ -127,9 +129,13 @@ class _Stages(PipelineModule):
 
     def forward(self, forward_input: tuple[torch.Tensor, torch.Tensor]) -> Any:
         value, positions = forward_input
-        layers = zip(self.forward_funcs, self._decoders[self._own], strict=True)
+        last = self._own.stop == len(self._decoders)
+        functions = list(self.forward_funcs)
+        if last and not self._projects:
+            functions[-1] = partial(unprojected, functions[-1])
+        layers = zip(functions, self._decoders[self._own], strict=True)
         value = chain(layers, value, Documents.of(positions))
-        return value if self._own.stop == len(self._decoders) else (value, positions)
+        return value if last else (value, positions)
 
 
 class _Own(DeepSpeedLayer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from easyllm.models.attention import Documents
-from easyllm.models.layers import LayerSpec, causal_loss, chain
+from easyllm.models.layers import LayerSpec, Unprojected, causal_loss, chain, unprojected
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
 from easyllm.spec.run import RunSpec
@@ -33,7 +34,7 @@ class ZeroTrainEngine(TrainEngine):
 
     def _model(self) -> nn.Module:
         self.check_weights(self.layers)
-        model = _Chain()
+        model = _Chain(self.projects)
         with self.loading(len(self.layers)):
             for spec in self.layers:
                 if spec.tied_to is None:
@@ -98,8 +99,9 @@ class ZeroTrainEngine(TrainEngine):
 class _Chain(nn.Module):
     """Layers one after the other, nested so that parameters have their Hugging Face names."""
 
-    def __init__(self) -> None:
+    def __init__(self, projects: bool) -> None:
         super().__init__()
+        self.projects = projects
         self.specs: list[LayerSpec] = []
 
     def append(self, spec: LayerSpec, layer: nn.Module) -> None:
@@ -112,6 +114,10 @@ class _Chain(nn.Module):
         owner.add_module(last, layer)
         self.specs.append(spec)
 
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        layers = ((self.get_submodule(spec.name), spec.decoder) for spec in self.specs)
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | Unprojected:
+        layers: list[tuple[Any, bool]] = [
+            (self.get_submodule(spec.name), spec.decoder) for spec in self.specs
+        ]
+        if not self.projects:
+            layers[-1] = partial(unprojected, layers[-1][0]), False
         return chain(layers, ids, Documents.of(positions))

@@ -71,6 +71,10 @@ class TrainingSpec:
     freeze: dict[str, str] = empty()
     """Patterns, by names of your own, of the parameters that are not trained: globs such as
     ``model.layers.[0-7].*``, or regular expressions after ``re:``, that fit a whole name."""
+    loss: Literal["cross_entropy", "linear_cross_entropy"] = "cross_entropy"
+    """The loss by its name in torch. ``linear_cross_entropy`` takes the head with it, some
+    tokens at a time, so that the logits, tokens times vocabulary, are never whole in memory;
+    the backward pass computes them again. The same but for rounding."""
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest norm of the gradient over all parameters; 0 does not clip."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

@@ -40,6 +40,7 @@ class Train(Stage):
         "training.epochs",
         "training.adapter",
         "training.freeze",
+        "training.loss",
         "training.optimizer",
         "training.schedule",
         "training.gradient_clipping",

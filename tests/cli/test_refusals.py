@@ -213,6 +213,10 @@ REFUSALS = {
         ["+recipe=llama3_8b", "model.compile=true", "parallelism.zero_stage=3"],
         ["model.compile = true", "give parallelism.zero_stage=2"],
     ),
+    "a loss that takes the head's weight where it is split": (
+        ["+recipe=llama3_8b", "training.loss=linear_cross_entropy", "parallelism.zero_stage=3"],
+        ["training.loss = linear_cross_entropy", "give parallelism.zero_stage=2"],
+    ),
     "several values without -m": (
         ["+recipe=demo", "seed=1,2"],
         ["seed = 1,2", "add -m"],

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from easyllm.errors import UserError
 from easyllm.models.attention import Documents, arguments
-from easyllm.models.layers import causal_loss, chain, decoder_layers, parameter_shapes
+from easyllm.models.custom.modeling_baichuan import NormHead
+from easyllm.models.layers import (
+    causal_loss,
+    chain,
+    decoder_layers,
+    parameter_shapes,
+    unprojected,
+)
 from easyllm.models.weights import RandomWeights, WeightFiles, fill
 from tests.support import LLAMA
 
@@ -193,3 +205,44 @@ def test_parameters_have_transformers_names_and_shapes() -> None:
             name: parameter.shape for name, parameter in LlamaForCausalLM(config).named_parameters()
         }
         assert parameter_shapes(decoder_layers(config, "sdpa")) == expected
+
+
+HEADS: dict[str, Callable[[], Any]] = {
+    "matrix": lambda: nn.Linear(48, 800, bias=False),
+    "normalised": lambda: NormHead(48, 800, bias=False),
+    "tied": lambda: partial(
+        lambda embedding, hidden: nn.functional.linear(hidden, embedding.weight),
+        nn.Embedding(800, 48),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_loss_that_takes_the_head_with_it_is_the_loss_of_its_logits(
+    kind: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(4)
+    head = HEADS[kind]()
+    module = head.args[0] if kind == "tied" else head
+    module.to(dtype)
+    ids = torch.randint(0, 800, (2, 130))
+    ids[0, 20:50] = -100
+    given = torch.randn(2, 130, 48).to(dtype)
+    found = []
+    for take in (lambda hidden: head(hidden), partial(unprojected, head)):
+        hidden = given.clone().requires_grad_()
+        module.zero_grad()
+        loss = causal_loss(take(hidden), ids, 0.01)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        found.append([loss.detach(), hidden.grad.float(), module.weight.grad.float()])
+    close = 1e-5 if dtype == torch.float32 else 2e-2
+    for whole, some in zip(*found, strict=True):
+        assert float((some - whole).norm() / whole.norm()) < close
+    assert float(found[1][0]) == pytest.approx(float(found[0][0]), rel=1e-3)
+
+
+def test_a_head_that_is_no_matrix_is_not_left_to_the_loss() -> None:
+    with pytest.raises(UserError, match=r"training\.loss=.* a Sequential; give training\.loss="):
+        unprojected(nn.Sequential(nn.Linear(4, 8)), torch.zeros(1, 2, 4))

@@ -101,6 +101,7 @@ def watched_optimizer(seen: dict[str, Any]) -> Iterator[None]:
             "compiled": [name for name, layer in engine.modules.items()
                          if layer._compiled_call_impl is not None],
             "fused": engine.optimizer.defaults.get("fused"),
+            "logits": engine.projects,
         }  # fmt: skip
 
         def stepping(*arguments: Any, **named: Any) -> Any:

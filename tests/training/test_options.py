@@ -27,11 +27,14 @@ from tests.training.conftest import (
 from tests.training.test_layouts import check_losses
 
 FUSED = {"training": {"optimizer": {"fused": True}}}
+LOSS = {"training": {"loss": "linear_cross_entropy"}}
 HALF = {"model": {"dtype": "bfloat16"}}
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fused-zero0": ({"_target_": ZERO, "zero_stage": 0}, FUSED),
     "fused-zero3": ({"_target_": ZERO, "zero_stage": 3}, FUSED),
     "fused-pipe2": ({"_target_": PIPELINE}, FUSED),
+    "loss-pipe2": ({"_target_": PIPELINE}, LOSS),
+    "loss-zero2": ({"_target_": ZERO, "zero_stage": 2}, LOSS),
     "second-pipe2": ({"_target_": PIPELINE, "checkpoint_activations": 2}, {}),
     "third-zero3": ({"_target_": ZERO, "zero_stage": 3, "checkpoint_activations": 3}, {}),
     "offload-zero1": ({"_target_": ZERO, "zero_stage": 1, "offload": "optimizer"}, {}),
@@ -40,6 +43,14 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "offload-all": ({"_target_": ZERO, "zero_stage": 3, "offload": "parameters"}, FUSED),
 }
 """By name: the layout, and what else is not as ever."""
+BFLOAT16 = [
+    "fused-pipe2",
+    "loss-pipe2",
+    "loss-zero2",
+    "fused-zero3",
+    "offload-zero2",
+    "offload-all",
+]
 COMPILED = {
     "pipe2": {"_target_": PIPELINE},
     "zero2-recomputed": {"_target_": ZERO, "zero_stage": 2, "checkpoint_activations": True},
@@ -52,7 +63,9 @@ def optional(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     for name, (layout, over) in OPTIONS.items():
         config = merged(small.config("untied", layout, 2), over)
         cases.append({"name": name, "config": config})
-    for name in ("fused-pipe2", "fused-zero3", "offload-zero2", "offload-all"):
+    tied = merged(small.config("tied", {"_target_": PIPELINE}, 2), LOSS)
+    cases.append({"name": "tied-loss-pipe2", "config": tied})
+    for name in BFLOAT16:
         layout, over = OPTIONS[name]
         config = merged(merged(small.config("untied", layout, 2), over), HALF)
         cases.append({"name": f"bf16-{name}", "config": config})
@@ -72,16 +85,21 @@ def test_options_change_no_loss(small: Small, optional: Trained, option: str) ->
     check_losses(small, optional, "untied", option, run=option)
 
 
+def test_a_tied_head_is_taken_into_the_loss(small: Small, optional: Trained) -> None:
+    check_losses(small, optional, "tied", "tied-loss-pipe2", run="tied-loss-pipe2")
+
+
 def test_options_are_at_work(optional: Trained) -> None:
     def told(option: str) -> list[Any]:
         return [seen["built"] for seen in optional.seen(option)]
 
-    rest: dict[str, Any] = {"recomputed": [], "compiled": []}
+    rest: dict[str, Any] = {"recomputed": [], "compiled": [], "logits": True}
     states, everything = ["optimizer"], ["optimizer", "parameters"]
     assert told("offload-zero1") == [{"offloaded": states, "fused": None, **rest}] * 2
     assert told("offload-all")[0] == {"offloaded": everything, "fused": True, **rest}
     layers = [built["recomputed"] for built in told("second-pipe2")]
     assert layers == [["model.layers.0"], ["model.layers.2"]]
+    assert [told(option)[1]["logits"] for option in ("loss-pipe2", "loss-zero2")] == [False] * 2
     assert told("third-zero3")[1]["recomputed"] == ["model.layers.0", "model.layers.3"]
 
 
@@ -107,7 +125,7 @@ def test_compiled_layers_train_the_same(small: Small, compiled: Trained, layout:
     assert compiled.seen(layout)[0]["built"]["compiled"][0] == "model.layers.0"
 
 
-@pytest.mark.parametrize("option", ["fused-pipe2", "fused-zero3", "offload-zero2", "offload-all"])
+@pytest.mark.parametrize("option", BFLOAT16)
 def test_bfloat16_keeps_its_fp32_weights(optional: Trained, option: str) -> None:
     plain = "bf16-zero3" if option in ("fused-zero3", "offload-all") else "bf16-zero1"
     expected = [line["loss"] for line in optional.metrics(plain)]
