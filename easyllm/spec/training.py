@@ -74,7 +74,7 @@ class TrainingSpec:
     loss: Literal["cross_entropy", "linear_cross_entropy"] = "cross_entropy"
     """The loss by its name in torch. ``linear_cross_entropy`` takes the head with it, some
     tokens at a time, so that the logits, tokens times vocabulary, are never whole in memory;
-    the backward pass computes them again. The same but for rounding."""
+    the backward pass computes them again. The same but for rounding; on a CPU much slower."""
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest norm of the gradient over all parameters; 0 does not clip."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
