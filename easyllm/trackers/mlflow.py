@@ -125,6 +125,8 @@ class Writer:
     def __init__(self, client: Any, run: str, done: int):
         self._client, self._run, self._done = client, run, done
         self._waiting: list[Any] = []
+        self._told = False
+        """Whether it was said that something cannot be sent."""
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Record the numbers among ``values`` at ``step``, unless the run has that step: it was
@@ -148,7 +150,7 @@ class Writer:
                 self._client.log_batch(self._run, metrics=some)
                 del self._waiting[: len(some)]
         except Exception as error:
-            if not getattr(self, "_told", False):
+            if not self._told:
                 print(f"MLflow: {_short(error)}; trying again each step", file=sys.stderr)
                 self._told = True
 

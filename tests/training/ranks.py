@@ -22,10 +22,13 @@ from easyllm.parallelism import world
 
 DEVICE = world.start("cpu")
 
+import torch  # noqa: E402
 from deepspeed.utils import groups  # noqa: E402  after the accelerator is settled
 
 from easyllm.data.rows import open_rows  # noqa: E402
 from easyllm.errors import UserError  # noqa: E402
+from easyllm.models.layers import causal_loss  # noqa: E402
+from easyllm.parallelism import pipeline, zero  # noqa: E402
 from easyllm.parallelism.engine import TrainEngine  # noqa: E402
 from easyllm.paths import RunPaths  # noqa: E402
 from easyllm.training import checkpoints  # noqa: E402
@@ -86,7 +89,8 @@ def die_saving(rank: int, step: int) -> None:
 @contextlib.contextmanager
 def watched_optimizer(seen: dict[str, Any]) -> Iterator[None]:
     """Note how the engine was built, and at each update how many numbers the optimizer steps
-    and which parameters have a gradient that it is not to step."""
+    and which parameters have a gradient that it is not to step; and whether the loss is given
+    logits."""
     initialize = TrainEngine.initialize
 
     def watching(engine: Any, model: Any) -> Any:
@@ -101,7 +105,6 @@ def watched_optimizer(seen: dict[str, Any]) -> Iterator[None]:
             "compiled": [name for name, layer in engine.modules.items()
                          if layer._compiled_call_impl is not None],
             "fused": engine.optimizer.defaults.get("fused"),
-            "logits": engine.projects,
         }  # fmt: skip
 
         def stepping(*arguments: Any, **named: Any) -> Any:
@@ -115,11 +118,19 @@ def watched_optimizer(seen: dict[str, Any]) -> Iterator[None]:
         engine.optimizer.step = stepping
         return runtime
 
+    def losing(logits: Any, *rest: Any) -> Any:
+        seen["logits"] = isinstance(logits, torch.Tensor)
+        return causal_loss(logits, *rest)
+
     TrainEngine.initialize = watching  # type: ignore[method-assign]
+    for module in (pipeline, zero):
+        module.causal_loss = losing  # type: ignore[attr-defined]
     try:
         yield
     finally:
         TrainEngine.initialize = initialize  # type: ignore[method-assign]
+        for module in (pipeline, zero):
+            module.causal_loss = causal_loss  # type: ignore[attr-defined]
 
 
 def main(cases: Path) -> None:

@@ -93,13 +93,14 @@ def test_options_are_at_work(optional: Trained) -> None:
     def told(option: str) -> list[Any]:
         return [seen["built"] for seen in optional.seen(option)]
 
-    rest: dict[str, Any] = {"recomputed": [], "compiled": [], "logits": True}
+    rest: dict[str, Any] = {"recomputed": [], "compiled": []}
     states, everything = ["optimizer"], ["optimizer", "parameters"]
     assert told("offload-zero1") == [{"offloaded": states, "fused": None, **rest}] * 2
     assert told("offload-all")[0] == {"offloaded": everything, "fused": True, **rest}
     layers = [built["recomputed"] for built in told("second-pipe2")]
     assert layers == [["model.layers.0"], ["model.layers.2"]]
-    assert [told(option)[1]["logits"] for option in ("loss-pipe2", "loss-zero2")] == [False] * 2
+    for option in ("fused-pipe2", "loss-pipe2", "loss-zero2"):
+        assert optional.seen(option)[1]["logits"] == (option == "fused-pipe2")
     assert told("third-zero3")[1]["recomputed"] == ["model.layers.0", "model.layers.3"]
 
 
