@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from easyllm.data import pool
 from easyllm.data.pool import Pool, Processes
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import DataEngine
@@ -22,6 +23,9 @@ from easyllm.spec.types import PositiveFloat
 STAGES = {"tokenize", "shuffle", "repartition"}
 """What a data engine runs."""
 
+SMALL = 1 << 24
+"""Bytes for which no process is started before it is known that there is work for it."""
+
 JAVA = 17
 """The oldest Java that Spark 4 runs on."""
 
@@ -30,10 +34,14 @@ JAVA = 17
 class Local(DataEngine):
     """Processes of this machine, ``data.workers`` of them within ``data.memory_gb``."""
 
+    def start(self, run: RunSpec, size: int) -> None:
+        if size > SMALL and run.data.workers != 1:
+            pool.start()
+
     @contextmanager
     def open(self, run: RunSpec, scratch: Path) -> Iterator[Pool]:
-        with Processes() as pool:
-            yield pool
+        with Processes() as processes:
+            yield processes
 
 
 @dataclass(frozen=True, kw_only=True)

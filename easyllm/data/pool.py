@@ -35,9 +35,6 @@ class Pool(abc.ABC):
     ``map`` is all that an engine must have.
     """
 
-    def start(self) -> None:  # noqa: B027  (an engine need not)
-        """Begin to start what ``map`` will need, if that takes long, and return at once."""
-
     @abc.abstractmethod
     def map(
         self,
@@ -77,10 +74,6 @@ class Processes(Pool):
         trace: TracebackType | None,
     ) -> None:
         self._stop()
-
-    def start(self) -> None:
-        _context()
-        forkserver.ensure_running()
 
     def map(
         self,
@@ -125,6 +118,12 @@ class Processes(Pool):
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
         self._executor = None
+
+
+def start() -> None:
+    """Begin to start what ``Processes`` will need, which takes a moment; returns at once."""
+    _context()
+    forkserver.ensure_running()
 
 
 def default_workers() -> int:

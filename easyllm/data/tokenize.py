@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.data import inputs, store
-from easyllm.data.chunks import CHUNK, Chunk, chunks, files, shown
+from easyllm.data.chunks import Chunk, chunks, files, shown
 from easyllm.data.encoding import Vocabulary, encode, load_tokenizer
 from easyllm.data.exactness import Engine, choose, compared, load
 from easyllm.data.identity import encoding, tokens_identity
@@ -45,8 +45,6 @@ def tokenize(run: RunSpec) -> dict[str, Any]:
 def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
     total = sum(inputs.size(file) for n, r in run.data.sources.items() for file in files(n, r))
     with scratch(place, "tokenize") as folder, run.data.engine.open(run, folder) as pool:
-        if total > CHUNK[1]:
-            pool.start()
         identity = _tokenizer(run, place, workshop)
         engine = choose(run.data.encoder, place.tokenizer, identity, RunPaths(run).models)
         began = time.perf_counter()

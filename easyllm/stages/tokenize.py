@@ -32,6 +32,8 @@ class Tokenize(Stage):
         return manifest.paths(self.paths(run).store, self.name)
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
+        files = [file for file in self.inputs(run) if isinstance(file, Path)]
+        run.data.engine.start(run, sum(file.stat().st_size for file in files))
         from easyllm.data.tokenize import tokenize
 
         return tokenize(run)

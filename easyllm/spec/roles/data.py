@@ -182,6 +182,10 @@ class DataEngine(Component):
     and the token store under the same paths.
     """
 
+    def start(self, run: RunSpec, size: int) -> None:
+        """Begin to start what a stage with inputs of ``size`` bytes will need, while its code
+        is imported; returns at once."""
+
     @abc.abstractmethod
     def open(self, run: RunSpec, scratch: Path) -> contextlib.AbstractContextManager[Any]:
         """Start it for one stage and stop it when the block ends; gives an
