@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ class Tokenize(Stage):
         return manifest.paths(self.paths(run).store, self.name)
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
-        files = [file for file in self.inputs(run) if isinstance(file, Path)]
-        run.data.engine.start(run, sum(file.stat().st_size for file in files))
+        with contextlib.suppress(OSError):  # a file that is not there is told of below
+            files = [file for file in self.inputs(run) if isinstance(file, Path)]
+            run.data.engine.start(run, sum(file.stat().st_size for file in files))
         from easyllm.data.tokenize import tokenize
 
         return tokenize(run)
