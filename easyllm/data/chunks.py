@@ -17,7 +17,7 @@ from easyllm.spec.roles import File, Part, Reader, Record, Rejected
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
 
-CHUNK = 1 << 22, 1 << 24
+CHUNK = 1 << 23, 1 << 24
 """Bytes of text, or of a file read in parts, that become a parquet file: at least, at most."""
 
 CHUNKS = 128

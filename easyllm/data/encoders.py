@@ -7,12 +7,13 @@ To add your own, subclass ``easyllm.spec.roles.Encoder`` and name the class by
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.metadata
 import io
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,12 @@ REMEMBERED, WATCHED = 1 << 30, 1 << 25
 
 LONG = 2000
 """Characters of a text, on average, from which a call for each costs nothing."""
+
+
+@functools.cache
+def version(package: str) -> str:
+    """An installed package's version; looking it up reads the whole description."""
+    return importlib.metadata.version(package)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyllm.data.encoders import FASTEST, HuggingFace, save
+from easyllm.data.encoders import FASTEST, HuggingFace, save, version
 from easyllm.data.encoding import Vocabulary, by_transformers, load_tokenizer
 from easyllm.data.templates import end_of_sequence
 from easyllm.errors import UserError

@@ -301,8 +301,10 @@ def test_a_stopped_run_leaves_no_jvm(number: int, status: int, texts: Path, tmp_
         cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
-    running = jvm(psutil.Process(process.pid))
-    time.sleep(3)
+    assert process.stderr
+    while not (line := process.stderr.readline()).startswith("texts are encoded"):
+        assert line, "it has ended"
+    running = jvm(psutil.Process(process.pid))  # and its first job, of seconds, is begun
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status, errors
