@@ -45,6 +45,8 @@ class TrainEngine(abc.ABC):
     """Replicas."""
     reads_data: bool
     """Whether this rank wants micro-batches; the others are given none."""
+    counts_data: bool
+    """Whether it is the one of its replica that tells how many trained tokens they hold."""
     modules: dict[str, nn.Module]
     """The layers this rank answers for, by the beginning of their parameters' names."""
     copies: dict[str, nn.Module]
@@ -73,7 +75,8 @@ class TrainEngine(abc.ABC):
 
     @abc.abstractmethod
     def train_batch(self, batches: Iterable[Batch]) -> float:
-        """One optimizer step over ``accumulation`` micro-batches a replica; returns its loss."""
+        """One optimizer step over ``accumulation`` micro-batches a replica; returns this rank's
+        part of its loss, which all ranks' parts add up to."""
 
     @abc.abstractmethod
     def evaluate(self, batches: Iterable[Batch], count: int) -> float:

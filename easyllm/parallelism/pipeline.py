@@ -38,7 +38,8 @@ class PipelineTrainEngine(TrainEngine):
         self.runtime = self.initialize(self.pipeline)
         self.clock.watch_pipeline(self.runtime)
         # the last stage needs the labels, the first the token ids
-        self.reads_data = self.runtime.is_first_stage() or self.runtime.is_last_stage()
+        self.counts_data = self.runtime.is_first_stage()
+        self.reads_data = self.counts_data or self.runtime.is_last_stage()
 
     def load_stage(self) -> None:
         """Build this rank's layers and read their weights."""
@@ -96,7 +97,8 @@ class PipelineTrainEngine(TrainEngine):
         return group
 
     def train_batch(self, batches: Iterable[Batch]) -> float:
-        return float(self.runtime.train_batch(iter(batches)).item())
+        loss = float(self.runtime.train_batch(iter(batches)).item())
+        return loss if world.first() else 0.0  # DeepSpeed has told it to all ranks
 
     def evaluate(self, batches: Iterable[Batch], count: int) -> float:
         loss = self.runtime.eval_batch(iter(batches), num_micro_batches=count)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ZeroTrainEngine(TrainEngine):
-    reads_data = True
+    reads_data = counts_data = True
 
     def __init__(self, run: RunSpec, layout: Zero, **parts: Any):
         super().__init__(run, layout, **parts)
@@ -69,23 +69,19 @@ class ZeroTrainEngine(TrainEngine):
             with phase("optimizer"):
                 self.runtime.step()
             total += loss.detach()
-        return self._mean(total, self.accumulation)
+        return total.item() / (self.accumulation * self.data_size)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], count: int) -> float:
         self.runtime.eval()
-        losses = [self._loss(batch) for batch in islice(batches, count)]
-        return self._mean(torch.stack(losses).sum(), count)
+        total = torch.stack([self._loss(batch) for batch in islice(batches, count)]).sum()
+        dist.all_reduce(total)
+        return total.item() / (count * self.data_size)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         (ids, positions), (labels, scale) = batch
         logits = self.runtime(ids.to(self.device), positions.to(self.device))
         return causal_loss(logits, labels.to(self.device), scale.to(self.device))
-
-    def _mean(self, total: torch.Tensor, count: int) -> float:
-        with self.clock.phase("communication"):
-            dist.all_reduce(total)
-            return total.item() / (count * self.data_size)
 
     @contextlib.contextmanager
     def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:

@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from easyllm.data.rows import Row
 from easyllm.errors import UserError
-from easyllm.parallelism.engine import Batch, TrainEngine
+from easyllm.parallelism.engine import Batch
 
 
-def scaled(
-    rows: Sequence[Sequence[Row]], engine: TrainEngine, vocab_size: int
-) -> tuple[list[Batch], int]:
-    """This rank's micro-batches, and the trained tokens of all replicas' together.
+@dataclass(frozen=True)
+class Share:
+    """What this rank reads of a step's or an evaluation's rows."""
 
-    The engine takes the mean over micro-batches and replicas; their number over the trained
-    tokens is the scale that makes it the mean over tokens. Must be called by every rank of
-    the replica group. Raises UserError for a token that the model does not have.
-    """
-    tensors = [
-        [torch.from_numpy(np.stack(part)) for part in zip(*micro, strict=True)] for micro in rows
-    ]
-    for ids, _, _ in tensors:
-        if (largest := int(ids.max())) >= vocab_size:
-            raise UserError(
-                f"model.config.vocab_size={vocab_size}, but the data holds token {largest}; "
-                "tokenize with the model's own tokenizer, or give model.init=random "
-                "model.overrides.vocab_size"
-            )
-    # a row's first token is predicted from nothing
-    own = sum(int((labels[:, 1:] != -100).sum()) for _, labels, _ in tensors)
-    trained = engine.sum_over_replicas(own)
-    scale = torch.tensor(len(tensors) * engine.data_size / max(1, trained))
-    return [((ids, positions), (labels, scale)) for ids, labels, positions in tensors], trained
+    tensors: list[list[torch.Tensor]]
+    """Token ids, labels and positions of each micro-batch, ``(rows, tokens)`` each."""
+    trained: int
+    """Trained tokens among them."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Row]], vocab_size: int) -> Share:
+        """Raises UserError for a token that the model does not have."""
+        tensors = [
+            [torch.from_numpy(np.stack(part)) for part in zip(*micro, strict=True)]
+            for micro in rows
+        ]
+        for ids, _, _ in tensors:
+            if (largest := int(ids.max())) >= vocab_size:
+                raise UserError(
+                    f"model.config.vocab_size={vocab_size}, but the data holds token {largest}; "
+                    "tokenize with the model's own tokenizer, or give model.init=random "
+                    "model.overrides.vocab_size"
+                )
+        # a row's first token is predicted from nothing
+        trained = sum(int((labels[:, 1:] != -100).sum()) for _, labels, _ in tensors)
+        return cls(tensors, trained)
+
+    def scaled(self, trained: int, replicas: int) -> list[Batch]:
+        """The micro-batches, of ``replicas`` that have ``trained`` tokens to train together.
+
+        The engine takes the mean over micro-batches and replicas; their number over the trained
+        tokens is the scale that makes it the mean over tokens.
+        """
+        scale = torch.tensor(len(self.tensors) * replicas / max(1, trained))
+        return [((ids, positions), (labels, scale)) for ids, labels, positions in self.tensors]
+
+
+NOTHING = Share([], 0)
 
 
 def dealt(rows: Sequence[Row], size: int, data_rank: int, replicas: int) -> list[list[Row]]:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 
 from easyllm.data.rows import Rows
 from easyllm.errors import UserError
-from easyllm.files import new_file
 from easyllm.models.adapted import adapted
 from easyllm.models.config import family_of, fit_tokenizer, hf_config
 from easyllm.models.layers import outline
 from easyllm.models.names import Names
 from easyllm.parallelism import world
-from easyllm.parallelism.engine import Batch, TrainEngine
+from easyllm.parallelism.engine import TrainEngine
 from easyllm.parallelism.timing import PHASES
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
 from easyllm.spec import trainable
 from easyllm.spec.run import RunSpec
-from easyllm.training import checkpoints, optimizer_state
-from easyllm.training.batches import dealt, micro_batches, scaled
+from easyllm.training import checkpoints, evaluation, optimizer_state
+from easyllm.training.batches import NOTHING, Share
 from easyllm.training.metrics import (
     MetricsLog,
     flops_per_token,
@@ -66,6 +62,10 @@ class Training:
     """A model in training: its place in the data, its engine, what it tells of itself."""
 
     engine: TrainEngine
+    ahead: Share
+    """What this rank trains on in the next step."""
+    ahead_trained: int
+    """The trained tokens of all replicas' in it, told with the sums of the step before."""
 
     def __init__(self, run: RunSpec, rows: Rows, device: torch.device):
         self.run, self.rows, self.device = run, rows, device
@@ -116,7 +116,9 @@ class Training:
                 set_aside(paths, but=checkpoints.location(paths.checkpoints, 0))
         self.heldout = self.rows.heldout() if self.run.training.evaluate.fraction else []
         if world.first() and self.heldout:
-            self._write_heldout(paths.heldout)
+            evaluation.write(self.heldout, paths.heldout)
+        self.ahead = self._read_ahead()
+        self.ahead_trained = self.engine.sum_over_replicas(self.ahead.trained)
 
     def records(self) -> MetricsLog:
         """Where this rank's steps are recorded; only rank 0's are kept."""
@@ -134,17 +136,21 @@ class Training:
     def turn(self, log: MetricsLog, stop: Stop) -> dict[str, Any]:
         """Train one step, record it, save where that is due; returns its line of metrics.
 
-        Raises Stopped, with all saved, where any rank was asked to stop or the next step would
-        exceed ``training.budget``.
+        Raises UserError for a loss that is not finite; Stopped, with all saved, where any rank
+        was asked to stop or the next step would exceed ``training.budget``.
         """
         begin = time.perf_counter()
-        line = self.advance()
+        line, part = self.advance()
         self.longest = max(self.longest, time.perf_counter() - begin)
         spent = world.first() and self._spent(stop)
-        times = self.times.values()
+        counted = self.ahead.trained if self.engine.counts_data else 0
         flags = (float(stop.asked), float(spent), float(self.saver.written))
-        # one message for all that the ranks have to tell each other
-        asked, over, written, *sums = world.sums([*flags, *times], self.device)
+        # one message for all that the ranks have to tell each other: each costs them a wait
+        loss, trained, asked, over, written, *sums = world.sums(
+            [part, counted, *flags, *self.times.values()], self.device
+        )
+        self.ahead_trained = int(trained)
+        line |= self._outcome(loss, line["grad_norm"])
         line |= self._speed(*(total / world.size() for total in sums))
         if written == world.size():
             self.saver.finish()
@@ -168,8 +174,8 @@ class Training:
         saving = self.saver.longest
         return budget is not None and stop.seconds + self.longest + saving > budget
 
-    def advance(self) -> dict[str, Any]:
-        """Train one step; returns its line of metrics."""
+    def advance(self) -> tuple[dict[str, Any], float]:
+        """Train one step; returns its line of metrics, and this rank's part of its loss."""
         world.beat(f"step {self.step + 1}")
         profiled = self.profiler.before(self.step + 1)
         begin = time.perf_counter()
@@ -177,30 +183,29 @@ class Training:
         engine.clock.start()
         lr = optimizer.lr * self.run.training.schedule.factor(self.step, self.total)
         engine.set_lr(lr)
-        with engine.clock.phase("data"):
-            batches, trained = self._batches()
+        trained = self.ahead_trained
         seed_step(self.run.seed, self.step, world.rank())
-        loss, norm = engine.train_batch(batches), engine.grad_norm
-        skipped = self._skipped(loss, norm)
+        part = engine.train_batch(self.ahead.scaled(trained, engine.data_size))
         self.step += 1
         self.samples += layout.global_batch_size
+        with engine.clock.phase("data"):
+            self.ahead = self._read_ahead()
         phases = engine.clock.stop()
         self.times = {"seconds": time.perf_counter() - begin, **phases}
         self.profiler.after(self.step)
         line = {
             "step": self.step,
-            "loss": None if skipped else loss,
+            "loss": None,
             "tokens": layout.global_batch_size * self.rows.seq_len,
             "trained_tokens": trained,
-            "grad_norm": None if skipped else norm,
+            "grad_norm": engine.grad_norm,
             "lr": lr,
             "memory_gb": peak_memory(self.device) / 1e9,
         }
-        line |= {"skipped": True} if skipped else {}
         line |= {"profiled": True} if profiled else {}
         if self.heldout and self.due(self.run.training.evaluate.every):
             line["eval_loss"] = self.evaluate()
-        return line
+        return line, part
 
     def _speed(self, seconds: float, *phases: float) -> dict[str, float]:
         """For the line of metrics: how fast a step was that took ``seconds`` in all and in its
@@ -215,46 +220,37 @@ class Training:
         found["seconds"] = seconds
         return found | {f"{name}_seconds": t for name, t in zip(PHASES, phases, strict=True)}
 
-    def _batches(self) -> tuple[list[Batch], int]:
-        """What this rank trains on in the next step, and the trained tokens of all replicas'."""
+    def _read_ahead(self) -> Share:
+        """What this rank trains on in the next step."""
         engine = self.engine
-        if not engine.reads_data:
-            return [], 0
+        if not engine.reads_data or self.step == self.total:
+            return NOTHING
         wanted = samples_of(self.samples, self.run.parallelism, engine.data_rank, engine.data_size)
         rows = [[self.rows.sample(index) for index in micro] for micro in wanted]
-        return scaled(rows, engine, self.config.vocab_size)
+        return Share.of(rows, self.config.vocab_size)
 
-    def _skipped(self, loss: float, norm: float) -> bool:
-        """Whether the step made no update. Raises UserError where that ends the run."""
+    def _outcome(self, loss: float, norm: float) -> dict[str, Any]:
+        """For the line of metrics: what a step came to, which made no update where it was not
+        finite. Raises UserError where that ends the run."""
         if math.isfinite(loss) and math.isfinite(norm):
-            return False
+            return {"loss": loss}
         if self.run.training.on_nonfinite == "skip" and not math.isfinite(norm):
-            return True
+            return {"loss": None, "grad_norm": None, "skipped": True}
         self.saver.finish()  # all ranks are here, and what was saved before is to stand
         raise UserError(
-            f"step {self.step + 1}: loss {loss}, norm of the gradient {norm}; what was saved "
+            f"step {self.step}: loss {loss}, norm of the gradient {norm}; what was saved "
             "before stands. Give a smaller training.optimizer.lr (now "
             f"{self.run.training.optimizer.lr:g}), a longer training.schedule.warmup, or "
             "training.on_nonfinite=skip to leave such steps out"
         )
 
     def evaluate(self) -> float:
-        """Mean cross entropy over the trained tokens of the held-out rows."""
-        engine, size = self.engine, self.run.parallelism.micro_batch_size
-        count = micro_batches(len(self.heldout), size, engine.data_size)
-        batches: list[Batch] = []
-        if engine.reads_data:
-            rows = dealt(self.heldout, size, engine.data_rank, engine.data_size)
-            batches, _ = scaled(rows, engine, self.config.vocab_size)
-        at_once, loss = engine.accumulation, 0.0
-        with progress("evaluate", count, "batch", visible=world.first()) as bar:
-            for begin in range(0, count, at_once):
-                world.beat(f"evaluation after step {self.step}")
-                some = min(at_once, count - begin)
-                loss += engine.evaluate(batches[begin : begin + some], some) * some / count
-                bar.update(some)
-        self.eval_loss = loss
-        return loss
+        size = self.run.parallelism.micro_batch_size
+        found = evaluation.evaluate(
+            self.engine, self.heldout, size, self.config.vocab_size, self.step
+        )
+        self.eval_loss = found
+        return found
 
     def save_untrained(self) -> None:
         """What a run of no steps leaves: the weights as they came, evaluated."""
@@ -297,21 +293,6 @@ class Training:
             "data_map": self.rows.cache,
         }
         return found if self.eval_loss is None else {**found, "eval_loss": self.eval_loss}
-
-    def _write_heldout(self, file: Path) -> None:
-        """Write what evaluation reads, one document a line: without the rows' boundaries,
-        which only this package knows, a plain loop over it finds the same loss."""
-        with new_file(file) as aside, aside.open("w", encoding="utf-8") as lines:
-            for row in self.heldout:
-                begins = np.flatnonzero(row.positions == 0)[1:]
-                for ids, labels in zip(
-                    np.split(row.input_ids, begins), np.split(row.labels, begins), strict=True
-                ):
-                    trained = np.flatnonzero(labels != -100)
-                    if len(trained):
-                        end = int(trained[-1]) + 1
-                        line = {"input_ids": ids[:end].tolist(), "labels": labels[:end].tolist()}
-                        lines.write(json.dumps(line) + "\n")
 
 
 def total_steps(run: RunSpec, rows: Rows) -> int:
