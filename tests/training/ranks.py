@@ -38,8 +38,8 @@ from tests.support import run_spec  # noqa: E402
 
 
 class Watched:
-    """Rows that remember which samples were read, send a signal at one of them, and take
-    ``delay`` seconds each."""
+    """Rows that remember which samples were read, send a signal in the step that trains on one
+    of them, and take ``delay`` seconds each."""
 
     def __init__(self, rows: Any, stop_at: int | None, number: str, delay: float):
         self.rows, self.stop_at, self.number = rows, stop_at, signal.Signals[number]
@@ -147,7 +147,10 @@ def main(cases: Path) -> None:
             die_saving(*case["killed_saving"])
         world.wait_for_all()
         number, delay = case.get("signal", "SIGTERM"), case.get("slow_data", 0.0)
-        rows = Watched(open_rows(run), case.get("stop_at"), number, delay)
+        stop_at = case.get("stop_at")
+        if stop_at is not None:
+            stop_at += run.parallelism.global_batch_size  # a step reads what the next one trains on
+        rows = Watched(open_rows(run), stop_at, number, delay)
         seen: dict[str, Any] = {"case": case["name"], "samples": rows.samples}
         try:
             with on_signals() as stop, watched_optimizer(seen):

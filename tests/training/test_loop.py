@@ -78,7 +78,7 @@ def test_a_start_ends_when_its_time_is_spent(lives: Trained) -> None:
         for rank in seen:
             assert rank["error"].startswith("Stopped: training.budget=")
             assert rank["error"].endswith(f"what it had is saved, step {number} of 4")
-    assert max(second[0]["samples"]) == 2 * GLOBAL_BATCH - 1
+    assert max(second[0]["samples"]) == 3 * GLOBAL_BATCH - 1  # and what the next would train on
     assert third[0]["report"]["steps"] == 4
     assert losses(lives, "", "budget") == losses(lives, "whole-pipe")
 
