@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from easyllm.spec.run import RunSpec
 
 CPU_CACHE_GB = 2.0
 """Memory for keys and values on a CPU at most, unless more is given."""
+APART, APART_MOST = 0.002, 0.1
+"""Seconds between the pieces of an answer at least: for each answer under way, and at most."""
 PAGE = {"cpu": 32, "cuda": 256}
 """Tokens a page of keys and values; flash attention asks for multiples of 256."""
 
@@ -37,7 +40,10 @@ class _Answer:
     prompt_tokens: int
     ends: frozenset[int]
     loop: asyncio.AbstractEventLoop
-    steps: asyncio.Queue[Step | EngineFailed] = field(default_factory=asyncio.Queue)
+    came: Step | EngineFailed | None = None
+    """What its reader has not taken yet: steps that come while it is busy become one."""
+    reader: asyncio.Future[None] | None = None
+    """What it waits for."""
     told: int = 0
     """Tokens in the steps so far."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -56,22 +62,57 @@ class _Answer:
             return Step(tokens[:-1], logprobs[:-1], "stop")
         return Step(tokens, logprobs, "length")
 
+    def hand_over(self, step: Step | EngineFailed) -> None:
+        """Give the reader a step; in its event loop."""
+        before = self.came
+        if isinstance(before, EngineFailed):
+            return
+        if before is not None and isinstance(step, Step):
+            step.tokens = before.tokens + step.tokens
+            step.logprobs = before.logprobs + step.logprobs
+        self.came = step
+        if self.reader is not None and not self.reader.done():
+            self.reader.set_result(None)
+
+    async def next(self) -> Step:
+        """What the answer has grown by since the last call. Raises EngineFailed."""
+        if self.came is None:
+            self.reader = self.loop.create_future()
+            await self.reader
+        step, self.came = self.came, None
+        if isinstance(step, EngineFailed):
+            raise step
+        assert step is not None
+        return step
+
 
 class _Router(OutputRouter):
-    """Takes a step's outputs to the event loops, waking each loop once."""
+    """Takes a step's outputs to the event loops, waking each loop once.
+
+    What a loop does to send a piece keeps the generation waiting, since the two threads take
+    turns at Python. So the more answers there are, the fewer pieces they come in: what is
+    passed over now is in the next output too.
+    """
 
     def __init__(self, answers: dict[str, _Answer]):
         super().__init__()
         self._answers = answers
+        self._due = 0.0
 
     def deliver(self, output: GenerationOutput) -> None:
         self.deliver_batch([output])
 
     def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Answer, Any]]] = {}
+        now = time.monotonic()
+        due = now >= self._due
+        if due:
+            self._due = now + min(APART * len(outputs), APART_MOST)
         for output in outputs:
             answer = self._answers.get(output.request_id)
-            if answer is not None:  # None: aborted meanwhile
+            if answer is None:  # aborted meanwhile
+                continue
+            if due or not answer.told or output.is_finished() or output.error is not None:
                 by_loop.setdefault(answer.loop, []).append((answer, answer.step(output)))
         for loop, grown in by_loop.items():
             if not loop.is_closed():
@@ -80,7 +121,7 @@ class _Router(OutputRouter):
 
 def _hand_over(grown: list[tuple[_Answer, Any]]) -> None:
     for answer, step in grown:
-        answer.steps.put_nowait(step)
+        answer.hand_over(step)
 
 
 class HFEngine:
@@ -169,20 +210,7 @@ class HFEngine:
             if not added:
                 raise EngineFailed("the engine has stopped")
             while not finished:
-                step = await answer.steps.get()
-                while isinstance(step, Step) and not answer.steps.empty():
-                    more = answer.steps.get_nowait()
-                    if isinstance(more, EngineFailed):
-                        step = more
-                    else:  # what came while the caller was busy comes together
-                        step = Step(
-                            step.tokens + more.tokens,
-                            step.logprobs + more.logprobs,
-                            more.finish_reason,
-                        )
-                if isinstance(step, EngineFailed):
-                    finished = True
-                    raise step
+                step = await answer.next()
                 finished = step.finish_reason is not None
                 yield step
         finally:

@@ -74,6 +74,10 @@ def _routes(service: Service) -> FastAPI:
     async def left(_request: Request, _error: ClientLeft) -> Response:
         return Response(status_code=CLIENT_LEFT)
 
+    # first, since routes are tried in turn
+    app.include_router(openai.routes(service))
+    app.include_router(generate.routes(service))
+
     @app.get("/health")
     async def health() -> JSONResponse:
         """Whether the process is alive; false once its engine has broken down."""
@@ -93,8 +97,6 @@ def _routes(service: Service) -> FastAPI:
 
     for path, name in FILES.items():
         app.add_api_route(path, _file(name), include_in_schema=False)
-    app.include_router(generate.routes(service))
-    app.include_router(openai.routes(service))
     return app
 
 

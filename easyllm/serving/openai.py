@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,10 +19,12 @@ from easyllm.inference.text import Piece
 from easyllm.serving.errors import Refused, error_body
 from easyllm.serving.requests import ChatRequest, CompletionRequest, OpenAIRequest
 from easyllm.serving.service import Ask, Note, Pieces, Service
-from easyllm.serving.streaming import Stream, unless_gone
+from easyllm.serving.streaming import Last, Stream, unless_gone
 from easyllm.spec.inference import SamplingSpec
 
 EVENTS = "text/event-stream"
+MARK = "\0"
+"""A text that no answer is."""
 
 
 def routes(service: Service) -> APIRouter:
@@ -120,35 +123,48 @@ async def _events(
     def event(choice: dict[str, Any]) -> str:
         return f"{begin}{encode(choice)}]}}\n\n"
 
+    # most chunks are a text and nothing else: what stands around it, by answer
+    around = [
+        "".join(map(event, shape.deltas(index, Piece(MARK, []), 0))).split(encode(MARK))
+        for index in range(len(asks))
+    ]
     lengths = [0] * len(asks)
+    left = len(asks)
 
     def events(pieces: Pieces) -> bytes:
+        nonlocal left
         parts: list[str] = []
         for index, piece in pieces:
+            left -= piece.finish_reason is not None
             if note.answers is not None:
                 note.answers[index] += piece.text
-            if piece.text or piece.logprobs or piece.finish_reason:
+            if piece.text and not (shape.told or piece.finish_reason):
+                before, after = around[index]
+                parts.append(f"{before}{quoted(piece.text)}{after}")
+            elif piece.text or piece.logprobs or piece.finish_reason:
                 parts += map(event, shape.deltas(index, piece, lengths[index]))
             lengths[index] += len(piece.text)
-        return "".join(parts).encode()
+        if not left:
+            if usage:
+                last = {**head, "choices": [], "usage": _usage(note)}
+                parts.append(f"data: {json.dumps(last)}\n\n")
+            parts.append("data: [DONE]\n\n")
+        data = "".join(parts).encode()
+        return data if left else Last(data)
 
     async with aclosing(growing):
         opening = "".join(map(event, shape.opening(len(asks)))).encode()
-        yield opening + events(first)
+        data = events(first)
+        yield type(data)(opening + data)
         try:
-            async for pieces in growing:
-                if data := events(pieces):
+            while left:
+                if data := events(await anext(growing)):
                     yield data
         except Refused as error:  # too late for a status
             yield f"data: {json.dumps(error.body)}\n\n".encode()
-            return
         except Exception:
             yield f"data: {json.dumps(error_body(500, 'internal error'))}\n\n".encode()
             raise
-        if usage:
-            last = {**head, "choices": [], "usage": _usage(note)}
-            yield f"data: {json.dumps(last)}\n\n".encode()
-        yield b"data: [DONE]\n\n"
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -57,6 +58,7 @@ async def _serve(run: RunSpec, server: Server, listener: socket.socket) -> None:
         service.engine = await asyncio.to_thread(
             lambda: run.inference.engine.load(model_folder(run), run)
         )
+        gc.freeze()  # the model's objects stay, and need not be looked through for garbage
         if not service.draining:
             print(_welcome(run.serving, service.model), flush=True)
     except BaseException:

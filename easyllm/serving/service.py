@@ -7,7 +7,7 @@ import bisect
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,9 @@ from easyllm.spec.run import RunSpec
 
 PATIENCE = 60.0
 """Seconds that a request waits for a model that is still loading."""
+
+SHORT = 2000
+"""Characters that are encoded in about a millisecond."""
 
 Pieces = list[tuple[int, Piece]]
 """Pieces of the answers of a request, each with its answer's number."""
@@ -70,6 +73,7 @@ class Service:
         """Answers that wait or are being generated."""
         self._for_model = 0
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._encoding: set[Future[list[int]]] = set()
         self.metrics = Metrics(self._waiting, lambda: self.active - self._waiting())
 
     def _waiting(self) -> int:
@@ -117,8 +121,14 @@ class Service:
         return [await self._beside(self._text, text) for text in texts]
 
     async def _beside(self, encode: Callable[[Any], list[int]], given: Any) -> list[int]:
-        """A megabyte takes a second to encode, in which the others must go on."""
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, encode, given)
+        """A megabyte takes a second to encode, in which the others must go on; what is short is
+        encoded sooner than a thread begins. A tokenizer is not safe among threads."""
+        if isinstance(given, str) and len(given) < SHORT and not self._encoding:
+            return encode(given)
+        job = self._encoder.submit(encode, given)
+        self._encoding.add(job)
+        job.add_done_callback(self._encoding.discard)
+        return await asyncio.wrap_future(job)
 
     def _messages(self, messages: Sequence[object]) -> list[int]:
         turns = []
@@ -221,8 +231,9 @@ class Service:
         left = len(asks)
         last = [note.begun] * len(asks)
         try:
-            async with aclosing(_merged(engine, asks)) as merged:
-                async for pieces in merged:
+            async with aclosing(_growing(engine, asks)) as growing:
+                async for came in growing:
+                    pieces = [(0, came)] if isinstance(came, Piece) else came
                     now = time.perf_counter()
                     for index, piece in pieces:
                         self._count(
@@ -261,13 +272,14 @@ def _shorter(turns: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return [[*turns[:start], *turns[at:]] for at in users]
 
 
+def _growing(engine: Engine, asks: Sequence[Ask]) -> AsyncGenerator[Piece | Pieces, None]:
+    if len(asks) == 1:  # without a task and a queue of its own
+        return answer(engine, asks[0].prompt, asks[0].sampling)
+    return _merged(engine, asks)
+
+
 async def _merged(engine: Engine, asks: Sequence[Ask]) -> AsyncGenerator[Pieces, None]:
     """The pieces of all answers; those that came while the caller was busy come together."""
-    if len(asks) == 1:
-        async with aclosing(answer(engine, asks[0].prompt, asks[0].sampling)) as pieces:
-            async for piece in pieces:
-                yield [(0, piece)]
-        return
     queue: asyncio.Queue[tuple[int, Piece] | BaseException] = asyncio.Queue()
 
     async def pump(index: int, ask: Ask) -> None:

@@ -44,6 +44,10 @@ async def _gone(request: Request) -> None:
         pass
 
 
+class Last(bytes):
+    """The last part of a stream, which goes out together with its end."""
+
+
 class Stream(StreamingResponse):
     """Sends what a generator gives and closes it in the end, however that comes about."""
 
@@ -54,5 +58,12 @@ class Stream(StreamingResponse):
         self._parts = parts
 
     async def stream_response(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        more = True
         async with aclosing(self._parts):
-            await super().stream_response(send)
+            async for part in self._parts:
+                more = not isinstance(part, Last)
+                await send({"type": "http.response.body", "body": part, "more_body": more})
+        if more:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
