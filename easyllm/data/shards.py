@@ -18,6 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from easyllm.data.arrays import to_arrow, to_numpy
+
 UNTRAINED = -100
 """The label of a token that is not trained, as in transformers."""
 
@@ -116,17 +118,11 @@ def _take(values: Any, offsets: Int64, runs: Int64) -> tuple[Any, Int64]:
         pa.large_binary(),
         len(offsets) - 1,
         [None, pa.py_buffer(offsets * size), pa.py_buffer(np.ascontiguousarray(values))],
-    ).take(_arrow(runs))
+    ).take(to_arrow(runs))
     _, ends, content = strings.buffers()
     taken = np.frombuffer(content, values.dtype) if content else values[:0]
     moved = np.frombuffer(ends, np.int64, len(runs) + 1) // size
     return taken[: moved[-1]], moved
-
-
-def _arrow(values: Any) -> Any:
-    """Numbers as an Arrow array. ``pa.array`` imports pandas first, which takes 0.2 s."""
-    content = pa.py_buffer(np.ascontiguousarray(values))
-    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, content])
 
 
 PAGE = 1 << 22
@@ -230,7 +226,7 @@ class Writer:
 
     def write(self, group: Shard) -> None:
         """Add documents, fewer than 2**31 tokens, as one row group."""
-        offsets = _arrow(group.offsets.astype(np.int32))
+        offsets = to_arrow(group.offsets.astype(np.int32))
         columns = [group.ids]
         if len(self._schema) == 2:
             labels = group.ids
@@ -238,7 +234,7 @@ class Writer:
                 labels = np.where(group.trained, group.ids, np.int32(UNTRAINED))
             columns.append(labels)
         arrays = [
-            pa.ListArray.from_arrays(offsets, _arrow(column), type=field.type)
+            pa.ListArray.from_arrays(offsets, to_arrow(column), type=field.type)
             for field, column in zip(self._schema, columns, strict=True)
         ]
         self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
@@ -319,6 +315,6 @@ def _from_batch(batch: Any) -> Shard:
 
 
 def _column(column: Any) -> tuple[Int32, Int64]:
-    offsets = column.offsets.to_numpy().astype(np.int64)
-    values = column.values.to_numpy()[offsets[0] : offsets[-1]]
+    offsets = to_numpy(column.offsets).astype(np.int64)
+    values = to_numpy(column.values)[offsets[0] : offsets[-1]]
     return values, offsets - offsets[0]

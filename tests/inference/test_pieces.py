@@ -1,0 +1,88 @@
+"""How an answer's tokens go from the thread that generates to the event loop that reads them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
+
+from easyllm.inference import hf
+from easyllm.inference.engines import EngineFailed, Step
+from easyllm.inference.hf import _Answer, _Router
+from easyllm.spec.inference import SamplingSpec
+
+
+def output(name: str, tokens: int, **more: object) -> GenerationOutput:
+    status = more.pop("status", RequestStatus.DECODING)
+    return GenerationOutput(name, generated_tokens=list(range(tokens)), status=status, **more)  # type: ignore[arg-type]
+
+
+def answers(*names: str) -> dict[str, _Answer]:
+    loop = asyncio.get_running_loop()
+    return {name: _Answer(SamplingSpec(), 1, frozenset(), loop) for name in names}
+
+
+def test_many_answers_come_in_fewer_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first token and the end at once; what is passed over comes with the next."""
+    monkeypatch.setattr(hf, "APART", 1000.0)
+    monkeypatch.setattr(hf, "APART_MOST", 1000.0)
+
+    async def told() -> list[Step]:
+        waiting = answers("a", "b")
+        router, found = _Router(waiting), []
+        for tokens in (1, 2, 3):
+            router.deliver_batch([output("a", tokens)])
+            await asyncio.sleep(0)
+            if waiting["a"].came:
+                found.append(await waiting["a"].next())
+        router.deliver_batch([output("b", 1), output("a", 4, status=RequestStatus.FINISHED)])
+        await asyncio.sleep(0)
+        return [*found, await waiting["a"].next(), await waiting["b"].next()]
+
+    first, last, other = asyncio.run(told())
+    assert (first.tokens, first.finish_reason) == ([0], None)
+    assert (last.tokens, last.finish_reason) == ([1, 2, 3], "length")
+    assert (other.tokens, other.finish_reason) == ([0], None)
+
+
+def test_one_answer_comes_token_by_token() -> None:
+    async def told() -> list[list[int]]:
+        waiting, found = answers("a"), []
+        router = _Router(waiting)
+        for tokens in range(1, 6):
+            router.deliver_batch([output("a", tokens)])
+            found.append((await waiting["a"].next()).tokens)
+            await asyncio.sleep(2 * hf.APART)
+        return found
+
+    assert asyncio.run(told()) == [[0], [1], [2], [3], [4]]
+
+
+def test_what_comes_while_the_reader_is_busy_is_one_step() -> None:
+    async def told() -> tuple[Step, Step]:
+        answer = answers("a")["a"]
+        answer.hand_over(Step([1]))
+        answer.hand_over(Step([2], finish_reason=None))
+        before = await answer.next()
+        reading = asyncio.ensure_future(answer.next())
+        await asyncio.sleep(0)
+        answer.hand_over(Step([3], finish_reason="stop"))
+        return before, await reading
+
+    before, after = asyncio.run(told())
+    assert before.tokens == [1, 2] and before.finish_reason is None
+    assert after.tokens == [3] and after.finish_reason == "stop"
+
+
+def test_a_failure_is_not_lost_behind_steps() -> None:
+    async def read() -> None:
+        waiting = answers("a")
+        router = _Router(waiting)
+        router.deliver(output("a", 1, error="out of memory"))
+        router.deliver(output("a", 2))
+        await asyncio.sleep(0)
+        await waiting["a"].next()
+
+    with pytest.raises(EngineFailed, match="out of memory"):
+        asyncio.run(read())
