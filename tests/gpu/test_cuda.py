@@ -11,6 +11,19 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 5
+ONE = ["parallelism=zero", "~parallelism.pipeline_stages", "hardware=h100"]
+WORDS = {
+    "cuda": ONE,
+    "bf16": [*ONE, "model.dtype=bfloat16"],
+    **{
+        f"offload-{stage}": [*ONE, f"parallelism.zero_stage={stage}",
+                             f"parallelism.offload={what}", "training.optimizer.fused=true"]
+        for stage, what in ((2, "optimizer"), (3, "parameters"))
+    },
+    "flex": [*ONE, "model.attention=flex_attention"],
+    "pipe": ["hardware=h100x8", "hardware.devices_per_node=2"],
+}  # fmt: skip
+"""What is run on devices; ``tests/cli/test_gpu_commands.py`` holds that it is sound."""
 
 
 def losses(folder: Path, run_dir: str, *words: str) -> list[float]:
@@ -32,34 +45,31 @@ def on_cpu(folder: Path) -> list[float]:
     return losses(folder, "cpu")
 
 
+def check(folder: Path, on_cpu: list[float], name: str, within: float = 1e-3) -> None:
+    assert losses(folder, name, *WORDS[name]) == pytest.approx(on_cpu, rel=within)
+
+
 @pytest.mark.gpu(devices=1)
 def test_one_device_trains_as_the_cpu_does(folder, on_cpu):
-    words = ["parallelism=zero", "hardware=h100"]
-    assert losses(folder, "cuda", *words) == pytest.approx(on_cpu, rel=1e-3)
+    check(folder, on_cpu, "cuda")
 
 
 @pytest.mark.gpu(devices=1)
 def test_bfloat16_stays_near(folder, on_cpu):
-    words = ["parallelism=zero", "hardware=h100", "model.dtype=bfloat16"]
-    assert losses(folder, "bf16", *words) == pytest.approx(on_cpu, rel=2e-2)
+    check(folder, on_cpu, "bf16", 2e-2)
 
 
 @pytest.mark.gpu(devices=1)
-@pytest.mark.parametrize("layout", ["zero_stage=2", "zero_stage=3"])
-def test_states_in_the_machines_memory_change_no_loss(folder, on_cpu, layout):
-    words = ["parallelism=zero", "hardware=h100", f"parallelism.{layout}",
-             f"parallelism.offload={'parameters' if '3' in layout else 'optimizer'}",
-             "training.optimizer.fused=true"]  # fmt: skip
-    assert losses(folder, f"offload-{layout[-1]}", *words) == pytest.approx(on_cpu, rel=1e-3)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_states_in_the_machines_memory_change_no_loss(folder, on_cpu, stage):
+    check(folder, on_cpu, f"offload-{stage}")
 
 
 @pytest.mark.gpu(devices=1)
 def test_flex_attention_trains_as_the_cpu_does(folder, on_cpu):
-    words = ["parallelism=zero", "hardware=h100", "model.attention=flex_attention"]
-    assert losses(folder, "flex", *words) == pytest.approx(on_cpu, rel=1e-3)
+    check(folder, on_cpu, "flex")
 
 
 @pytest.mark.gpu(devices=2)
 def test_two_devices_in_a_pipeline_train_as_the_cpu_does(folder, on_cpu):
-    words = ["hardware=h100x8", "hardware.devices_per_node=2"]
-    assert losses(folder, "pipe", *words) == pytest.approx(on_cpu, rel=1e-3)
+    check(folder, on_cpu, "pipe")
