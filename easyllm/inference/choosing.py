@@ -9,7 +9,7 @@ they are and in the others leaves only the token that was drawn.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -34,12 +34,24 @@ class Choice(Protocol):
     draws: torch.Generator | None
 
 
+class State(Protocol):
+    """What transformers knows of it."""
+
+    initial_tokens: list[int]
+    generated_tokens: list[int]
+
+
 @dataclass
 class Row:
-    """An answer in this step's batch, with the tokens of prompt and answer so far."""
+    """An answer in this step's batch."""
 
     choice: Choice
-    tokens: list[int] = field(default_factory=list)
+    state: State
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of prompt and answer so far. Put together only where asked for: few settings are."""
+        return self.state.initial_tokens + self.state.generated_tokens
 
 
 class Choosing(ContinuousBatchingLogitsProcessorList):
@@ -57,8 +69,7 @@ class Choosing(ContinuousBatchingLogitsProcessorList):
             if request.has_new_token:
                 state = request.state
                 choice = self._find(state.request_id)
-                tokens = state.initial_tokens + state.generated_tokens
-                self._rows.append(None if choice is None else Row(choice, tokens))
+                self._rows.append(None if choice is None else Row(choice, state))
         return arg_storage
 
     def __call__(self, input_ids: Any, scores: Any, logits_processor_args: Any) -> Any:
@@ -90,17 +101,22 @@ def choose(scores: Tensor, rows: list[Row | None]) -> None:
 def _penalize(scores: Tensor, row: Row) -> None:
     """Penalties and the least length, in place on one row [vocabulary]."""
     sampling, choice = row.choice.sampling, row.choice
-    answer = row.tokens[choice.prompt_tokens :]
-    if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(row.tokens)), device=scores.device)
+    counted_once = sampling.repetition_penalty != 1
+    counted_each = bool(sampling.presence_penalty or sampling.frequency_penalty)
+    if not (counted_once or counted_each or sampling.min_tokens):
+        return
+    tokens = row.tokens
+    answer = tokens[choice.prompt_tokens :]
+    if counted_once:
+        seen = torch.tensor(sorted(set(tokens)), device=scores.device)
         old = scores[seen]
         scores[seen] = torch.where(
             old < 0, old * sampling.repetition_penalty, old / sampling.repetition_penalty
         )
-    if answer and (sampling.presence_penalty or sampling.frequency_penalty):
+    if answer and counted_each:
         counted = torch.tensor(answer, device=scores.device)
-        tokens, counts = counted.unique(return_counts=True)
-        scores[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+        own, counts = counted.unique(return_counts=True)
+        scores[own] -= sampling.presence_penalty + sampling.frequency_penalty * counts
     if len(answer) < sampling.min_tokens and choice.ends:
         scores[list(choice.ends)] = -torch.inf
 
