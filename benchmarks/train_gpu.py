@@ -2,8 +2,9 @@
 
 Llamas of 0.4, 1.3 and 3 billion parameters from random weights in bfloat16, CPython's language
 reference as text. `easyllm` is the command that a user gives, ZeRO 1 on one rank; `trainer` is
-transformers' Trainer with the same model, rows, optimizer (fused AdamW) and recomputing. Both
-are processes of their own, in turn; the first WARM_UP steps do not count, a step's time is the
+transformers' Trainer with the same model, rows, optimizer (fused AdamW) and recomputing, its
+weights in float32 and its computing in bfloat16 by autocast, where DeepSpeed keeps weights of
+both. Both are processes of their own, in turn; the first WARM_UP steps do not count, a step's time is the
 median. MFU is by the formula in the README, for both. `--device cpu --sizes tiny` runs the same
 on a machine without a GPU, where the numbers mean nothing.
 
@@ -114,7 +115,7 @@ def run_trainer(asked: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(1)
     config = hf_config(run)
     config._attn_implementation = asked.attention
-    model = LlamaForCausalLM(config).to(device, torch.bfloat16)
+    model = LlamaForCausalLM(config).to(device, torch.float32)
     begins: list[float] = []
 
     class Clock(TrainerCallback):

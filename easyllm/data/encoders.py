@@ -147,7 +147,7 @@ def save(tokenizer: Any, folder: Path) -> None:
     words in order and a merge as one text, where it can be, rather than as a pair."""
     content = json.loads(tokenizer.to_str())
     words = content["model"].get("vocab")
-    if isinstance(words, dict):  # it is put into a sorted tree
+    if isinstance(words, dict):  # tokenizers reads it into a sorted tree
         content["model"]["vocab"] = dict(sorted(words.items(), key=lambda item: item[0].encode()))
     merges = content["model"].get("merges", [])
     # what begins so is taken for a comment

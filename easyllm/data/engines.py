@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from easyllm.data import pool
 from easyllm.data.pool import Pool, Processes
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import DataEngine
@@ -36,12 +35,12 @@ class Local(DataEngine):
 
     def start(self, run: RunSpec, size: int) -> None:
         if size > SMALL and run.data.workers != 1:
-            pool.start()
+            Processes.start()
 
     @contextmanager
     def open(self, run: RunSpec, scratch: Path) -> Iterator[Pool]:
-        with Processes() as processes:
-            yield processes
+        with Processes() as pool:
+            yield pool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,12 @@ class Processes(Pool):
     ) -> None:
         self._stop()
 
+    @staticmethod
+    def start() -> None:
+        """Begin to start what ``map`` will need, which takes a moment; returns at once."""
+        _context()
+        forkserver.ensure_running()
+
     def map(
         self,
         function: Callable[[Item], Result],
@@ -118,12 +124,6 @@ class Processes(Pool):
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
         self._executor = None
-
-
-def start() -> None:
-    """Begin to start what ``Processes`` will need, which takes a moment; returns at once."""
-    _context()
-    forkserver.ensure_running()
 
 
 def default_workers() -> int:

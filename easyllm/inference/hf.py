@@ -27,7 +27,8 @@ from easyllm.spec.run import RunSpec
 CPU_CACHE_GB = 2.0
 """Memory for keys and values on a CPU at most, unless more is given."""
 APART, APART_MOST = 0.002, 0.1
-"""Seconds between the pieces of an answer at least: for each answer under way, and at most."""
+"""Seconds between the pieces of an answer at least: for each other answer under way, and of
+all of them at most."""
 PAGE = {"cpu": 32, "cuda": 256}
 """Tokens a page of keys and values; flash attention asks for multiples of 256."""
 
@@ -107,7 +108,7 @@ class _Router(OutputRouter):
         now = time.monotonic()
         due = now >= self._due
         if due:
-            self._due = now + min(APART * len(outputs), APART_MOST)
+            self._due = now + min(APART * (len(outputs) - 1), APART_MOST)
         for output in outputs:
             answer = self._answers.get(output.request_id)
             if answer is None:  # aborted meanwhile

@@ -195,7 +195,7 @@ class Training:
         self.profiler.after(self.step)
         line = {
             "step": self.step,
-            "loss": None,
+            "loss": None,  # told when the ranks' parts are added up
             "tokens": layout.global_batch_size * self.rows.seq_len,
             "trained_tokens": trained,
             "grad_norm": engine.grad_norm,

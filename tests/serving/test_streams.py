@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from easyllm.serving.app import Application
+from easyllm.serving.keys import Keys
 from easyllm.serving.service import SHORT, Service
 from easyllm.serving.streaming import Last, Stream
 from tests.serving.served import Served, spec
@@ -37,16 +40,34 @@ def test_the_last_part_takes_the_end_with_it(ended: bool) -> None:
     assert asyncio.run(sent(parts())) == [(b"a", True), *end]
 
 
-def test_an_answer_ends_in_one_write(served: Served) -> None:
-    """The last piece, the usage, ``[DONE]``: clients are woken once."""
-    body = {"prompt": "a", "max_tokens": 4, "stream": True, "ignore_eos": True}
-    body["stream_options"] = {"include_usage": True}
-    with served.client.stream("POST", "/v1/completions", json=body) as response:
-        chunks = list(response.iter_raw())
-    events = b"".join(chunks).split(b"\n\n")
-    assert events[-2:] == [b"data: [DONE]", b""]
-    assert b'"completion_tokens": 4' in events[-3] and b'"finish_reason":"length"' in events[-4]
-    assert chunks[-1].count(b"data: ") >= 3
+def test_an_answer_ends_in_one_message(served: Served) -> None:
+    """The last piece, the usage, ``[DONE]`` and the end: clients are woken once."""
+    asked = {"prompt": "a", "max_tokens": 4, "stream": True, "ignore_eos": True}
+    asked["stream_options"] = {"include_usage": True}
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+        "scheme": "http", "path": "/v1/completions", "raw_path": b"/v1/completions",
+        "query_string": b"", "root_path": "", "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    parts: list[Any] = []
+
+    async def call() -> None:
+        coming = [{"type": "http.request", "body": json.dumps(asked).encode()}]
+
+        async def receive() -> Any:
+            return coming.pop() if coming else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            parts.append(message)
+
+        await Application(served.service, Keys(())).asgi(scope, receive, send)
+
+    asyncio.run(call())
+    assert [part.get("more_body") for part in parts].count(False) == 1
+    assert not parts[-1]["more_body"]
+    *_, last, usage, done, end = parts[-1]["body"].split(b"\n\n")
+    assert b'"finish_reason":"length"' in last and b'"completion_tokens": 4' in usage
+    assert (done, end) == (b"data: [DONE]", b"")
 
 
 def test_no_two_texts_are_encoded_at_once(model: Path, tmp_path: Path) -> None:
