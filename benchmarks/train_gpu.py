@@ -4,9 +4,9 @@ Llamas of 0.4, 1.3 and 3 billion parameters from random weights in bfloat16, CPy
 reference as text. `easyllm` is the command that a user gives, ZeRO 1 on one rank; `trainer` is
 transformers' Trainer with the same model, rows, optimizer (fused AdamW) and recomputing, its
 weights in float32 and its computing in bfloat16 by autocast, where DeepSpeed keeps weights of
-both. Both are processes of their own, in turn; the first WARM_UP steps do not count, a step's time is the
-median. MFU is by the formula in the README, for both. `--device cpu --sizes tiny` runs the same
-on a machine without a GPU, where the numbers mean nothing.
+both. Both are processes of their own, in turn; the first WARM_UP steps do not count, a step's
+time is the median. MFU is by the formula in the README, for both. `--device cpu --sizes tiny`
+runs the same on a machine without a GPU, where the numbers mean nothing.
 
 The last line is one flat JSON object: for each size `mfu_*`, `tokens_per_second_*`, `memory_gb_*`
 and, as `over_trainer_*`, our tokens a second over the Trainer's. Exits 1 where the best MFU is
