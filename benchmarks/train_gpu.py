@@ -1,16 +1,19 @@
 """Training on one GPU: tokens a second, MFU and memory, against transformers' Trainer.
 
 Llamas of 0.4, 1.3 and 3 billion parameters from random weights in bfloat16, CPython's language
-reference as text. `easyllm` is the command that a user gives, ZeRO 1 on one rank; `trainer` is
+reference as text. `easyllm` is the command that a user gives, ZeRO 1 on one rank, `compiled` the
+same with `model.compile=true`, `free` with `training.deterministic=false` as well; `trainer` is
 transformers' Trainer with the same model, rows, optimizer (fused AdamW) and recomputing, its
 weights in float32 and its computing in bfloat16 by autocast, where DeepSpeed keeps weights of
-both. Both are processes of their own, in turn; the first WARM_UP steps do not count, a step's
-time is the median. MFU is by the formula in the README, for both. `--device cpu --sizes tiny`
-runs the same on a machine without a GPU, where the numbers mean nothing.
+both, and `trainer_compiled` has it compile the model. Each is a process of its own, in turn; the
+first WARM_UP steps do not count, a step's time is the median. Our runs are killed after their
+last step: how long a checkpoint takes is another question. MFU is by the formula in the README,
+for all. `--device cpu --sizes tiny` runs the same on a machine without a GPU, where the numbers
+mean nothing.
 
-The last line is one flat JSON object: for each size `mfu_*`, `tokens_per_second_*`, `memory_gb_*`
-and, as `over_trainer_*`, our tokens a second over the Trainer's. Exits 1 where the best MFU is
-below its aim on a GPU.
+The last line is one flat JSON object: `tokens_per_second_SIZE_SIDE`, `mfu_SIZE_SIDE` and
+`memory_gb_SIZE_SIDE`, and, where both ran, `over_trainer_SIZE`, the tokens a second of `easyllm`
+over the Trainer's. Exits 1 where the best MFU is below its aim on a GPU.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -35,8 +39,14 @@ SIZES = {
     "1.3b": {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 24, "heads": 16},
     "3b": {"hidden_size": 3200, "intermediate_size": 8640, "num_hidden_layers": 26, "heads": 32},
 }
-ROWS = {"tiny": (2, False), "0.4b": (8, False), "1.3b": (8, True), "3b": (4, True)}
-"""Rows of a micro-batch, and whether every layer is recomputed."""
+ROWS = {"tiny": (2, False), "0.4b": (8, False), "1.3b": (4, False), "3b": (4, True)}
+"""Rows of a micro-batch, and whether every layer is recomputed: what fits into 80 GB."""
+OURS = {
+    "easyllm": [],
+    "compiled": ["model.compile=true"],
+    "free": ["model.compile=true", "training.deterministic=false"],
+}
+THEIRS = ("trainer", "trainer_compiled")
 
 
 def shape(size: str) -> dict[str, int]:
@@ -62,32 +72,56 @@ def words(asked: argparse.Namespace, size: str, text: Path, run: Path) -> list[s
         f"parallelism.micro_batch_size={rows}",
         f"parallelism.global_batch_size={rows * asked.accumulation}",
         f"parallelism.checkpoint_activations={str(recomputed).lower()}",
-        *(f"training.steps={asked.steps}", "training.optimizer.fused=true"),
+        *("training.steps=10000", "training.optimizer.fused=true"),
         *("training.evaluate.fraction=0", "training.evaluate.every=null"),
         "training.checkpoint.every=null",
     ]
 
 
-def easyllm(asked: argparse.Namespace, size: str, root: Path) -> dict[str, float]:
-    text, run = root / "reference.jsonl", root / size
-    if not text.exists():
+def text_file(asked: argparse.Namespace, root: Path) -> Path:
+    """The text to train on: one document, or one a topic."""
+    file = root / "reference.jsonl"
+    if not file.exists():
         from pydoc_data.topics import topics
 
-        text.write_text(json.dumps({"text": "\n\n".join(topics.values())}) + "\n", "utf-8")
-    command = [sys.executable, "-m", "easyllm", *words(asked, size, text, run)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise SystemExit(f"status {done.returncode}:\n{done.stdout.decode()[-4000:]}")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    counted = lines[WARM_UP:]
+        texts = list(topics.values()) if asked.documents else ["\n\n".join(topics.values())]
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    return file
+
+
+def easyllm(asked: argparse.Namespace, size: str, side: str, root: Path) -> dict[str, float]:
+    run, log = root / f"{size}-{side}", root / "log"
+    command = [sys.executable, "-m", "easyllm", *words(asked, size, text_file(asked, root), run)]
+    metrics = run / "metrics.jsonl"
+    with log.open("wb") as out:
+        started = subprocess.Popen(
+            [*command, *OURS[side]], stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            while not (lines := whole_lines(metrics))[asked.steps - 1 :]:
+                if started.poll() is not None:
+                    raise SystemExit(f"status {started.returncode}:\n{log.read_text()[-6000:]}")
+                time.sleep(0.05)
+        finally:
+            if started.poll() is None:
+                os.killpg(started.pid, signal.SIGKILL)  # its ranks die with it
+                started.wait()
+    counted = [json.loads(line) for line in lines[WARM_UP : asked.steps]]
     keys = ("tokens_per_second", "mfu", "memory_gb")
     return {key: statistics.median(line[key] for line in counted) for key in keys}
 
 
-def trainer(asked: argparse.Namespace, size: str, root: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--trainer", size, "--spec", str(root / size / "run.yaml")]
+def whole_lines(file: Path) -> list[str]:
+    text = file.read_text("utf-8") if file.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def trainer(asked: argparse.Namespace, size: str, side: str, root: Path) -> dict[str, float]:
+    spec = next(path for path in root.glob(f"{size}-*/run.yaml"))
+    command = [sys.executable, __file__, "--trainer", size, "--spec", str(spec)]
     command += [f"--{key.replace('_', '-')}={getattr(asked, key)}"
                 for key in ("device", "steps", "seq_len", "accumulation", "attention")]  # fmt: skip
+    command += ["--compile"] if side == "trainer_compiled" else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"the Trainer ended with status {done.returncode}")
@@ -115,7 +149,8 @@ def run_trainer(asked: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(1)
     config = hf_config(run)
     config._attn_implementation = asked.attention
-    model = LlamaForCausalLM(config).to(device, torch.float32)
+    with device:
+        model = LlamaForCausalLM(config).float()
     begins: list[float] = []
 
     class Clock(TrainerCallback):
@@ -129,8 +164,8 @@ def run_trainer(asked: argparse.Namespace) -> dict[str, float]:
             output_dir=folder, max_steps=asked.steps, per_device_train_batch_size=size,
             gradient_accumulation_steps=asked.accumulation, learning_rate=3e-4, max_grad_norm=1.0,
             bf16=True, gradient_checkpointing=recomputed, optim="adamw_torch_fused",
-            logging_steps=1, report_to=[], disable_tqdm=True, save_strategy="no",
-            use_cpu=device.type == "cpu",
+            torch_compile=asked.compile, logging_steps=1, report_to=[], disable_tqdm=True,
+            save_strategy="no", use_cpu=device.type == "cpu",
         )  # fmt: skip
         Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Clock()]).train()
     pairs = zip(begins[WARM_UP - 1 :], begins[WARM_UP:], strict=False)
@@ -150,32 +185,40 @@ def run_trainer(asked: argparse.Namespace) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["0.4b", "1.3b", "3b"])
+    parser.add_argument("--sides", nargs="+", choices=[*OURS, *THEIRS],
+                        default=["easyllm", "compiled", "trainer"])  # fmt: skip
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--accumulation", type=int, default=4)
     parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--documents", action="store_true", help="topics as documents of their own")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--trainer", choices=SIZES, help=argparse.SUPPRESS)
+    parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--spec", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.trainer:
         print(json.dumps(run_trainer(asked)), flush=True)
         return 0
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     result: dict[str, Any] = {"attention": asked.attention, "seq_len": asked.seq_len}
     with tempfile.TemporaryDirectory() as place:
         for size in asked.sizes:
-            both = {"easyllm": easyllm(asked, size, Path(place))}
-            both["trainer"] = trainer(asked, size, Path(place))
-            for side, found in both.items():
+            for side in sorted(asked.sides, key=[*OURS, *THEIRS].index):
+                found = (easyllm if side in OURS else trainer)(asked, size, side, Path(place))
                 print(
-                    f"{size:5} {side:8} {found['tokens_per_second']:10,.0f} tok/s   "
+                    f"{size:5} {side:17} {found['tokens_per_second']:10,.0f} tok/s   "
                     f"MFU {found['mfu']:.1%}   {found['memory_gb']:.1f} GB", flush=True,
                 )  # fmt: skip
-            result |= {f"{key}_{size}": round(value, 4) for key, value in both["easyllm"].items()}
-            ours, theirs = (found["tokens_per_second"] for found in both.values())
-            result[f"over_trainer_{size}"] = round(ours / theirs, 3)
-    best = max(result[f"mfu_{size}"] for size in asked.sizes)
+                result |= {f"{key}_{size}_{side}": round(value, 4) for key, value in found.items()}
+            if {"easyllm", "trainer"} <= set(asked.sides):
+                ours, theirs = (
+                    result[f"tokens_per_second_{size}_{side}"] for side in ("easyllm", "trainer")
+                )
+                result[f"over_trainer_{size}"] = round(ours / theirs, 3)
+    best = max(value for key, value in result.items() if key.startswith("mfu_"))
     print(json.dumps(result | {"mfu": best, "mfu_aim": MFU}))
     return int(asked.device == "cuda" and best < MFU)
 

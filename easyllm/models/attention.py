@@ -191,6 +191,7 @@ def attend_with_flash_alibi(  # not run yet: needs a GPU
         softmax_scale=scaling,
         causal=True,
         alibi_slopes=alibi_slopes(heads).to(query.device),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return found.unflatten(0, (rows, tokens)), None
 

@@ -16,7 +16,12 @@ from torch import nn
 from tqdm import tqdm
 
 from easyllm.errors import UserError
-from easyllm.models.layers import LayerSpec, checkpoint_activations, parameter_shapes
+from easyllm.models.layers import (
+    LayerSpec,
+    causal_loss,
+    checkpoint_activations,
+    parameter_shapes,
+)
 from easyllm.models.tensor_files import listed
 from easyllm.models.weights import DTYPES, MEND, Weights, fill
 from easyllm.parallelism.fragments import Fragment, fragments
@@ -70,6 +75,10 @@ class TrainEngine(abc.ABC):
         self.modules, self.copies = {}, {}
         self.projects = run.training.loss == "cross_entropy"
         """Whether the head makes logits; else the loss does."""
+        compiled = run.model.compile and self.projects
+        self.loss: Callable[..., torch.Tensor] = (
+            torch.compile(causal_loss) if compiled else causal_loss
+        )
         self.clock = StepClock(device)
         self.clock.watch_communication()
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from easyllm.errors import UserError
 from easyllm.models.attention import Documents
-from easyllm.models.layers import LayerSpec, causal_loss, chain, outline, unprojected
+from easyllm.models.layers import LayerSpec, chain, outline, unprojected
 from easyllm.parallelism import partition, world
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
@@ -119,7 +119,7 @@ class _Stages(PipelineModule):
         super().__init__(
             layers=engine.specs(),
             num_stages=engine.layout.pipeline_stages,
-            loss_fn=lambda logits, target: causal_loss(logits, *target),
+            loss_fn=lambda logits, target: engine.loss(logits, *target),
             partition_method=bounds,
         )
 

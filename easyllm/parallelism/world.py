@@ -59,6 +59,17 @@ def start(device: Literal["cpu", "cuda"], timeout_s: float = 1800.0) -> torch.de
     return here
 
 
+def repeat_bits(device: torch.device) -> None:
+    """From here on compute only by kernels that give the same bits each time; where an operation
+    has none, torch raises RuntimeError. What runs on a CPU does so anyway."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for cuBLAS, when it starts
+        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # transformers passes it on
+        torch.use_deterministic_algorithms(True)
+        # what it is for is finding mistakes, and it costs a pass over each new tensor
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def stop() -> None:
     """Leave the process group."""
     global _watchdog

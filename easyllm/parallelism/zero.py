@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from easyllm.models.attention import Documents
-from easyllm.models.layers import LayerSpec, Unprojected, causal_loss, chain, unprojected
+from easyllm.models.layers import LayerSpec, Unprojected, chain, unprojected
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
 from easyllm.spec.run import RunSpec
@@ -81,7 +81,7 @@ class ZeroTrainEngine(TrainEngine):
     def _loss(self, batch: Batch) -> torch.Tensor:
         (ids, positions), (labels, scale) = batch
         logits = self.runtime(ids.to(self.device), positions.to(self.device))
-        return causal_loss(logits, labels.to(self.device), scale.to(self.device))
+        return self.loss(logits, labels.to(self.device), scale.to(self.device))
 
     @contextlib.contextmanager
     def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:

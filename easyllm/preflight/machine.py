@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from easyllm.spec.run import RunSpec
 
 ON_DEVICE = {"train", "infer", "serve"}
 """Stages that use the devices."""
+FUSED_LOSS = (2, 13)
+"""The torch that brought ``linear_cross_entropy``."""
 
 
 def problems(run: RunSpec) -> Iterator[Problem]:
@@ -34,6 +37,13 @@ def problems(run: RunSpec) -> Iterator[Problem]:
                 "pip install 'easyllm[flash-attn]', or give model.attention=sdpa",
             )  # fmt: skip
     if "train" in run.stages:
+        torch = version("torch")
+        if run.training.loss == "linear_cross_entropy" and _numbers(torch) < FUSED_LOSS:
+            yield Problem(
+                "training.loss", run.training.loss,
+                f"torch has it from 2.13 on, and this is {torch}",
+                "give training.loss=cross_entropy, or pip install 'torch>=2.13'",
+            )  # fmt: skip
         yield from run.hardware.launcher.lacks("hardware.launcher", run)
     for key, part in components(run):
         yield from part.lacking(key, run)
@@ -43,6 +53,10 @@ def problems(run: RunSpec) -> Iterator[Problem]:
                     f"{key}._target_", type(part).__name__, f"needs the package {module}",
                     f"pip install 'easyllm[{extra}]'",
                 )  # fmt: skip
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split(".")[:2])
 
 
 def cuda_devices() -> int:

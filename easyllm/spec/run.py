@@ -57,7 +57,8 @@ class ModelSpec:
     """The attention implementation, by its name in transformers. ``flash_attention_2`` and
     ``flex_attention`` need a CUDA device."""
     compile: bool = False
-    """Compile each decoder layer for training by ``torch.compile``, but for its attention."""
+    """Compile for training by ``torch.compile``: each decoder layer but for its attention, and
+    the loss, whose logits then are never whole in fp32."""
     family: Family | None = None
     """The model family; read from ``model_type`` where null."""
     config: dict[str, Any] = empty()

@@ -75,6 +75,10 @@ class TrainingSpec:
     """The loss by its name in torch. ``linear_cross_entropy`` takes the head with it, some
     tokens at a time, so that the logits, tokens times vocabulary, are never whole in memory;
     the backward pass computes them again. The same but for rounding; on a CPU much slower."""
+    deterministic: bool = True
+    """On CUDA, only kernels that give the same bits each time, torch's deterministic algorithms:
+    without them a run that goes on after a kill has the same losses but for rounding. False takes
+    the faster backward pass of attention."""
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest norm of the gradient over all parameters; 0 does not clip."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

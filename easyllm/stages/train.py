@@ -8,6 +8,7 @@ from typing import Any
 
 from easyllm.data import manifest
 from easyllm.data.identity import check_encoding
+from easyllm.errors import UserError
 from easyllm.models import source, tensor_files
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Interrupted, Rank, Stage
@@ -40,6 +41,7 @@ class Train(Stage):
         "training.epochs",
         "training.adapter",
         "training.freeze",
+        "training.deterministic",
         "training.loss",
         "training.optimizer",
         "training.schedule",
@@ -93,6 +95,8 @@ class Train(Stage):
 
             world.watch(rank.reports, rank.index, run.hardware.timeout_s)
             device = world.start(run.hardware.device, run.hardware.timeout_s)
+            if run.training.deterministic:
+                world.repeat_bits(device)
             # these import DeepSpeed, which settles its accelerator for good
             from easyllm.data.rows import open_rows
             from easyllm.parallelism import reach
@@ -105,5 +109,10 @@ class Train(Stage):
                 metrics = train(run, open_rows(run), device, stop)
             except Stopped as stopped:
                 raise Interrupted(str(stopped)) from None
+            except RuntimeError as error:
+                if "deterministic" not in str(error):
+                    raise
+                told = str(error).split(", but you set")[0]
+                raise UserError(f"{told}; give training.deterministic=false") from error
             world.stop()
             return metrics

@@ -23,6 +23,7 @@ GOES_ON = (
     "parallelism",
     "model.attention",
     "model.compile",
+    "training.deterministic",
     "training.loss",
     "training.optimizer.fused",
     "training.steps",

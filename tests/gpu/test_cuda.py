@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,19 +23,33 @@ WORDS = {
                              f"parallelism.offload={what}", "training.optimizer.fused=true"]
         for stage, what in ((2, "optimizer"), (3, "parameters"))
     },
+    "compiled": [*ONE, "model.compile=true"],
     "flex": [*ONE, "model.attention=flex_attention"],
+    "long": [*ONE, "model.dtype=bfloat16", "training.steps=60", "training.checkpoint.every=10"],
     "pipe": ["hardware=h100x8", "hardware.devices_per_node=2"],
 }  # fmt: skip
 """What is run on devices; ``tests/cli/test_gpu_commands.py`` holds that it is sound."""
 
 
-def losses(folder: Path, run_dir: str, *words: str) -> list[float]:
-    command = [sys.executable, "-m", "easyllm", "+recipe=demo", f"training.steps={STEPS}",
-               f"run_dir={run_dir}", *words]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+def command(run_dir: str, *words: str) -> list[str]:
+    return [sys.executable, "-m", "easyllm", "+recipe=demo", f"training.steps={STEPS}",
+            f"run_dir={run_dir}", *words]  # fmt: skip
+
+
+def run(folder: Path, words: list[str]) -> None:
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    lines = (folder / run_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+
+
+def logged(folder: Path, run_dir: str) -> list[float]:
+    file = folder / run_dir / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line)["loss"] for line in lines if line.endswith("\n")]
+
+
+def losses(folder: Path, run_dir: str, *words: str) -> list[float]:
+    run(folder, command(run_dir, *words))
+    return logged(folder, run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +72,11 @@ def test_one_device_trains_as_the_cpu_does(folder, on_cpu):
 
 
 @pytest.mark.gpu(devices=1)
+def test_compiled_layers_train_as_the_cpu_does(folder, on_cpu):
+    check(folder, on_cpu, "compiled")
+
+
+@pytest.mark.gpu(devices=1)
 def test_bfloat16_stays_near(folder, on_cpu):
     check(folder, on_cpu, "bf16", 2e-2)
 
@@ -68,6 +90,38 @@ def test_states_in_the_machines_memory_change_no_loss(folder, on_cpu, stage):
 @pytest.mark.gpu(devices=1)
 def test_flex_attention_trains_as_the_cpu_does(folder, on_cpu):
     check(folder, on_cpu, "flex")
+
+
+@pytest.mark.gpu(devices=1)
+def test_a_killed_run_goes_on_to_the_same_bits(folder):
+    undisturbed = losses(folder, "undisturbed", *WORDS["long"])
+    words = command("killed", *WORDS["long"])
+    started = subprocess.Popen(words, cwd=folder, start_new_session=True)
+    while len(logged(folder, "killed")) < 15:
+        assert started.poll() is None
+        time.sleep(0.01)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert len(logged(folder, "killed")) < 60
+    run(folder, words)
+    assert logged(folder, "killed") == undisturbed
+
+
+@pytest.mark.gpu(devices=1)
+def test_answers_are_those_of_the_cpu(folder, on_cpu):
+    words = ["stages=[infer]", f"inference.model={folder / 'cpu/export'}",
+             "inference.prompts.one='The statement'", "inference.prompts.two='A class'",
+             "inference.sampling.max_tokens=24"]  # fmt: skip
+    for device in ("cpu", "h100"):
+        run(folder, [sys.executable, "-m", "easyllm", *words, f"hardware={device}",
+                     f"run_dir=answers-{device}"])  # fmt: skip
+    cpu, cuda = (
+        [json.loads(line) for line in
+         (folder / f"answers-{device}/inference/results.jsonl").read_text().splitlines()]
+        for device in ("cpu", "h100")
+    )  # fmt: skip
+    assert [line["text"] for line in cuda] == [line["text"] for line in cpu]
+    assert all(line["text"] for line in cuda)
 
 
 @pytest.mark.gpu(devices=2)

@@ -28,7 +28,7 @@ from deepspeed.utils import groups  # noqa: E402  after the accelerator is settl
 from easyllm.data.rows import open_rows  # noqa: E402
 from easyllm.errors import UserError  # noqa: E402
 from easyllm.models.layers import causal_loss  # noqa: E402
-from easyllm.parallelism import pipeline, zero  # noqa: E402
+from easyllm.parallelism import engine as engines  # noqa: E402
 from easyllm.parallelism.engine import TrainEngine  # noqa: E402
 from easyllm.paths import RunPaths  # noqa: E402
 from easyllm.training import checkpoints  # noqa: E402
@@ -123,14 +123,12 @@ def watched_optimizer(seen: dict[str, Any]) -> Iterator[None]:
         return causal_loss(logits, *rest)
 
     TrainEngine.initialize = watching  # type: ignore[method-assign]
-    for module in (pipeline, zero):
-        module.causal_loss = losing  # type: ignore[attr-defined]
+    engines.causal_loss = losing  # type: ignore[attr-defined]
     try:
         yield
     finally:
         TrainEngine.initialize = initialize  # type: ignore[method-assign]
-        for module in (pipeline, zero):
-            module.causal_loss = causal_loss  # type: ignore[attr-defined]
+        engines.causal_loss = causal_loss  # type: ignore[attr-defined]
 
 
 def main(cases: Path) -> None:
