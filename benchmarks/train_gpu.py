@@ -39,7 +39,7 @@ SIZES = {
     "1.3b": {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 24, "heads": 16},
     "3b": {"hidden_size": 3200, "intermediate_size": 8640, "num_hidden_layers": 26, "heads": 32},
 }
-ROWS = {"tiny": (2, False), "0.4b": (8, False), "1.3b": (4, False), "3b": (4, True)}
+ROWS = {"tiny": (2, False), "0.4b": (8, False), "1.3b": (8, False), "3b": (4, True)}
 """Rows of a micro-batch, and whether every layer is recomputed: what fits into 80 GB."""
 OURS = {
     "easyllm": [],

@@ -29,6 +29,8 @@ CPU_CACHE_GB = 2.0
 APART, APART_MOST = 0.002, 0.1
 """Seconds between the pieces of an answer at least: for each other answer under way, and of
 all of them at most."""
+INSTEAD = {"flex_attention": "sdpa"}
+"""Attention that transformers does not batch continuously, and what computes the same."""
 PAGE = {"cpu": 32, "cuda": 256}
 """Tokens a page of keys and values; flash attention asks for multiples of 256."""
 
@@ -144,7 +146,7 @@ class HFEngine:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=getattr(torch, run.model.dtype),
-                attn_implementation=run.model.attention,
+                attn_implementation=INSTEAD.get(run.model.attention, run.model.attention),
             )
         except (OSError, ValueError, ImportError) as error:
             raise UserError(

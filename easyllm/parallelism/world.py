@@ -70,6 +70,13 @@ def repeat_bits(device: torch.device) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def unrepeatable(error: RuntimeError) -> str | None:
+    """Of torch's refusal to compute what has no such kernel its first words, which name the
+    operation; None for another error."""
+    told, *rest = str(error).split(" does not have a deterministic implementation")
+    return f"{told} does not give the same bits each time" if rest else None
+
+
 def stop() -> None:
     """Leave the process group."""
     global _watchdog

@@ -110,9 +110,8 @@ class Train(Stage):
             except Stopped as stopped:
                 raise Interrupted(str(stopped)) from None
             except RuntimeError as error:
-                if "deterministic" not in str(error):
-                    raise
-                told = str(error).split(", but you set")[0]
-                raise UserError(f"{told}; give training.deterministic=false") from error
+                if told := world.unrepeatable(error):
+                    raise UserError(f"{told}; give training.deterministic=false") from error
+                raise
             world.stop()
             return metrics

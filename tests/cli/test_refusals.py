@@ -271,6 +271,15 @@ def test_a_package_that_is_not_installed(empty, capsys, monkeypatch):
     assert "pip install 'easyllm[lora]'" in message
 
 
+def test_a_loss_that_an_older_torch_has_not(empty, capsys, monkeypatch):
+    monkeypatch.setattr("easyllm.preflight.machine.version", lambda name: "2.11.0+cu130")
+    assert main(["+recipe=demo", "training.loss=linear_cross_entropy"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "training.loss = linear_cross_entropy" in message
+    assert "from 2.13 on, and this is 2.11.0+cu130" in message
+    assert "pip install 'torch>=2.13'" in message
+
+
 def test_all_problems_at_once(empty, capsys):
     words = ["model.pth=x", "training.steps=ten", "data.seq_len=0", "+recipe=demo",
              "parallelism.global_batch_size=7", "inference.prompts=absent.txt"]  # fmt: skip
