@@ -109,6 +109,8 @@ def seed_of(sampling: SamplingSpec) -> int | None:
 class Transformers(InferenceEngine):
     """Transformers' own model classes and continuous batching, on one device."""
 
+    apart: ClassVar[bool] = True
+
     max_batch_tokens: Count = 512
     """Tokens, of prompts mostly, that one forward pass takes at most."""
     kv_cache_gb: PositiveFloat | None = None

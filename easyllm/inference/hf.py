@@ -18,6 +18,7 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 from transformers.utils import logging
 
 from easyllm.errors import UserError
+from easyllm.inference.arriving import Arriving, InLoop, Taker
 from easyllm.inference.checking import check_weights
 from easyllm.inference.choosing import Choosing
 from easyllm.inference.engines import EngineFailed, Step, TokenLogprob, Transformers, ends, room
@@ -37,60 +38,37 @@ PAGE = {"cpu": 32, "cuda": 256}
 
 @dataclass
 class _Answer:
-    """An answer under way: written by the generation thread, read by its event loop."""
+    """An answer under way, in the thread that generates."""
 
     sampling: SamplingSpec
     prompt_tokens: int
     ends: frozenset[int]
-    loop: asyncio.AbstractEventLoop
-    came: Step | EngineFailed | None = None
-    """What its reader has not taken yet: steps that come while it is busy become one."""
-    reader: asyncio.Future[None] | None = None
-    """What it waits for."""
+    take: Taker
+    to: Any
+    """What its taker knows it by."""
     told: int = 0
     """Tokens in the steps so far."""
+    over: bool = False
     logprobs: list[TokenLogprob] = field(default_factory=list)
     draws: torch.Generator | None = None
 
     def step(self, output: GenerationOutput) -> Step | EngineFailed:
         """What the answer has grown by since the last step."""
+        self.over = output.error is not None or output.is_finished()
         if output.error is not None:
             return EngineFailed(output.error)
         tokens = output.generated_tokens[self.told :]
         logprobs = self.logprobs[self.told : self.told + len(tokens)]
         self.told += len(tokens)
-        if not output.is_finished():
+        if not self.over:
             return Step(tokens, logprobs)
         if tokens and tokens[-1] in self.ends:
             return Step(tokens[:-1], logprobs[:-1], "stop")
         return Step(tokens, logprobs, "length")
 
-    def hand_over(self, step: Step | EngineFailed) -> None:
-        """Give the reader a step; in its event loop."""
-        before = self.came
-        if isinstance(before, EngineFailed):
-            return
-        if before is not None and isinstance(step, Step):
-            step.tokens = before.tokens + step.tokens
-            step.logprobs = before.logprobs + step.logprobs
-        self.came = step
-        if self.reader is not None and not self.reader.done():
-            self.reader.set_result(None)
-
-    async def next(self) -> Step:
-        """What the answer has grown by since the last call. Raises EngineFailed."""
-        if self.came is None:
-            self.reader = self.loop.create_future()
-            await self.reader
-        step, self.came = self.came, None
-        if isinstance(step, EngineFailed):
-            raise step
-        assert step is not None
-        return step
-
 
 class _Router(OutputRouter):
-    """Takes a step's outputs to the event loops, waking each loop once.
+    """Gives a step's outputs to their takers, each all of its own at once.
 
     What a loop does to send a piece keeps the generation waiting, since the two threads take
     turns at Python. So the more answers there are, the fewer pieces they come in: what is
@@ -106,7 +84,7 @@ class _Router(OutputRouter):
         self.deliver_batch([output])
 
     def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Answer, Any]]] = {}
+        by_taker: dict[Taker, list[tuple[Any, Step | EngineFailed]]] = {}
         now = time.monotonic()
         due = now >= self._due
         if due:
@@ -116,15 +94,9 @@ class _Router(OutputRouter):
             if answer is None:  # aborted meanwhile
                 continue
             if due or not answer.told or output.is_finished() or output.error is not None:
-                by_loop.setdefault(answer.loop, []).append((answer, answer.step(output)))
-        for loop, grown in by_loop.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_hand_over, grown)
-
-
-def _hand_over(grown: list[tuple[_Answer, Any]]) -> None:
-    for answer, step in grown:
-        answer.hand_over(step)
+                by_taker.setdefault(answer.take, []).append((answer.to, answer.step(output)))
+        for take, grown in by_taker.items():
+            take(grown)
 
 
 class HFEngine:
@@ -196,30 +168,41 @@ class HFEngine:
     async def generate(
         self, prompt: Sequence[int], sampling: SamplingSpec
     ) -> AsyncGenerator[Step, None]:
-        limit = room(self, prompt, sampling)
-        stops = ends(self.tokenizer, self._generation_config, sampling)
-        answer = _Answer(sampling, len(prompt), stops, asyncio.get_running_loop())
-        request = next(self._ids)
-        self._answers[request] = answer
+        request, arriving = next(self._ids), Arriving()
+        self.begin(request, prompt, sampling, InLoop(asyncio.get_running_loop()), arriving)
         finished = False
         try:
-            added = not self.failed and self._manager.add_request(
-                list(prompt),
-                request_id=request,
-                max_new_tokens=limit,
-                streaming=True,
-                eos_token_id=sorted(stops) or -1,
-            )
-            if not added:
-                raise EngineFailed("the engine has stopped")
             while not finished:
-                step = await answer.next()
+                step = await arriving.next()
                 finished = step.finish_reason is not None
                 yield step
         finally:
+            self.leave(request)
+
+    def begin(
+        self, request: str, prompt: Sequence[int], sampling: SamplingSpec, take: Taker, to: Any
+    ) -> None:
+        """Begin an answer, in any thread; ``take`` is given what it grows by, with ``to``.
+        Raises as ``generate``."""
+        limit = room(self, prompt, sampling)
+        stops = ends(self.tokenizer, self._generation_config, sampling)
+        self._answers[request] = _Answer(sampling, len(prompt), stops, take, to)
+        added = not self.failed and self._manager.add_request(
+            list(prompt),
+            request_id=request,
+            max_new_tokens=limit,
+            streaming=True,
+            eos_token_id=sorted(stops) or -1,
+        )
+        if not added:
             del self._answers[request]
-            if not finished:
-                self._manager.cancel_request(request)
+            raise EngineFailed("the engine has stopped")
+
+    def leave(self, request: str) -> None:
+        """Forget an answer, and end it where it is under way."""
+        answer = self._answers.pop(request, None)
+        if answer is not None and not answer.over:
+            self._manager.cancel_request(request)
 
     @property
     def waiting(self) -> int:

@@ -36,19 +36,45 @@ def serve(run: RunSpec) -> dict[str, Any]:
 
     The server listens while the model is loading; ``/ready`` tells when it is.
     """
-    keys = load_keys(run.serving)
+    load_keys(run.serving)  # what is wrong with them is told before anything is loaded
     with _bound(run.serving) as listener:
-        service = Service(run, run.serving.model_name or _name(model_path(run)))
-        _log_to(sys.stdout)
-        server = Server(Application(service, keys), service)
+        return (_apart if run.inference.engine.apart else _together)(run, listener)
+
+
+def _apart(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
+    """The engine in this process, the API in another."""
+    from easyllm.serving.front import Front, Stopped
+
+    with Front(run, listener) as front:
         try:
-            # uvloop where it is installed
-            with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-                runner.run(_serve(run, server, listener))
+            folder = model_folder(run)
+            engine = run.inference.engine.load(folder, run)
+        except Stopped:
+            return front.stopped()
+        try:
+            return front.serve(engine, folder)
         finally:
-            if service.engine is not None:
-                service.engine.close()
-    return {"requests": service.requests, "generated_tokens": service.tokens}
+            engine.close()
+
+
+def _together(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
+    """The API and the engine, which has processes of its own, in one event loop."""
+    server = made(run)
+    log_to(sys.stdout)
+    try:
+        # uvloop where it is installed
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(_serve(run, server, listener))
+    finally:
+        if server.service.engine is not None:
+            server.service.engine.close()
+    return server.service.done()
+
+
+def made(run: RunSpec, signals: bool = True) -> Server:
+    """The server of a run, without an engine yet."""
+    service = Service(run, run.serving.model_name or _name(model_path(run)))
+    return Server(Application(service, load_keys(run.serving)), service, signals)
 
 
 async def _serve(run: RunSpec, server: Server, listener: socket.socket) -> None:
@@ -60,7 +86,7 @@ async def _serve(run: RunSpec, server: Server, listener: socket.socket) -> None:
         )
         gc.freeze()  # the model's objects stay, and need not be looked through for garbage
         if not service.draining:
-            print(_welcome(run.serving, service.model), flush=True)
+            print(welcome(run.serving, service.model), flush=True)
     except BaseException:
         server.should_exit = True
         await serving
@@ -73,7 +99,7 @@ def _name(path: str) -> str:
     return path if not Path(path).exists() else str(Path(path))
 
 
-def _log_to(stream: Any) -> None:
+def log_to(stream: Any) -> None:
     """Access log entries go out as they are, a JSON object a line."""
     ACCESS.setLevel(logging.INFO)
     ACCESS.propagate = False
@@ -84,10 +110,11 @@ class Server(uvicorn.Server):
     """Serves until it is asked to stop, then lets what is under way end.
 
     SIGTERM or SIGINT: ``/ready`` turns false and new requests get 503; once nothing is under
-    way, or ``serving.grace_seconds`` have passed, or at a second signal, it stops.
+    way, or ``serving.grace_seconds`` have passed, or at a second signal, it stops. Without
+    ``signals`` somebody else calls ``stop``.
     """
 
-    def __init__(self, application: Application, service: Service):
+    def __init__(self, application: Application, service: Service, signals: bool = True):
         config = uvicorn.Config(
             application.asgi,
             log_level="warning",
@@ -97,15 +124,15 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)
-        self.application, self.service = application, service
+        self.application, self.service, self.signals = application, service, signals
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        if self.service.draining:
-            self.should_exit = True
         self.stop()
 
     def stop(self) -> None:
-        """Begin to stop."""
+        """Begin to stop; stop at once where that has begun."""
+        if self.service.draining:
+            self.should_exit = True
         self.service.draining = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -127,7 +154,7 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Unlike the base it does not raise the signals again afterwards: a server that was
         stopped has done its work."""
-        if threading.current_thread() is not threading.main_thread():
+        if not self.signals or threading.current_thread() is not threading.main_thread():
             yield
             return
         caught = (signal.SIGINT, signal.SIGTERM)
@@ -173,7 +200,7 @@ def _bound(serving: ServingSpec) -> socket.socket:
     return listener
 
 
-def _welcome(serving: ServingSpec, model: str) -> str:
+def welcome(serving: ServingSpec, model: str) -> str:
     host = "localhost" if serving.host in ("0.0.0.0", "::", "127.0.0.1") else serving.host
     url = f"http://{host}:{serving.port}"
     return (

@@ -79,6 +79,10 @@ class Service:
     def _waiting(self) -> int:
         return self.engine.waiting if self.engine else 0
 
+    def done(self) -> dict[str, int]:
+        """What the stage's record tells."""
+        return {"requests": self.requests, "generated_tokens": self.tokens}
+
     def unready(self) -> str | None:
         """Why no request can be answered now; None where they can."""
         if self.draining:

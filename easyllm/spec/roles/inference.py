@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from easyllm.spec.roles.base import Component
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 class InferenceEngine(Component):
     """Generates text with a model in Hugging Face's format."""
 
+    apart: ClassVar[bool] = False
+    """Whether its generation takes turns with the caller's Python, so that a server answers its
+    clients from another process. What ``load`` returns then is asked by ``begin`` and ``leave``
+    of ``easyllm.inference.apart.Generation`` too."""
+
     @abc.abstractmethod
     def load(self, model: Path, run: RunSpec) -> Any:
-        """The loaded model, an ``easyllm.inference.engines.Generator``."""
+        """The loaded model, an ``easyllm.inference.engines.Engine``."""
