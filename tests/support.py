@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.components import resolver
+from easyllm.runfile import read_config
 from easyllm.spec.problems import SpecError
 from easyllm.spec.run import RunSpec
-from easyllm.spec.schema import read
 
 LLAMA = {
     "model_type": "llama",
@@ -44,7 +43,7 @@ def run_spec(folder: Path, config: Mapping[str, Any]) -> RunSpec:
         "model": {"cache": str(folder / "models")},
         "hardware": {"device": "cpu"},
     }
-    run, problems = read(merged(places, config), resolver())
+    run, problems = read_config(merged(places, config))
     if problems:
         raise SpecError(problems)
     return run

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.inference.apart import Host, RemoteEngine
+from easyllm.runfile import read_config
 from easyllm.serving.server import POLL, Server, log_to, made, welcome
 from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import write
 
 PATIENCE = 10.0
 """Seconds that it may take to end when it is left alone."""
@@ -40,10 +42,11 @@ class Front:
         self._pipe, theirs = multiprocessing.Pipe()
         given = (theirs.fileno(), listener.fileno())
         command = [sys.executable, "-m", "easyllm.serving.front", *map(str, given)]
-        self._process = subprocess.Popen(command, pass_fds=given)
+        # in a session of its own, where a terminal's Ctrl-C does not reach it
+        self._process = subprocess.Popen(command, pass_fds=given, start_new_session=True)
         theirs.close()
         listener.close()
-        self._pipe.send(run)
+        self._pipe.send(write(run))
         self._asked = 0
         self._loading = True
 
@@ -111,7 +114,8 @@ def main(pipe_number: int, listener_number: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the process with the engine tells when to stop
     pipe, listener = Connection(pipe_number), socket.socket(fileno=listener_number)
-    server = made(pipe.recv(), signals=False)
+    run, _ = read_config(pipe.recv())
+    server = made(run, signals=False)
     log_to(sys.stdout)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(_answer(server, listener, pipe))

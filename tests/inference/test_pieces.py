@@ -8,6 +8,7 @@ import pytest
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
 from easyllm.inference import hf
+from easyllm.inference.arriving import Arriving, InLoop
 from easyllm.inference.engines import EngineFailed, Step
 from easyllm.inference.hf import _Answer, _Router
 from easyllm.spec.inference import SamplingSpec
@@ -18,9 +19,13 @@ def output(name: str, tokens: int, **more: object) -> GenerationOutput:
     return GenerationOutput(name, generated_tokens=list(range(tokens)), status=status, **more)  # type: ignore[arg-type]
 
 
-def answers(*names: str) -> dict[str, _Answer]:
-    loop = asyncio.get_running_loop()
-    return {name: _Answer(SamplingSpec(), 1, frozenset(), loop) for name in names}
+def answers(*names: str) -> tuple[dict[str, _Answer], dict[str, Arriving]]:
+    """As the generation has them, and as their readers do."""
+    take, readers = InLoop(asyncio.get_running_loop()), {name: Arriving() for name in names}
+    return {
+        name: _Answer(SamplingSpec(), 1, frozenset(), take, reader)
+        for name, reader in readers.items()
+    }, readers
 
 
 def test_many_answers_come_in_fewer_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,16 +34,16 @@ def test_many_answers_come_in_fewer_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(hf, "APART_MOST", 1000.0)
 
     async def told() -> list[Step]:
-        waiting = answers("a", "b")
+        waiting, readers = answers("a", "b")
         router, found = _Router(waiting), []
         for tokens in (1, 2, 3):
             router.deliver_batch([output("a", tokens), output("aborted", tokens)])
             await asyncio.sleep(0)
-            if waiting["a"].came:
-                found.append(await waiting["a"].next())
+            if readers["a"]._came:
+                found.append(await readers["a"].next())
         router.deliver_batch([output("b", 1), output("a", 4, status=RequestStatus.FINISHED)])
         await asyncio.sleep(0)
-        return [*found, await waiting["a"].next(), await waiting["b"].next()]
+        return [*found, await readers["a"].next(), await readers["b"].next()]
 
     first, last, other = asyncio.run(told())
     assert (first.tokens, first.finish_reason) == ([0], None)
@@ -50,11 +55,11 @@ def test_one_answer_comes_token_by_token(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(hf, "APART", 1000.0)
 
     async def told() -> list[list[int]]:
-        waiting, found = answers("a"), []
+        (waiting, readers), found = answers("a"), []
         router = _Router(waiting)
         for tokens in range(1, 6):
             router.deliver_batch([output("a", tokens)])
-            found.append((await waiting["a"].next()).tokens)
+            found.append((await readers["a"].next()).tokens)
         return found
 
     assert asyncio.run(told()) == [[0], [1], [2], [3], [4]]
@@ -62,7 +67,7 @@ def test_one_answer_comes_token_by_token(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_comes_while_the_reader_is_busy_is_one_step() -> None:
     async def told() -> tuple[Step, Step]:
-        answer = answers("a")["a"]
+        answer = Arriving()
         answer.hand_over(Step([1]))
         answer.hand_over(Step([2], finish_reason=None))
         before = await answer.next()
@@ -78,12 +83,12 @@ def test_what_comes_while_the_reader_is_busy_is_one_step() -> None:
 
 def test_a_failure_is_not_lost_behind_steps() -> None:
     async def read() -> None:
-        waiting = answers("a")
+        waiting, readers = answers("a")
         router = _Router(waiting)
         router.deliver(output("a", 1, error="out of memory"))
         router.deliver(output("a", 2))
         await asyncio.sleep(0)
-        await waiting["a"].next()
+        await readers["a"].next()
 
     with pytest.raises(EngineFailed, match="out of memory"):
         asyncio.run(read())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from easyllm import runfile
@@ -31,14 +32,22 @@ BODY = {"messages": [{"user": "hi"}]}
 class Worker:
     """The stage in a process of its own, as a rank runs it."""
 
-    def __init__(self, folder: Path, model: Path, **serving: Any):
+    def __init__(self, folder: Path, model: Path, engine: str | None = None, **serving: Any):
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
-        self.run: RunSpec = spec(folder, model, serving={"port": self.port, **serving})
+        own = {
+            "inference": {"engine": {"_target_": f"bad_engines.{engine}"}},
+            "components": {"allow": ["bad_engines"], "path": [str(Path(__file__).parent)]},
+        }
+        self.run: RunSpec = spec(
+            folder, model, serving={"port": self.port, **serving}, **(own if engine else {})
+        )
         runfile.save(self.run, RunPaths(self.run).spec)
         command = [sys.executable, "-m", "easyllm.worker", str(RunPaths(self.run).spec), "serve"]
         environment = {**os.environ, "RANK": "0"}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
 
     def status(self, path: str) -> int:
@@ -116,6 +125,54 @@ def test_the_grace_ends(tmp_path: Path, model: Path, twice: bool) -> None:
         assert worker.process.wait(30) == 0
     assert time.monotonic() - begun < 6
     assert worker.result()["generated_tokens"] < 4000
+
+
+def front_of(worker: Worker) -> psutil.Process:
+    (front,) = psutil.Process(worker.process.pid).children()
+    assert "easyllm.serving.front" in front.cmdline()
+    return front
+
+
+def test_stopped_while_the_model_is_loading(tmp_path: Path, model: Path) -> None:
+    worker = Worker(tmp_path, model, engine="Slow")
+    wait_for(lambda: worker.status("/health") == 200)
+    assert worker.status("/ready") == 503
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(15) == 0
+    assert worker.result() == {"requests": 0, "generated_tokens": 0}
+
+
+def test_the_api_ends_with_the_process_of_the_model(tmp_path: Path, model: Path) -> None:
+    worker = Worker(tmp_path, model)
+    worker.ready()
+    front = front_of(worker)
+    worker.process.kill()
+    front.wait(10)
+    assert worker.status("/health") == 0
+
+
+def test_the_model_ends_with_the_process_of_the_api(tmp_path: Path, model: Path) -> None:
+    worker = Worker(tmp_path, model)
+    worker.ready()
+    front_of(worker).kill()
+    _, said = worker.process.communicate(timeout=30)
+    assert worker.process.returncode == 1
+    assert "the API's process ended with status -9" in said.decode()
+
+
+def test_an_engine_that_breaks_down(tmp_path: Path, model: Path) -> None:
+    """The answer under way ends, and those who ask after it are told."""
+    worker = Worker(tmp_path, model, engine="Breaking")
+    worker.ready()
+    answer = worker.client.post("/generate", json={**BODY, "sampling": {"max_tokens": LONG}})
+    assert answer.status_code == 500, answer.text
+    assert "the engine has failed" in answer.json()["error"]["message"]
+    wait_for(lambda: worker.status("/ready") == 503, 5)
+    refused = worker.client.post("/generate", json=BODY)
+    assert refused.status_code == 503
+    assert "the engine has failed" in refused.json()["error"]["message"]
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(15) == 0
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path, model: Path) -> None:
