@@ -12,7 +12,6 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Protocol
 
 from easyllm.inference.arriving import Arriving, Grown, Taker
@@ -80,19 +79,12 @@ class RemoteEngine:
     The loop's owner reads the pipe, and calls ``take`` for what has ``grown``.
     """
 
-    tokenizer: Any
-
-    def __init__(self, pipe: Connection, max_positions: int):
-        self.max_positions = max_positions
+    def __init__(self, pipe: Connection, tokenizer: Any, max_positions: int):
+        self.tokenizer, self.max_positions = tokenizer, max_positions
         self.failed = False
         self._pipe = pipe
         self._answers: dict[str, Arriving] = {}
         self._names = map(str, itertools.count())
-
-    def load_tokenizer(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     async def generate(
         self, prompt: Sequence[int], sampling: SamplingSpec

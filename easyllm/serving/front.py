@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import multiprocessing
+import pickle
 import signal
 import socket
 import subprocess
@@ -17,7 +18,6 @@ import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from easyllm.inference.apart import Host, RemoteEngine
@@ -50,16 +50,16 @@ class Front:
         self._asked = 0
         self._loading = True
 
-    def serve(self, engine: Any, folder: Path) -> dict[str, Any]:
-        """Have it answer with ``engine``, whose model is in ``folder``, until it is stopped;
-        returns what it has done."""
+    def serve(self, engine: Any) -> dict[str, Any]:
+        """Have it answer with ``engine`` until it is stopped; returns what it has done."""
+        self._loading = False
         gc.freeze()  # the model's objects stay, and need not be looked through for garbage
         host = Host(engine, self._pipe)
         listening = threading.Thread(target=host.listen, name="front", daemon=True)
         listening.start()
-        host.tell("ready", (folder, engine.max_positions))
-        self._loading = failed = False
-        told = 0
+        # the tokenizer as it is: transformers' AutoTokenizer loads torch, 0.3 GB
+        host.tell("ready", (pickle.dumps(engine.tokenizer), engine.max_positions))
+        told, failed = 0, False
         while self._process.poll() is None:
             if told < self._asked:
                 host.tell("stop")
@@ -73,7 +73,7 @@ class Front:
 
     def stopped(self) -> dict[str, Any]:
         """Have it stop before it has an engine; returns what it has done."""
-        told = {}
+        told, self._loading = {}, False
         with suppress(EOFError, OSError):
             self._pipe.send(("stop", None))
             told = dict([self._pipe.recv()])  # without an engine it asks nothing
@@ -118,45 +118,61 @@ def main(pipe_number: int, listener_number: int) -> None:
     server = made(run, signals=False)
     log_to(sys.stdout)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(_answer(server, listener, pipe))
+        runner.run(_Asking(server, pipe).answer(listener))
     with suppress(OSError):  # the process with the engine may be gone
         pipe.send(("over", server.service.done()))
 
 
-async def _answer(server: Server, listener: socket.socket, pipe: Connection) -> None:
-    loop, service = asyncio.get_running_loop(), server.service
-    engine: RemoteEngine | None = None
-    tasks = []
+class _Asking:
+    """The API and its end of the pipe, in one event loop."""
 
-    async def ready(folder: Path, remote: RemoteEngine) -> None:
-        await asyncio.to_thread(remote.load_tokenizer, folder)
+    def __init__(self, server: Server, pipe: Connection):
+        self._server, self._pipe = server, pipe
+        self._engine: RemoteEngine | None = None
+        self._failed = False
+        self._loading: asyncio.Task[None] | None = None
+
+    async def answer(self, listener: socket.socket) -> None:
+        """Answer clients until asked to stop, or there is nobody left to ask."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._pipe.fileno(), self._heard)
+        await self._server.serve(sockets=[listener])
+        loop.remove_reader(self._pipe.fileno())
+        if self._loading is not None:
+            await self._loading  # raises what kept it from being ready
+
+    def _heard(self) -> None:
+        try:
+            kind, what = self._pipe.recv()
+        except (EOFError, OSError):
+            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
+            kind, what = "failed", None
+            self._server.should_exit = True
+        if kind == "ready":
+            self._loading = asyncio.ensure_future(self._ready(*what))
+        elif kind == "stop":
+            self._server.stop()
+        elif kind == "failed":
+            self._failed = True
+            if self._engine is not None:
+                self._engine.fail()
+        elif self._engine is not None:
+            self._engine.take(what)
+
+    async def _ready(self, tokenizer: bytes, max_positions: int) -> None:
+        service = self._server.service
+        try:
+            loaded = await asyncio.to_thread(pickle.loads, tokenizer)
+        except BaseException:
+            self._server.should_exit = True
+            raise
+        self._engine = RemoteEngine(self._pipe, loaded, max_positions)
+        if self._failed:
+            self._engine.fail()
+        service.engine = self._engine
         gc.freeze()
-        service.engine = remote
         if not service.draining:
             print(welcome(service.run.serving, service.model), flush=True)
-
-    def heard() -> None:
-        nonlocal engine
-        try:
-            kind, what = pipe.recv()
-        except (EOFError, OSError):
-            loop.remove_reader(pipe.fileno())
-            kind, what = "failed", None
-            server.should_exit = True
-        if kind == "ready":
-            folder, max_positions = what
-            engine = RemoteEngine(pipe, max_positions)
-            tasks.append(loop.create_task(ready(folder, engine)))
-        elif kind == "stop":
-            server.stop()
-        elif engine is not None and kind == "grown":
-            engine.take(what)
-        elif engine is not None and kind == "failed":
-            engine.fail()
-
-    loop.add_reader(pipe.fileno(), heard)
-    await server.serve(sockets=[listener])
-    loop.remove_reader(pipe.fileno())
 
 
 if __name__ == "__main__":

@@ -46,15 +46,15 @@ def _apart(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
     from easyllm.serving.front import Front, Stopped
 
     with Front(run, listener) as front:
+        engine = None
         try:
-            folder = model_folder(run)
-            engine = run.inference.engine.load(folder, run)
+            engine = run.inference.engine.load(model_folder(run), run)
+            return front.serve(engine)
         except Stopped:
             return front.stopped()
-        try:
-            return front.serve(engine, folder)
         finally:
-            engine.close()
+            if engine is not None:
+                engine.close()
 
 
 def _together(run: RunSpec, listener: socket.socket) -> dict[str, Any]:

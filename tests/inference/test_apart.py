@@ -19,7 +19,7 @@ from easyllm.inference.engines import EngineFailed
 from easyllm.inference.hf import HFEngine
 from easyllm.spec.inference import SamplingSpec
 from tests.inference.small import save_model
-from tests.inference.test_hf import GREEDY, PROMPTS, WARM, complete, encode, load
+from tests.inference.test_hf import GREEDY, WARM, complete, encode, load
 
 LONG = SamplingSpec(max_tokens=200, ignore_eos=True)
 
@@ -51,9 +51,8 @@ def ends(engine: HFEngine) -> Iterator[tuple[Connection, Connection]]:
 
 
 @asynccontextmanager
-async def asking(folder: Path, pipe: Connection) -> AsyncIterator[RemoteEngine]:
-    remote = RemoteEngine(pipe, 256)
-    remote.load_tokenizer(folder)
+async def asking(engine: HFEngine, pipe: Connection) -> AsyncIterator[RemoteEngine]:
+    remote = RemoteEngine(pipe, engine.tokenizer, engine.max_positions)
     loop = asyncio.get_running_loop()
 
     def heard() -> None:
@@ -68,13 +67,12 @@ async def asking(folder: Path, pipe: Connection) -> AsyncIterator[RemoteEngine]:
         loop.remove_reader(pipe.fileno())
 
 
-def test_the_answers_are_the_same(folder, engine, ends) -> None:
+def test_the_answers_are_the_same(engine, ends) -> None:
     prompts = encode(engine)
     samplings = [GREEDY, WARM, SamplingSpec(max_tokens=12, logprobs=2, seed=3, temperature=1.0)]
 
     async def both() -> None:
-        async with asking(folder, ends[1]) as remote:
-            assert [remote.tokenizer(prompt)["input_ids"] for prompt in PROMPTS] == prompts
+        async with asking(engine, ends[1]) as remote:
             for sampling in samplings:
                 far, near = [
                     await asyncio.gather(*(complete(one, p, sampling) for p in prompts))
@@ -91,10 +89,10 @@ def test_the_answers_are_the_same(folder, engine, ends) -> None:
     asyncio.run(both())
 
 
-def test_one_who_leaves_ends_the_generation(folder, engine, ends) -> None:
+def test_one_who_leaves_ends_the_generation(engine, ends) -> None:
     async def leave() -> None:
         async with (
-            asking(folder, ends[1]) as remote,
+            asking(engine, ends[1]) as remote,
             aclosing(remote.generate([1, 2, 3], LONG)) as steps,
         ):
             assert (await anext(steps)).tokens
@@ -107,9 +105,9 @@ def test_one_who_leaves_ends_the_generation(folder, engine, ends) -> None:
     asyncio.run(leave())
 
 
-def test_what_is_under_way_ends_when_the_engine_fails(folder, engine, ends) -> None:
+def test_what_is_under_way_ends_when_the_engine_fails(engine, ends) -> None:
     async def fail() -> None:
-        async with asking(folder, ends[1]) as remote:
+        async with asking(engine, ends[1]) as remote:
             asyncio.get_running_loop().call_later(0.05, remote.fail)
             with pytest.raises(EngineFailed, match="has stopped"):
                 await complete(remote, [1, 2, 3], LONG)
@@ -119,11 +117,11 @@ def test_what_is_under_way_ends_when_the_engine_fails(folder, engine, ends) -> N
     asyncio.run(fail())
 
 
-def test_an_engine_that_cannot_begin_says_why(folder, engine, ends) -> None:
+def test_an_engine_that_cannot_begin_says_why(engine, ends) -> None:
     engine.close()
 
     async def ask() -> None:
-        async with asking(folder, ends[1]) as remote:
+        async with asking(engine, ends[1]) as remote:
             with pytest.raises(EngineFailed, match="the engine has stopped"):
                 await complete(remote, [1, 2, 3], GREEDY)
             with pytest.raises(UserError, match="the prompt is empty"):
@@ -132,12 +130,12 @@ def test_an_engine_that_cannot_begin_says_why(folder, engine, ends) -> None:
     asyncio.run(ask())
 
 
-def test_with_nobody_at_the_other_end_it_has_failed(folder) -> None:
+def test_with_nobody_at_the_other_end_it_has_failed() -> None:
     nobody, pipe = multiprocessing.Pipe()
     nobody.close()
 
     async def ask() -> None:
-        remote = RemoteEngine(pipe, 256)
+        remote = RemoteEngine(pipe, None, 256)
         with pytest.raises(EngineFailed, match="has stopped"):
             await complete(remote, [1, 2, 3], GREEDY)
         assert remote.failed
