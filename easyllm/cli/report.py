@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from easyllm.cli.origins import Origin
-from easyllm.spec.problems import ABSENT, Problem
+from easyllm.spec.problems import ABSENT, UNKNOWN, Problem
 
 REFUSED = 2
 
@@ -29,7 +29,10 @@ def _lines(problem: Problem, origin: str) -> list[str]:
     head = problem.key + (f" = {value}" if value else "")
     head += f"   ({origin})" if origin else ""
     lines = [f"  {head}"]
-    for text in (problem.message, problem.remedy):
+    remedy = problem.remedy
+    if problem.message == UNKNOWN and origin.startswith("recipe/"):
+        remedy += f"; to leave out what the recipe gives, add '~{problem.key}'"
+    for text in (problem.message, remedy.removeprefix("; ")):
         if text:
             lines += textwrap.wrap(
                 text, 96, initial_indent="    ", subsequent_indent="    ",

@@ -16,6 +16,8 @@ class Absent:
 
 
 ABSENT: Any = Absent()
+UNKNOWN = "no such key"
+"""The message of a problem with a key that the spec has not."""
 
 
 @dataclass(frozen=True)

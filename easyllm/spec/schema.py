@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from easyllm.spec.problems import ABSENT, Problem, near
+from easyllm.spec.problems import ABSENT, UNKNOWN, Problem, near
 from easyllm.spec.roles import Component
 from easyllm.spec.run import RunSpec
 from easyllm.spec.types import Range, Time
@@ -175,7 +175,7 @@ class _Walk:
                 "begin the recipe file with the line '# @package _global_'",
             )
         else:
-            problem = Problem(key, value, "no such key")
+            problem = Problem(key, value, UNKNOWN)
         self.unknown.append((problem, siblings))
 
     def component(self, role: Any, config: Any, key: str, default: str | None) -> Any:

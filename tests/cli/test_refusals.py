@@ -205,6 +205,10 @@ REFUSALS = {
         ["+recipe=demo", "parallelism.offload=optimizer"],
         ["parallelism.offload = optimizer", "no such key"],
     ),
+    "what a recipe gives for another layout": (
+        ["+recipe=demo", "parallelism=zero"],
+        ["parallelism.pipeline_stages = 2", "add '~parallelism.pipeline_stages'"],
+    ),
     "recomputed how often": (
         ["+recipe=demo", "parallelism.checkpoint_activations=some"],
         ["parallelism.checkpoint_activations = some", "true or false or a whole number"],
