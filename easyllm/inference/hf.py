@@ -70,9 +70,9 @@ class _Answer:
 class _Router(OutputRouter):
     """Gives a step's outputs to their takers, each all of its own at once.
 
-    What a loop does to send a piece keeps the generation waiting, since the two threads take
-    turns at Python. So the more answers there are, the fewer pieces they come in: what is
-    passed over now is in the next output too.
+    What a loop does to send a piece keeps the generation waiting, where the two threads take
+    turns at Python, and takes the machine's time anywhere. So the more answers there are, the
+    fewer pieces they come in: what is passed over now is in the next output too.
     """
 
     def __init__(self, answers: dict[str, _Answer]):
