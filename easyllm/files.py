@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,9 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+def _beside(path: Path, kind: str = "part") -> Path:
+    """A name of this process's own: on a disk that machines share each may have its number."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.{kind}")
 
 
 @contextlib.contextmanager
@@ -82,7 +84,7 @@ def _install(aside: Path, path: Path) -> None:
         flush(file)
     flush(aside)
     if path.exists():
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        old = _beside(path, "old")
         path.rename(old)
         aside.rename(path)
         shutil.rmtree(old)
