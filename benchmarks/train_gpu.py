@@ -40,7 +40,7 @@ SIZES = {
     "3b": {"hidden_size": 3200, "intermediate_size": 8640, "num_hidden_layers": 26, "heads": 32},
 }
 ROWS = {"tiny": (2, False), "0.4b": (8, False), "1.3b": (8, False), "3b": (4, True)}
-"""Rows of a micro-batch, and whether every layer is recomputed: what fits into 80 GB."""
+"""Rows of a micro-batch, and whether every layer is recomputed: ours then takes less than 80 GB."""
 OURS = {
     "easyllm": [],
     "compiled": ["model.compile=true"],

@@ -37,13 +37,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
                 "pip install 'easyllm[flash-attn]', or give model.attention=sdpa",
             )  # fmt: skip
     if "train" in run.stages:
-        torch = version("torch")
-        if run.training.loss == "linear_cross_entropy" and _numbers(torch) < FUSED_LOSS:
-            yield Problem(
-                "training.loss", run.training.loss,
-                f"torch has it from 2.13 on, and this is {torch}",
-                "give training.loss=cross_entropy, or pip install 'torch>=2.13'",
-            )  # fmt: skip
+        yield from _loss_problems(run)
         yield from run.hardware.launcher.lacks("hardware.launcher", run)
     for key, part in components(run):
         yield from part.lacking(key, run)
@@ -53,6 +47,16 @@ def problems(run: RunSpec) -> Iterator[Problem]:
                     f"{key}._target_", type(part).__name__, f"needs the package {module}",
                     f"pip install 'easyllm[{extra}]'",
                 )  # fmt: skip
+
+
+def _loss_problems(run: RunSpec) -> Iterator[Problem]:
+    if run.training.loss != "linear_cross_entropy" or _numbers(version("torch")) >= FUSED_LOSS:
+        return
+    yield Problem(
+        "training.loss", run.training.loss,
+        f"torch has it from 2.13 on, and this is {version('torch')}",
+        "give training.loss=cross_entropy, or pip install 'torch>=2.13'",
+    )  # fmt: skip
 
 
 def _numbers(release: str) -> tuple[int, ...]:

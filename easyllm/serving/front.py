@@ -22,7 +22,7 @@ from typing import Any
 
 from easyllm.inference.apart import Host, RemoteEngine
 from easyllm.runfile import read_config
-from easyllm.serving.server import POLL, Server, log_to, made, welcome
+from easyllm.serving.server import POLL, Server, made
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
 
@@ -116,7 +116,6 @@ def main(pipe_number: int, listener_number: int) -> None:
     pipe, listener = Connection(pipe_number), socket.socket(fileno=listener_number)
     run, _ = read_config(pipe.recv())
     server = made(run, signals=False)
-    log_to(sys.stdout)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(_Asking(server, pipe).answer(listener))
     with suppress(OSError):  # the process with the engine may be gone
@@ -160,7 +159,6 @@ class _Asking:
             self._engine.take(what)
 
     async def _ready(self, tokenizer: bytes, max_positions: int) -> None:
-        service = self._server.service
         try:
             loaded = await asyncio.to_thread(pickle.loads, tokenizer)
         except BaseException:
@@ -169,10 +167,7 @@ class _Asking:
         self._engine = RemoteEngine(self._pipe, loaded, max_positions)
         if self._failed:
             self._engine.fail()
-        service.engine = self._engine
-        gc.freeze()
-        if not service.draining:
-            print(welcome(service.run.serving, service.model), flush=True)
+        self._server.loaded(self._engine)
 
 
 if __name__ == "__main__":

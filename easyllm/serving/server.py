@@ -19,6 +19,7 @@ from typing import Any
 import uvicorn
 
 from easyllm.errors import UserError
+from easyllm.inference.engines import Engine
 from easyllm.inference.prompts import model_folder, model_path
 from easyllm.serving.app import Application
 from easyllm.serving.guard import ACCESS
@@ -36,7 +37,6 @@ def serve(run: RunSpec) -> dict[str, Any]:
 
     The server listens while the model is loading; ``/ready`` tells when it is.
     """
-    load_keys(run.serving)  # what is wrong with them is told before anything is loaded
     with _bound(run.serving) as listener:
         return (_apart if run.inference.engine.apart else _together)(run, listener)
 
@@ -45,6 +45,7 @@ def _apart(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
     """The engine in this process, the API in another."""
     from easyllm.serving.front import Front, Stopped
 
+    load_keys(run.serving)  # what is wrong with them is told here, before anything is loaded
     with Front(run, listener) as front:
         engine = None
         try:
@@ -60,7 +61,6 @@ def _apart(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
 def _together(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
     """The API and the engine, which has processes of its own, in one event loop."""
     server = made(run)
-    log_to(sys.stdout)
     try:
         # uvloop where it is installed
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
@@ -72,21 +72,18 @@ def _together(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
 
 
 def made(run: RunSpec, signals: bool = True) -> Server:
-    """The server of a run, without an engine yet."""
+    """The server of a run, without an engine yet; its access log is the standard output."""
+    _log_to(sys.stdout)
     service = Service(run, run.serving.model_name or _name(model_path(run)))
     return Server(Application(service, load_keys(run.serving)), service, signals)
 
 
 async def _serve(run: RunSpec, server: Server, listener: socket.socket) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    service = server.service
     try:
-        service.engine = await asyncio.to_thread(
-            lambda: run.inference.engine.load(model_folder(run), run)
+        server.loaded(
+            await asyncio.to_thread(lambda: run.inference.engine.load(model_folder(run), run))
         )
-        gc.freeze()  # the model's objects stay, and need not be looked through for garbage
-        if not service.draining:
-            print(welcome(run.serving, service.model), flush=True)
     except BaseException:
         server.should_exit = True
         await serving
@@ -99,7 +96,7 @@ def _name(path: str) -> str:
     return path if not Path(path).exists() else str(Path(path))
 
 
-def log_to(stream: Any) -> None:
+def _log_to(stream: Any) -> None:
     """Access log entries go out as they are, a JSON object a line."""
     ACCESS.setLevel(logging.INFO)
     ACCESS.propagate = False
@@ -125,6 +122,13 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.application, self.service, self.signals = application, service, signals
+
+    def loaded(self, engine: Engine) -> None:
+        """From here on answer, with ``engine``."""
+        self.service.engine = engine
+        gc.freeze()  # the engine's objects stay, and need not be looked through for garbage
+        if not self.service.draining:
+            print(_welcome(self.service.run.serving, self.service.model), flush=True)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self.stop()
@@ -200,7 +204,7 @@ def _bound(serving: ServingSpec) -> socket.socket:
     return listener
 
 
-def welcome(serving: ServingSpec, model: str) -> str:
+def _welcome(serving: ServingSpec, model: str) -> str:
     host = "localhost" if serving.host in ("0.0.0.0", "::", "127.0.0.1") else serving.host
     url = f"http://{host}:{serving.port}"
     return (

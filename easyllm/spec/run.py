@@ -58,7 +58,7 @@ class ModelSpec:
     ``flex_attention`` need a CUDA device."""
     compile: bool = False
     """Compile for training by ``torch.compile``: each decoder layer but for its attention, and
-    the loss, whose logits then are never whole in fp32."""
+    the loss."""
     family: Family | None = None
     """The model family; read from ``model_type`` where null."""
     config: dict[str, Any] = empty()
