@@ -1,4 +1,4 @@
-"""An engine that is asked from another process: the two ends of a pipe.
+"""An engine that is asked from another process.
 
 Python runs one thread at a time, and a generation of many small operations asks for its turn
 after each of them. Whoever has many clients to write to keeps it waiting, unless from a process
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from easyllm.inference.arriving import Arriving, Grown, Taker
 from easyllm.inference.engines import EngineFailed, Step, room
+from easyllm.inference.wire import Wire
 from easyllm.spec.inference import SamplingSpec
 
 
@@ -33,19 +33,19 @@ class Generation(Protocol):
 
 
 class Host:
-    """Lets those at the other end of a pipe ask an engine of this process."""
+    """Lets the process at the other end of a wire ask an engine of this one."""
 
-    def __init__(self, engine: Generation, pipe: Connection):
+    def __init__(self, engine: Generation, wire: Wire):
         self.told: dict[str, Any] = {}
-        """What they have told besides, by its name."""
-        self._engine, self._pipe = engine, pipe
+        """What it has told besides, by its name."""
+        self._engine, self._wire = engine, wire
         self._sending = threading.Lock()
 
     def listen(self) -> None:
         """Do what is asked until the other end is closed."""
         while True:
             try:
-                kind, what = self._pipe.recv()
+                kind, what = self._wire.receive()
             except (EOFError, OSError):
                 return
             if kind == "ask":
@@ -58,7 +58,7 @@ class Host:
     def tell(self, kind: str, what: Any = None) -> None:
         """Send a message; nothing where nobody listens any more."""
         with self._sending, suppress(OSError):
-            self._pipe.send((kind, what))
+            self._wire.send((kind, what))
 
     def _begin(self, request: str, prompt: list[int], sampling: SamplingSpec) -> None:
         try:
@@ -74,15 +74,16 @@ class Host:
 
 
 class RemoteEngine:
-    """The ``easyllm.inference.engines.Engine`` at the other end of a pipe, in one event loop.
+    """The ``easyllm.inference.engines.Engine`` of another process, in one event loop.
 
-    The loop's owner reads the pipe, and calls ``take`` for what has ``grown``.
+    ``send`` takes its messages there, and does not wait. Whoever hears from there calls
+    ``take`` for what has ``grown``, and ``fail`` when nothing more will come.
     """
 
-    def __init__(self, pipe: Connection, tokenizer: Any, max_positions: int):
+    def __init__(self, send: Callable[[Any], None], tokenizer: Any, max_positions: int):
         self.tokenizer, self.max_positions = tokenizer, max_positions
         self.failed = False
-        self._pipe = pipe
+        self._send = send
         self._answers: dict[str, Arriving] = {}
         self._names = map(str, itertools.count())
 
@@ -95,7 +96,7 @@ class RemoteEngine:
         request, finished = next(self._names), False
         arriving = self._answers[request] = Arriving()
         try:
-            self._tell("ask", (request, list(prompt), sampling))
+            self._send(("ask", (request, list(prompt), sampling)))
             while not finished:
                 step = await arriving.next()
                 finished = step.finish_reason is not None
@@ -103,13 +104,7 @@ class RemoteEngine:
         finally:
             del self._answers[request]
             if not finished:
-                self._tell("leave", request)
-
-    def _tell(self, kind: str, what: Any) -> None:
-        try:
-            self._pipe.send((kind, what))
-        except OSError:
-            self.fail()
+                self._send(("leave", request))
 
     def take(self, grown: Grown) -> None:
         for request, step in grown:
@@ -127,4 +122,4 @@ class RemoteEngine:
         return sum(not arriving.begun for arriving in self._answers.values())
 
     def close(self) -> None:
-        self._pipe.close()
+        """The other process closes it."""

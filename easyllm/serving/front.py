@@ -1,14 +1,13 @@
 """The API in a process of its own, where the engine would be kept waiting by it.
 
 ``Front`` is that process as the server sees it, which has the model; ``main`` runs in it. Between
-them is a pipe: the spec first, then questions one way and what answers grow by the other.
+them is a wire: the spec first, then questions one way and what answers grow by the other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import multiprocessing
 import pickle
 import signal
 import socket
@@ -17,10 +16,10 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from typing import Any
 
 from easyllm.inference.apart import Host, RemoteEngine
+from easyllm.inference.wire import Wire, packed, received
 from easyllm.runfile import read_config
 from easyllm.serving.server import POLL, Server, made
 from easyllm.spec.run import RunSpec
@@ -39,14 +38,15 @@ class Front:
     and SIGINT stop it."""
 
     def __init__(self, run: RunSpec, listener: socket.socket):
-        self._pipe, theirs = multiprocessing.Pipe()
+        ours, theirs = socket.socketpair()
         given = (theirs.fileno(), listener.fileno())
         command = [sys.executable, "-m", "easyllm.serving.front", *map(str, given)]
         # in a session of its own, where a terminal's Ctrl-C does not reach it
         self._process = subprocess.Popen(command, pass_fds=given, start_new_session=True)
         theirs.close()
         listener.close()
-        self._pipe.send(write(run))
+        self._wire = Wire(ours)
+        self._wire.send(write(run))
         self._asked = 0
         self._loading = True
 
@@ -54,7 +54,7 @@ class Front:
         """Have it answer with ``engine`` until it is stopped; returns what it has done."""
         self._loading = False
         gc.freeze()  # the model's objects stay, and need not be looked through for garbage
-        host = Host(engine, self._pipe)
+        host = Host(engine, self._wire)
         listening = threading.Thread(target=host.listen, name="front", daemon=True)
         listening.start()
         # the tokenizer as it is: transformers' AutoTokenizer loads torch, 0.3 GB
@@ -75,8 +75,8 @@ class Front:
         """Have it stop before it has an engine; returns what it has done."""
         told, self._loading = {}, False
         with suppress(EOFError, OSError):
-            self._pipe.send(("stop", None))
-            told = dict([self._pipe.recv()])  # without an engine it asks nothing
+            self._wire.send(("stop", None))
+            told = dict([self._wire.receive()])  # without an engine it asks nothing
         return self._done(told)
 
     def _done(self, told: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Front:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._pipe.close()  # it ends when there is nobody left to ask
+        self._wire.close()  # it ends when there is nobody left to ask
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -109,54 +109,66 @@ class Front:
             self._process.wait()
 
 
-def main(pipe_number: int, listener_number: int) -> None:
-    """Answer clients at a socket, asking the engine behind a pipe; both are open already."""
+def main(wire_number: int, listener_number: int) -> None:
+    """Answer clients at a socket, asking the engine behind another; both are open already."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the process with the engine tells when to stop
-    pipe, listener = Connection(pipe_number), socket.socket(fileno=listener_number)
-    run, _ = read_config(pipe.recv())
+    wire, listener = (socket.socket(fileno=n) for n in (wire_number, listener_number))
+    run, _ = read_config(Wire(wire).receive())
     server = made(run, signals=False)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(_Asking(server, pipe).answer(listener))
+        runner.run(_answer(server, listener, wire))
+
+
+async def _answer(server: Server, listener: socket.socket, wire: socket.socket) -> None:
+    """Answer clients until asked to stop, or there is nobody left to ask."""
+    reader, writer = await asyncio.open_unix_connection(sock=wire)
+    asking = _Asking(server, writer)
+    hearing = asyncio.create_task(asking.hear(reader))
+    await server.serve(sockets=[listener])
+    hearing.cancel()
+    with suppress(asyncio.CancelledError):
+        await hearing
+    if asking.loading is not None:
+        await asking.loading  # raises what kept it from being ready
+    asking.tell(("over", server.service.done()))
+    writer.close()
     with suppress(OSError):  # the process with the engine may be gone
-        pipe.send(("over", server.service.done()))
+        await writer.wait_closed()
 
 
 class _Asking:
-    """The API and its end of the pipe, in one event loop."""
+    """The API's end of the wire."""
 
-    def __init__(self, server: Server, pipe: Connection):
-        self._server, self._pipe = server, pipe
+    def __init__(self, server: Server, writer: asyncio.StreamWriter):
+        self.loading: asyncio.Task[None] | None = None
+        self._server, self._writer = server, writer
         self._engine: RemoteEngine | None = None
         self._failed = False
-        self._loading: asyncio.Task[None] | None = None
 
-    async def answer(self, listener: socket.socket) -> None:
-        """Answer clients until asked to stop, or there is nobody left to ask."""
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._pipe.fileno(), self._heard)
-        await self._server.serve(sockets=[listener])
-        loop.remove_reader(self._pipe.fileno())
-        if self._loading is not None:
-            await self._loading  # raises what kept it from being ready
+    def tell(self, message: Any) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(packed(message))
 
-    def _heard(self) -> None:
+    async def hear(self, reader: asyncio.StreamReader) -> None:
         try:
-            kind, what = self._pipe.recv()
-        except (EOFError, OSError):
-            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
-            kind, what = "failed", None
+            async for kind, what in received(reader):
+                if kind == "ready":
+                    self.loading = asyncio.create_task(self._ready(*what))
+                elif kind == "stop":
+                    self._server.stop()
+                elif kind == "failed":
+                    self._fail()
+                elif self._engine is not None:
+                    self._engine.take(what)
+        finally:  # there is nobody left to ask
+            self._fail()
             self._server.should_exit = True
-        if kind == "ready":
-            self._loading = asyncio.ensure_future(self._ready(*what))
-        elif kind == "stop":
-            self._server.stop()
-        elif kind == "failed":
-            self._failed = True
-            if self._engine is not None:
-                self._engine.fail()
-        elif self._engine is not None:
-            self._engine.take(what)
+
+    def _fail(self) -> None:
+        self._failed = True
+        if self._engine is not None:
+            self._engine.fail()
 
     async def _ready(self, tokenizer: bytes, max_positions: int) -> None:
         try:
@@ -164,7 +176,7 @@ class _Asking:
         except BaseException:
             self._server.should_exit = True
             raise
-        self._engine = RemoteEngine(self._pipe, loaded, max_positions)
+        self._engine = RemoteEngine(self.tell, loaded, max_positions)
         if self._failed:
             self._engine.fail()
         self._server.loaded(self._engine)

@@ -1,14 +1,13 @@
-"""An engine at the other end of a pipe answers as it does in place."""
+"""An engine at the other end of a wire answers as it does in place."""
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from easyllm.errors import UserError
 from easyllm.inference.apart import Host, RemoteEngine
 from easyllm.inference.engines import EngineFailed
 from easyllm.inference.hf import HFEngine
+from easyllm.inference.wire import Wire, packed, received
 from easyllm.spec.inference import SamplingSpec
 from tests.inference.small import save_model
 from tests.inference.test_hf import GREEDY, WARM, complete, encode, load
@@ -37,13 +37,13 @@ def engine(folder: Path) -> Iterator[HFEngine]:
 
 
 @pytest.fixture
-def ends(engine: HFEngine) -> Iterator[tuple[Connection, Connection]]:
-    """The engine's, and the one to ask at."""
-    ours, theirs = multiprocessing.Pipe()
-    host = Host(engine, ours)
+def end(engine: HFEngine) -> Iterator[socket.socket]:
+    """Where the engine can be asked."""
+    ours, theirs = socket.socketpair()
+    host = Host(engine, Wire(ours))
     listening = threading.Thread(target=host.listen)
     listening.start()
-    yield ours, theirs
+    yield theirs
     theirs.close()
     listening.join(10)
     assert not listening.is_alive()
@@ -51,28 +51,30 @@ def ends(engine: HFEngine) -> Iterator[tuple[Connection, Connection]]:
 
 
 @asynccontextmanager
-async def asking(engine: HFEngine, pipe: Connection) -> AsyncIterator[RemoteEngine]:
-    remote = RemoteEngine(pipe, engine.tokenizer, engine.max_positions)
-    loop = asyncio.get_running_loop()
+async def asking(engine: HFEngine, end: socket.socket) -> AsyncIterator[RemoteEngine]:
+    reader, writer = await asyncio.open_unix_connection(sock=end)
+    remote = RemoteEngine(
+        lambda message: writer.write(packed(message)), engine.tokenizer, engine.max_positions
+    )
 
-    def heard() -> None:
-        kind, what = pipe.recv()
-        assert kind == "grown"
-        remote.take(what)
+    async def hear() -> None:
+        async for kind, what in received(reader):
+            assert kind == "grown"
+            remote.take(what)
 
-    loop.add_reader(pipe.fileno(), heard)
-    try:
-        yield remote
-    finally:
-        loop.remove_reader(pipe.fileno())
+    hearing = asyncio.create_task(hear())
+    yield remote
+    writer.close()
+    await writer.wait_closed()
+    await hearing
 
 
-def test_the_answers_are_the_same(engine, ends) -> None:
+def test_the_answers_are_the_same(engine, end) -> None:
     prompts = encode(engine)
     samplings = [GREEDY, WARM, SamplingSpec(max_tokens=12, logprobs=2, seed=3, temperature=1.0)]
 
     async def both() -> None:
-        async with asking(engine, ends[1]) as remote:
+        async with asking(engine, end) as remote:
             for sampling in samplings:
                 far, near = [
                     await asyncio.gather(*(complete(one, p, sampling) for p in prompts))
@@ -89,10 +91,10 @@ def test_the_answers_are_the_same(engine, ends) -> None:
     asyncio.run(both())
 
 
-def test_one_who_leaves_ends_the_generation(engine, ends) -> None:
+def test_one_who_leaves_ends_the_generation(engine, end) -> None:
     async def leave() -> None:
         async with (
-            asking(engine, ends[1]) as remote,
+            asking(engine, end) as remote,
             aclosing(remote.generate([1, 2, 3], LONG)) as steps,
         ):
             assert (await anext(steps)).tokens
@@ -105,9 +107,9 @@ def test_one_who_leaves_ends_the_generation(engine, ends) -> None:
     asyncio.run(leave())
 
 
-def test_what_is_under_way_ends_when_the_engine_fails(engine, ends) -> None:
+def test_what_is_under_way_ends_when_the_engine_fails(engine, end) -> None:
     async def fail() -> None:
-        async with asking(engine, ends[1]) as remote:
+        async with asking(engine, end) as remote:
             asyncio.get_running_loop().call_later(0.05, remote.fail)
             with pytest.raises(EngineFailed, match="has stopped"):
                 await complete(remote, [1, 2, 3], LONG)
@@ -117,27 +119,14 @@ def test_what_is_under_way_ends_when_the_engine_fails(engine, ends) -> None:
     asyncio.run(fail())
 
 
-def test_an_engine_that_cannot_begin_says_why(engine, ends) -> None:
+def test_an_engine_that_cannot_begin_says_why(engine, end) -> None:
     engine.close()
 
     async def ask() -> None:
-        async with asking(engine, ends[1]) as remote:
+        async with asking(engine, end) as remote:
             with pytest.raises(EngineFailed, match="the engine has stopped"):
                 await complete(remote, [1, 2, 3], GREEDY)
             with pytest.raises(UserError, match="the prompt is empty"):
                 await complete(remote, [], GREEDY)
-
-    asyncio.run(ask())
-
-
-def test_with_nobody_at_the_other_end_it_has_failed() -> None:
-    nobody, pipe = multiprocessing.Pipe()
-    nobody.close()
-
-    async def ask() -> None:
-        remote = RemoteEngine(pipe, None, 256)
-        with pytest.raises(EngineFailed, match="has stopped"):
-            await complete(remote, [1, 2, 3], GREEDY)
-        assert remote.failed
 
     asyncio.run(ask())
