@@ -117,7 +117,7 @@ def test_the_grace_ends(tmp_path: Path, model: Path, twice: bool) -> None:
     asked = {**BODY, "stream": True, "sampling": {"max_tokens": 4000}}
     begun = time.monotonic()
     with worker.client.stream("POST", "/generate", json=asked) as response:
-        chunks = response.iter_raw()  # with which the client leaves
+        chunks = response.iter_raw()  # dropped, it would close the connection
         next(chunks)
         worker.process.send_signal(signal.SIGTERM)
         wait_for(lambda: worker.status("/ready") == 503, 2)
