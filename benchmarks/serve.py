@@ -1,8 +1,8 @@
 """The API server under load: against its own engine driven directly, and against vLLM's server.
 
-A random Llama of a few million parameters and a byte-level tokenizer; REQUESTS streaming
-completions of TOKENS tokens, CONCURRENCY at a time, a different prompt each. First our server
-with the `transformers` engine and that engine in a process without a server, in turn, ROUNDS
+A random Llama of a few million parameters with a byte-level tokenizer (``answering.py``); REQUESTS
+streaming completions of TOKENS tokens, CONCURRENCY at a time, a different prompt each. First our
+server with the `transformers` engine and that engine in a process without a server, in turn, ROUNDS
 times; then our server with the `vllm` engine and vLLM's own OpenAI server, likewise. A ratio
 is the median of the rounds' ratios. Every answer is held against what transformers' plain
 `generate` makes of its prompt; where it differs, against the model's scores, since another
@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -32,11 +33,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from answering import CONTEXT, expected, prompts, rounding_apart, save_model
+
 OVER_ENGINE, OVER_VLLM, GROWTH = 0.9, 0.95, 0.05
 """Limits: at least, at least, at most (from the first round to the last)."""
-CONTEXT = 256
-ROUNDING = 0.02
-"""Standard deviations of the scores by which a token may be behind the likeliest one."""
 ENGINES = {
     "transformers": "easyllm.inference.engines.Transformers",
     "vllm": "easyllm.inference.engines.VLLM",
@@ -54,75 +54,6 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
 }
-
-
-def prompts(count: int) -> list[str]:
-    """Texts of 40 bytes, no two alike."""
-    return [f"{n:05d} {n * 7919 % 100_003:05d} of the load test, go on".ljust(40)[:40]
-            for n in range(count)]  # fmt: skip
-
-
-def save_model(folder: Path, hidden: int, layers: int) -> None:
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<end>": 0} | {piece: n for n, piece in enumerate(alphabet, 1)}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>").save_pretrained(folder)
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=hidden, intermediate_size=3 * hidden,
-        num_hidden_layers=layers, num_attention_heads=hidden // 32, num_key_value_heads=4,
-        max_position_embeddings=CONTEXT, initializer_range=0.1, bos_token_id=None,
-        eos_token_id=0, tie_word_embeddings=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    printable = {piece for piece in alphabet if " " < piece < "\x7f"}
-    with torch.no_grad():  # answers are ASCII, a character a token, and never end by themselves
-        for piece, row in vocabulary.items():
-            if piece not in printable:
-                model.lm_head.weight[row] = 0
-    model.save_pretrained(folder)
-
-
-def expected(folder: Path, texts: list[str], tokens: int) -> list[str]:
-    """What transformers' own ``generate`` makes of each prompt, greedily."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0,
-                                eos_token_id=None)  # fmt: skip
-    made: list[str] = []
-    for start in range(0, len(texts), 100):
-        ids = torch.tensor([tokenizer(text)["input_ids"] for text in texts[start : start + 100]])
-        rows = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        made += [tokenizer.decode(row) for row in rows[:, ids.shape[1] :].tolist()]
-    return made
-
-
-def rounding_apart(folder: Path, answers: list[tuple[str, str]]) -> list[bool]:
-    """For prompts and answers that differ from ``expected``: whether the answer's tokens were
-    the likeliest all the same, as near as kernels of another engine reckon."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    fine = []
-    for prompt, text in answers:
-        start = len(tokenizer(prompt)["input_ids"])
-        ids = torch.tensor([tokenizer(prompt + text)["input_ids"]])
-        with torch.inference_mode():
-            scores = model(ids).logits[0, start - 1 : -1]
-        behind = scores.max(-1).values - scores.gather(-1, ids[0, start:, None])[:, 0]
-        fine.append(bool((behind <= ROUNDING * scores.std(-1)).all()))
-    return fine
 
 
 async def load(url: str, model: str, texts: list[str], tokens: int, concurrency: int) -> Any:
@@ -321,24 +252,23 @@ class Bench:
                  for key in ("requests", "concurrency", "tokens"))]  # fmt: skip
         with serving("easyllm-transformers", command, port, self.folder) as server:
             pipe = subprocess.PIPE
-            engine = subprocess.Popen(own, stdin=pipe, stdout=pipe, env=ENVIRONMENT, text=True)
-            assert engine.stdin and engine.stdout
-            server.wait("/ready")
-            while engine.stdout.readline() != "ready\n":
-                assert engine.poll() is None
-
-            def drive() -> float:
+            with subprocess.Popen(
+                own, stdin=pipe, stdout=pipe, env=ENVIRONMENT, text=True
+            ) as engine:
                 assert engine.stdin and engine.stdout
-                engine.stdin.write("\n")
-                engine.stdin.flush()
-                return float(engine.stdout.readline())
+                said, told = engine.stdout, engine.stdin
+                server.wait("/ready")
+                while said.readline() != "ready\n":
+                    assert engine.poll() is None
 
-            self.round(server)  # warm up
-            drive()
-            ratio = self.compare(server, "engine driven directly", drive)
-            engine.stdin.close()
-            engine.wait(60)
-        return ratio
+                def drive() -> float:
+                    told.write("\n")
+                    told.flush()
+                    return float(said.readline())
+
+                self.round(server)  # warm up
+                drive()
+                return self.compare(server, "engine driven directly", drive)
 
     def over_vllm(self) -> float:
         ours_port, theirs_port = free_port(), free_port()
@@ -369,6 +299,7 @@ def main() -> int:
     if asked.direct:
         direct(asked)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its servers end too
     engines = [name for name in ENGINES if asked.only in (None, name)]
     if find_spec("vllm") is None:
         engines.remove("vllm")
