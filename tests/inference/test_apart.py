@@ -18,15 +18,9 @@ from easyllm.inference.engines import EngineFailed
 from easyllm.inference.hf import HFEngine
 from easyllm.inference.wire import Wire, packed, received
 from easyllm.spec.inference import SamplingSpec
-from tests.inference.small import save_model
-from tests.inference.test_hf import GREEDY, WARM, complete, encode, load
+from tests.inference.driven import GREEDY, WARM, complete, encode, load
 
 LONG = SamplingSpec(max_tokens=200, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

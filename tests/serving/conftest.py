@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,3 +21,15 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     served = Served(spec(tmp_path_factory.mktemp("served"), model))
     yield served
     served.close()
+
+
+@pytest.fixture(scope="session")
+def narrow(served: Served, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server with a key and low limits, over the engine of the other one."""
+    limits = {"max_queue": 2, "max_tokens": 3500, "max_prompt_tokens": 300, "max_n": 3,
+              "max_body_mb": 0.01, "body_seconds": 0.5, "log_prompts": True,
+              "cors_origins": ["https://chat.example.org"]}  # fmt: skip
+    run = spec(tmp_path_factory.mktemp("narrow"), model, serving=limits)
+    narrow = Served(run, served.engine, keys=("sesame", "mellon"))
+    yield narrow
+    narrow.close()
