@@ -29,10 +29,10 @@ def _lines(problem: Problem, origin: str) -> list[str]:
     head = problem.key + (f" = {value}" if value else "")
     head += f"   ({origin})" if origin else ""
     lines = [f"  {head}"]
-    remedy = problem.remedy
+    remedies = [problem.remedy] if problem.remedy else []
     if problem.message == UNKNOWN and origin.startswith("recipe/"):
-        remedy += f"; to leave out what the recipe gives, add '~{problem.key}'"
-    for text in (problem.message, remedy.removeprefix("; ")):
+        remedies.append(f"to leave out what the recipe gives, add '~{problem.key}'")
+    for text in (problem.message, "; ".join(remedies)):
         if text:
             lines += textwrap.wrap(
                 text, 96, initial_indent="    ", subsequent_indent="    ",

@@ -57,7 +57,8 @@ class Front:
         host = Host(engine, self._wire)
         listening = threading.Thread(target=host.listen, name="front", daemon=True)
         listening.start()
-        # the tokenizer as it is: transformers' AutoTokenizer loads torch, 0.3 GB
+        # the tokenizer as it is: transformers' AutoTokenizer loads torch, 0.3 GB; pickled by
+        # itself, since unpickling it imports for a while, which the loop leaves to a thread
         host.tell("ready", (pickle.dumps(engine.tokenizer), engine.max_positions))
         told, failed = 0, False
         while self._process.poll() is None:
