@@ -1,0 +1,1 @@
+"""Conversations: their messages, their rendering by chat templates, their documents."""

@@ -1,0 +1,326 @@
+"""A tokenizer's chat template: rendered, and probed for what it reads and how it ends a turn."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import re
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from easyllm.errors import BadRecord, UserError
+from easyllm.spec.roles import Message
+
+Messages = Sequence[Message]
+Arguments = Mapping[str, Any]
+"""Arguments of a template beside the messages, such as ``{"enable_thinking": False}``."""
+
+NO_TEMPLATE = "give data.template._target_=easyllm.data.templates.Plain"
+
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Names under which templates read an answer's reasoning."""
+
+THINKING_SWITCHES: tuple[tuple[str, Any, Any], ...] = (
+    ("enable_thinking", False, True),
+    ("thinking", False, True),
+    ("reasoning_effort", "none", "high"),
+)
+"""Arguments by which templates turn thinking off and on: name, value for off, value for on."""
+
+OPENING_TAG = re.compile(
+    r"(?P<tag><\|START_THINKING\|>|[<\[]\|?(?P<name>(?:\w+:)?(?:think|thinking|thought)(?::\w+)?)"
+    r"\|?[>\]])\s*\Z",
+    re.IGNORECASE,
+)
+"""The tag with which a prompt leaves the reasoning open."""
+
+_QUESTION, _ANSWER, _REASONING = "kQuestion7", "kAnswer7", "kReasoning7"
+_FOLLOWING, _NAME, _VALUE = "kFollowing7", "kFunction7", "kValue7"
+"""Words that no template contains: where they stand in a rendering tells what it does."""
+
+_USER = {"role": "user", "content": _QUESTION}
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _NAME,
+        "description": "Look something up.",
+        "parameters": {"type": "object", "properties": {"key": {"type": "string"}}},
+    },
+}
+
+
+class Refused(BadRecord):
+    """The template raises an error for a conversation."""
+
+
+@dataclass(frozen=True)
+class Tag:
+    """How a prompt opens an answer's reasoning, and what closes it."""
+
+    closing: str
+    before: str
+    """What stands between the reasoning and ``closing``."""
+    after: str
+    """What stands between ``closing`` and the answer."""
+
+    @classmethod
+    def at_end(cls, prompt: str) -> Tag | None:
+        """The tag that ``prompt`` ends with and leaves open; None where there is none."""
+        found = OPENING_TAG.search(prompt)
+        if found is None:
+            return None
+        tag = found["tag"]
+        if found["name"]:
+            closing = tag.replace(found["name"], "/" + found["name"], 1)
+        else:
+            closing = tag.replace("START", "END")
+        lines = prompt.endswith("\n")
+        return cls(closing, "\n" if lines else "", "\n\n" if lines else "")
+
+
+@dataclass
+class ChatTemplate:
+    """The chat template of a tokenizer, as transformers renders it.
+
+    What it reads is found by probing it, never by its name: templates of one family of models
+    follow different rules. Raises UserError where the tokenizer has no template.
+    """
+
+    tokenizer: Any
+    defaults: Arguments = field(default_factory=dict)
+    """Arguments that each rendering gets."""
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                f"the tokenizer {self.tokenizer.name_or_path} has no chat_template; {NO_TEMPLATE}"
+            )
+
+    # -- rendering ---------------------------------------------------------------------------
+
+    def render(self, messages: Messages, prompt: bool = False, **arguments: Any) -> str:
+        """The text of normalised messages, with the generation prompt where ``prompt``.
+
+        Raises Refused where the template raises an error of any kind.
+        """
+        return self._render(self.prepared(messages), messages[0].get("tools"), prompt, arguments)
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Any,
+        prompt: bool,
+        arguments: Arguments,
+    ) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **{**self.defaults, **arguments},
+            )
+        # a template is a program: it raises what it likes, RecursionError and OverflowError too
+        except Exception as error:
+            roles = ", ".join(message["role"] for message in messages)
+            words = " ".join(str(error).split())[:300] or type(error).__name__
+            raise Refused(
+                f"the tokenizer's chat_template refuses a conversation of [{roles}]: {words}; "
+                f"change the record, or {NO_TEMPLATE}"
+            ) from None
+        return text
+
+    def prepared(self, messages: Messages) -> list[dict[str, Any]]:
+        """Normalised messages in the form that this template reads."""
+        return [self._prepared(message) for message in messages]
+
+    def _prepared(self, message: Message) -> dict[str, Any]:
+        made = {k: v for k, v in message.items() if k not in ("tools", "train")}
+        if "reasoning_content" in made and self.reasoning_key not in (None, "reasoning_content"):
+            reasoning = made.pop("reasoning_content")
+            if self.reasoning_key == "parts":
+                made["content"] = _parts(reasoning, made["content"])
+            else:
+                made[str(self.reasoning_key)] = reasoning
+        if calls := made.get("tool_calls"):
+            made["tool_calls"] = [self._prepared_call(call) for call in calls]
+        if self.short_call_ids and made.get("tool_call_id"):
+            made["tool_call_id"] = _short(made["tool_call_id"])
+        return made
+
+    def _prepared_call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        made = {**call, "function": dict(call["function"])}
+        if self.text_arguments:
+            arguments = made["function"].get("arguments")
+            made["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+        if self.short_call_ids:
+            made["id"] = _short(str(made.get("id", made["function"].get("name"))))
+        return made
+
+    # -- what the template reads -------------------------------------------------------------
+
+    @functools.cached_property
+    def reasoning_key(self) -> str | None:
+        """The key under which the template reads an answer's reasoning, ``"parts"`` where it
+        reads parts of its content; None where it reads none."""
+        for key in REASONING_KEYS:
+            answer = {"role": "assistant", "content": _ANSWER, key: _REASONING}
+            if _REASONING in (self._probed([_USER, answer]) or ""):
+                return key
+        answer = {"role": "assistant", "content": _parts(_REASONING, _ANSWER)}
+        text = self._probed([_USER, answer]) or ""
+        # a template that knows no parts may write the list as Python or JSON does
+        return "parts" if _REASONING in text and not re.search(r"['\"]type['\"]", text) else None
+
+    @functools.cached_property
+    def text_arguments(self) -> bool:
+        """Whether a call's arguments must be JSON text, since the template joins them to one."""
+        return self._calls(arguments={"key": _VALUE}) is None and bool(
+            self._calls(arguments=json.dumps({"key": _VALUE}))
+        )
+
+    @functools.cached_property
+    def short_call_ids(self) -> bool:
+        """Whether the template takes only ids of nine letters and digits, as Mistral's do."""
+        return (
+            self._calls(id="call_1234567") is None and self._calls(id="abcdefgh1") is not None
+        )
+
+    def _calls(self, arguments: Any = None, id: str = "abcdefgh1") -> str | None:  # noqa: A002
+        return self._probed([_USER, _call(arguments or {"key": _VALUE}, id)], tools=[_TOOL])
+
+    def _probed(
+        self, messages: list[dict[str, Any]], prompt: bool = False, tools: Any = None
+    ) -> str | None:
+        """A rendering of messages as they are; None where the template refuses them."""
+        for given in (tools, [_TOOL]):  # some templates are for conversations with tools only
+            with contextlib.suppress(Refused):
+                return self._render(messages, given, prompt, {})
+        return None
+
+    # -- thinking ----------------------------------------------------------------------------
+
+    @functools.cached_property
+    def thinking_off(self) -> Arguments | None:
+        """Arguments with which the prompt no longer leaves the reasoning open; None where no
+        known ones do that."""
+        return self._switch(1, wanted=False)
+
+    @functools.cached_property
+    def thinking_on(self) -> Arguments | None:
+        """Arguments with which the prompt leaves room for reasoning that it closes by default."""
+        return self._switch(2, wanted=True)
+
+    def _switch(self, value: int, wanted: bool) -> Arguments | None:
+        default = self._probed([_USER], prompt=True)
+        for switch in THINKING_SWITCHES:
+            arguments = {switch[0]: switch[value]}
+            with contextlib.suppress(Refused):
+                prompt = self._render([_USER], None, True, arguments)
+                if prompt != default and (wanted or Tag.at_end(prompt) is None):
+                    return arguments
+        return None
+
+    # -- the end of a turn -------------------------------------------------------------------
+
+    @functools.cached_property
+    def added_tokens(self) -> re.Pattern[str]:
+        """Matches the text of each token that is not made of others, longest first."""
+        texts = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
+        texts |= set(self.tokenizer.all_special_tokens)
+        return re.compile("|".join(map(re.escape, sorted(texts - {""}, key=len, reverse=True)))
+                          or r"(?!)")  # fmt: skip
+
+    @functools.cached_property
+    def answer_end(self) -> str | None:
+        """The token that ends an answer in words; None where no token does."""
+        answer = {"role": "assistant", "content": _ANSWER}
+        text = self._probed([_USER, answer])
+        if text is None or _ANSWER not in text:
+            return None
+        if found := self.added_tokens.search(text.rpartition(_ANSWER)[2]):
+            return found[0]
+        # nothing ends it: what opens the next turn does, when the model says it
+        followed = self._probed([_USER, answer, {"role": "user", "content": _FOLLOWING}]) or ""
+        between = _between(followed, _ANSWER, _FOLLOWING)
+        found = self.added_tokens.search(between)
+        return found[0] if found else None
+
+    @functools.cached_property
+    def call_end(self) -> str | None:
+        """The token that ends a turn that calls a tool; None where no token does, or the
+        template words no calls."""
+        arguments: Any = {"key": _VALUE}
+        if self.text_arguments:
+            arguments = json.dumps(arguments)
+        call = _call(arguments, "abcdefgh1")
+        text = self._probed([_USER, call], tools=[_TOOL])
+        if text is None or _VALUE not in text:
+            return None
+        rest = text.rpartition(_VALUE)[2]
+        result = {"role": "tool", "content": _FOLLOWING, "tool_call_id": "abcdefgh1",
+                  "name": _NAME}  # fmt: skip
+        followed = self._probed([_USER, call, result], tools=[_TOOL]) or ""
+        between = _between(followed, _VALUE, _FOLLOWING) or rest
+        shared = _common(rest, between)
+        if self.answer_end and self.answer_end in shared:
+            return self.answer_end
+        if not self._ends_itself:
+            found = self.added_tokens.search(between, len(shared))
+            return found[0] if found else None
+        ends = self.added_tokens.findall(shared) or self.added_tokens.findall(rest)
+        return ends[-1] if ends else self.answer_end
+
+    @functools.cached_property
+    def _ends_itself(self) -> bool:
+        """Whether the template writes a token after an answer without waiting for a next turn."""
+        text = self._probed([_USER, {"role": "assistant", "content": _ANSWER}]) or ""
+        return bool(self.added_tokens.search(text.rpartition(_ANSWER)[2]))
+
+
+def chat_template(tokenizer: Any, **defaults: Any) -> ChatTemplate:
+    """The tokenizer's template; what probing it found is kept as long as the tokenizer lives."""
+    known = _KNOWN.setdefault(tokenizer, {})
+    text = str(tokenizer.chat_template)
+    key = (text, tokenizer.eos_token, len(tokenizer), repr(sorted(defaults.items())))
+    if key not in known:
+        known[key] = ChatTemplate(weakref.proxy(tokenizer), defaults)
+    return known[key]
+
+
+_KNOWN: weakref.WeakKeyDictionary[Any, dict[Any, ChatTemplate]] = weakref.WeakKeyDictionary()
+
+
+def _parts(reasoning: str, content: str) -> list[dict[str, str]]:
+    return [{"type": "thinking", "thinking": reasoning}, {"type": "text", "text": content}]
+
+
+def _call(arguments: Any, id: str) -> dict[str, Any]:  # noqa: A002
+    function = {"name": _NAME, "arguments": arguments}
+    call = {"type": "function", "id": id, "function": function}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def _short(text: str) -> str:
+    """Nine letters and digits for an id, the same ones each time."""
+    if re.fullmatch(r"[a-zA-Z0-9]{9}", text):
+        return text
+    return hashlib.sha256(text.encode()).hexdigest()[:9]
+
+
+def _between(text: str, first: str, second: str) -> str:
+    """What stands between the last ``first`` and ``second`` behind it."""
+    head, found, _ = text.rpartition(second)
+    return head.rpartition(first)[2] if found and first in head else ""
+
+
+def _common(first: str, second: str) -> str:
+    """What both begin with."""
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return first[:place]
+    return first[: min(len(first), len(second))]

@@ -1,0 +1,78 @@
+"""Token ids of texts that share their beginnings, each part of them encoded once."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+REMEMBERED = 1 << 22
+"""Characters of parts whose ids are kept."""
+
+
+class TextIds:
+    """Token ids of rendered conversations, in which the names of special tokens are these tokens.
+
+    A tokenizer takes special tokens out of a text before it looks at the rest, so what stands
+    between two of them has the same ids in every text. A part that begins with a special token
+    is therefore encoded once, however many contexts of a conversation hold it.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.known: dict[str, list[int]] = {}
+        self.size = 0
+        tokens = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
+        # these look at what stands before them
+        self.breaks = {
+            text
+            for text, token in tokens.items()
+            if token.special and not (token.lstrip or token.single_word or token.normalized)
+        }
+        names = sorted(tokens.keys() - {""}, key=len, reverse=True)
+        self.names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    def parts(self, text: str) -> list[str]:
+        """The text cut before each special token."""
+        if not self.tokenizer.is_fast:
+            return [text] if text else []
+        places = [m.start() for m in self.names.finditer(text) if m[0] in self.breaks]
+        edges = [0, *(place for place in places if place), len(text)]
+        return [text[a:b] for a, b in itertools.pairwise(edges) if a < b]
+
+    def of(self, text: str) -> list[int]:
+        """The ids that the tokenizer gives the whole text, without adding any."""
+        parts = self.parts(text)
+        missing = list(dict.fromkeys(part for part in parts if part not in self.known))
+        if missing:
+            if self.size > REMEMBERED:
+                self.known.clear()
+                self.size = 0
+                missing = list(dict.fromkeys(parts))
+            self.size += sum(map(len, missing))
+            self.known.update(zip(missing, self._encoded(missing), strict=True))
+        return [token for part in parts for token in self.known[part]]
+
+    def after(self, context: str, text: str) -> list[int]:
+        """The ids of ``text`` behind the ids of ``context``, which stay what they are.
+
+        Encoded in one the two may merge over their seam, and the context would no longer be
+        what a server is asked with. Encoded apart a SentencePiece vocabulary may put a blank
+        before ``text`` that nobody wrote. So the first is taken where it leaves the context's
+        ids alone, else the second.
+        """
+        tail = self.parts(context)[-1:]
+        begun = self.of("".join(tail))
+        joined = self.of("".join(tail) + text)
+        if joined[: len(begun)] == begun:
+            return joined[len(begun) :]
+        return self.of(text)
+
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        if self.tokenizer.is_fast:
+            backend = self.tokenizer.backend_tokenizer
+            backend.encode_special_tokens = False
+            return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        made = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=False)
+        rows: list[list[int]] = made["input_ids"]
+        return rows
