@@ -1,0 +1,1 @@
+"""Conversations: the one shape that training, batch inference and the server give to them."""
