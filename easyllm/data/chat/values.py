@@ -36,13 +36,26 @@ def _name(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """A value as an error shows it: JSON, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        return kind(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 def is_empty(value: Any) -> bool:
     """Whether a value says nothing: null, or an empty text, list or object. 0 and false do."""
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def without_nulls(value: Any) -> Any:
+    """A value read from arrow without the nulls of its objects: arrow gives each object the
+    keys of all others. Nulls in lists stay."""
+    if isinstance(value, list):
+        return [without_nulls(v) for v in value]
+    if isinstance(value, dict):
+        return {key: without_nulls(v) for key, v in value.items() if v is not None}
+    return value
 
 
 def parsed(text: str) -> Any:
