@@ -40,9 +40,10 @@ class Rows:
 
     A double quote that opens and does not close would take all that follows into one record.
     Such a record is rejected, and reading goes on at the next line at which a record begins
-    that has ``width`` fields and no stray quote: at the first one after the quote, that is,
-    unless its text looks like records. Where the quote closes too late is known only within
-    ``longest`` bytes, which is what is held at most. A blank line between records is none.
+    that has ``width`` fields and no stray quote, or behind the next line that closes a quote.
+    A record that is longer than ``longest`` bytes is taken for one that does not close, since
+    no more is held: lines in it that look like records are then read as such. A blank line
+    between records is none.
     """
 
     width: int | None = None
@@ -73,23 +74,26 @@ class Rows:
                 break
             except (csv.Error, _TooMuch) as error:
                 reader = csv.reader(feed, **self._settings)  # type: ignore[arg-type]
-                rejected = Rejected(feed.held[0][0], feed.reason or f"not CSV: {error}")
-                if broken is None and (self.width is None or self._ends_with_its_line()):
-                    yield rejected
-                else:
-                    broken = broken or rejected
-                    feed.go_back()
-                continue
-            if not fields:
-                continue
+                if broken is None:
+                    rejected = self._rejected(error)
+                    if self.width is None or self._ends_with_its_line():
+                        yield rejected
+                    else:
+                        broken = rejected
+                        feed.go_back()
+                    continue
+                fields = []
             if broken is not None:
                 if not self._begins_anew(fields):
                     feed.go_back()
+                    if feed.quotes_of_first() % 2:  # what was open is closed
+                        yield _until(broken, feed.held[0][0] + 1)
+                        broken = None
                     continue
-                number = feed.held[0][0]
-                yield Rejected(broken.line, f"{broken.reason}; reading goes on at line {number}")
+                yield _until(broken, feed.held[0][0])
                 broken = None
-            yield self._row(fields)
+            if fields:
+                yield self._row(fields)
         yield from (bad for bad in (broken, feed.damage) if bad)
 
     @property
@@ -99,8 +103,17 @@ class Rows:
 
     def _ends_with_its_line(self) -> bool:
         """Whether no quote is open behind a record that cannot be parsed."""
-        (_, text, *_), *more = self._feed.held
-        return not more and (not self._quotes or text.count('"') % 2 == 0)
+        one = len(self._feed.held) == 1
+        return one and (not self._quotes or self._feed.quotes_of_first() % 2 == 0)
+
+    def _rejected(self, error: Exception) -> Rejected:
+        first, last = self._feed.held[0][0], self._feed.held[-1][0]
+        if self._feed.reason is not None:
+            return Rejected(first, self._feed.reason)
+        if first != last:
+            reason = f"a double quote opens and does not close as it should, up to line {last}"
+            return Rejected(first, reason)
+        return Rejected(first, _said(error))
 
     def _begins_anew(self, fields: list[str]) -> bool:
         text = "".join(line[1] for line in self._feed.held).removesuffix("\n")
@@ -114,6 +127,21 @@ class Rows:
         if self.width is not None and len(fields) != self.width:
             return Rejected(number, f"{len(fields)} fields, the header has {self.width}")
         return Row(number, fields)
+
+
+def _until(broken: Rejected, line: int) -> Rejected:
+    return Rejected(broken.line, f"{broken.reason}; reading goes on at line {line}")
+
+
+def _said(error: Exception) -> str:
+    """What the csv module says, in words that tell what to do."""
+    words = {
+        "expected after": "other text follows a closing double quote; where quotes are mere "
+        "characters, give the reader's quotes=false",
+        "unexpected end": "a double quote opens and does not close",
+        "new-line character": "a carriage return stands outside double quotes",
+    }
+    return next((said for part, said in words.items() if part in str(error)), str(error))
 
 
 class _Feed:
@@ -133,6 +161,10 @@ class _Feed:
         """A new record begins at the next line."""
         self.held.clear()
         self._size, self.reason = 0, None
+
+    def quotes_of_first(self) -> int:
+        """Double quotes in the first line of the record."""
+        return self.held[0][1].count('"')
 
     def go_back(self) -> None:
         """Give the lines of the record again, but for its first."""

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from easyllm.data import arrow, delimited, inputs
 from easyllm.data.chat import beside
-from easyllm.data.chat.values import without_nulls
 from easyllm.data.readers import FileReader
 from easyllm.data.records import document_in
 from easyllm.errors import BadRecord, UserError
@@ -103,8 +102,8 @@ class Parquet(FileReader):
         try:
             with inputs.opened_raw(_whole(file)) as raw:
                 table = pq.ParquetFile(raw)
-                names = self._columns(file, table.schema_arrow)
-                for number, row in arrow.rows(table, names):
+                names = _columns(file, table.schema_arrow, self.column, "column")
+                for number, row in arrow.rows(table.iter_batches(256, columns=names), names):
                     if isinstance(row, Rejected):
                         yield row
                     else:
@@ -113,28 +112,25 @@ class Parquet(FileReader):
             first = str(error).splitlines()[0]
             yield Rejected(number + 1, f"the file is cut short or damaged from here on: {first}")
 
-    def _columns(self, file: File, schema: Any) -> list[str]:
-        """The columns to read. Raises UserError where they do not tell which."""
-        names: list[str] = schema.names
-        wanted = [self.column]
-        if not any(_is_text(field.type) for field in schema if field.name == self.column):
-            wanted += [name for name in beside.KEYS if name in names and name != self.column]
-        if self.column not in names:
-            raise UserError(
-                f"{file} has no column {self.column!r}, but {', '.join(names)}; give the "
-                "reader's column the right name"
-            )
-        if twice := next((name for name in wanted if names.count(name) > 1), None):
-            raise UserError(
-                f"{file} has {names.count(twice)} columns {twice!r}; rename all but one"
-            )
-        return wanted
 
-
-def _is_text(type_: Any) -> bool:
+def _columns(file: File, schema: Any, wanted: str, reader_key: str) -> list[str]:
+    """The columns to read: the one that is ``wanted`` and, where it holds conversations, those
+    that mean something for them. Raises UserError where they do not tell which."""
     import pyarrow as pa
 
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
+    names: list[str] = schema.names
+    if wanted not in names:
+        raise UserError(
+            f"{file} has no column {wanted!r}, but {', '.join(names)}; give the reader's "
+            f"{reader_key} the right name"
+        )
+    found = [wanted]
+    type_ = schema.types[names.index(wanted)]
+    if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
+        found += [name for name in beside.KEYS if name in names and name != wanted]
+    if twice := next((name for name in found if names.count(name) > 1), None):
+        raise UserError(f"{file} has {names.count(twice)} columns {twice!r}; rename all but one")
+    return found
 
 
 def _whole(file: File) -> Path | str:
@@ -208,26 +204,21 @@ class HFDatasets(Reader):
 
         failures = (OSError, ValueError, ArithmeticError, KeyError, pa.ArrowException,
                     datasets.exceptions.DatasetsError)  # fmt: skip
-        wanted = [self.field, *(key for key in beside.KEYS if key != self.field)]
         try:
-            rows = self._open(file)
-            names = getattr(rows, "column_names", None)
-            if names and self.field not in names:
-                raise UserError(
-                    f"{self.path} has no column {self.field!r}, but {', '.join(names)}; give "
-                    "the reader's field the right name"
-                )
-            if names:  # what no document needs may be what Python has no type for
-                rows = rows.select_columns([name for name in wanted if name in names])
+            # tables, of which a value that Python has no type for costs its own row only
+            tables = self._open(file).with_format("arrow").iter(256)
         except failures as error:
             raise UserError(f"{self.path} cannot be opened by datasets: {error}") from None
-        number = 0
+        number, longest = 0, int(self.max_record_mb * 1e6)
         try:
-            for number, row in enumerate(rows, 1):
-                entry = {name: without_nulls(row[name]) for name in wanted if name in row}
-                yield _document(
-                    number, entry, self.field, int(self.max_record_mb * 1e6), self.ignored_keys
-                )
+            for table in tables:
+                names = _columns(self.path, table.schema, self.field, "field")
+                rows = arrow.rows(table.to_batches(), names, number)
+                for number, row in rows:
+                    if isinstance(row, Rejected):
+                        yield row
+                    else:
+                        yield _document(number, row, self.field, longest, self.ignored_keys)
         except failures as error:
             yield Rejected(number + 1, f"datasets cannot read on from here: {error}")
 

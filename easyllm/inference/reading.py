@@ -128,7 +128,7 @@ def _parquet(path: str, default: SamplingSpec) -> Iterator[Prompt]:
                     f"inference.prompts={path}: has no column {' or '.join(FIELDS)}, but "
                     f"{', '.join(names)}"
                 )
-            for number, record in arrow.rows(table, wanted):
+            for number, record in arrow.rows(table.iter_batches(256, columns=wanted), wanted):
                 yield _prompt(record, number, default)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"inference.prompts={path}: cannot be read: {error}") from None

@@ -51,7 +51,7 @@ def test_chat_in_parts_and_from_developers(served: Served) -> None:
         for role in ("system", "developer")
     )
     assert system.choices == developer.choices != told.choices
-    with pytest.raises(openai.BadRequestError, match="content is text"):
+    with pytest.raises(openai.BadRequestError, match="only text is known"):
         chat(served, messages=[{"role": "user", "content": [{"type": "image_url"}]}])
 
 

@@ -175,8 +175,8 @@ USED = frozenset(
 
 def _speaker(turn: Mapping[str, Any]) -> str | None:
     speaker = _one_of(turn, "role", "from")
-    if speaker is None and len(turn) == 1:
-        speaker = next(iter(turn))
+    if speaker is None and len(turn) == 1 and (short := next(iter(turn))) in ROLES:
+        speaker = short
     return speaker.lower() if isinstance(speaker, str) else None
 
 

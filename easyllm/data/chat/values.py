@@ -48,16 +48,6 @@ def is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
-def without_nulls(value: Any) -> Any:
-    """A value read from arrow without the nulls of its objects: arrow gives each object the
-    keys of all others. Nulls in lists stay."""
-    if isinstance(value, list):
-        return [without_nulls(v) for v in value]
-    if isinstance(value, dict):
-        return {key: without_nulls(v) for key, v in value.items() if v is not None}
-    return value
-
-
 def parsed(text: str) -> Any:
     """The value of a JSON text. Raises BadRecord, also where an object has a key twice."""
     try:
