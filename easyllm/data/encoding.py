@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from easyllm.data.shards import Int32, Int64, Shard, join
 from easyllm.errors import BadRecord, UserError
 from easyllm.files import read_json
-from easyllm.spec.roles import Record, Rejected, Template
+from easyllm.spec.roles import ChatDocument, Record, Rejected, Template
 
 if TYPE_CHECKING:
     from easyllm.data.encoders import Encode
@@ -92,6 +92,40 @@ class Encoded:
     """In the order of their lines."""
     text_bytes: int
     """Bytes of the documents' text in UTF-8."""
+    chats: ChatCounts
+    """What became of the conversations among them."""
+
+
+@dataclass
+class ChatCounts:
+    """Conversations, and what their template made of them."""
+
+    conversations: int = 0
+    unrolled: int = 0
+    """Conversations that became several documents, since their template writes earlier turns
+    in another way later on."""
+    repeated_tokens: int = 0
+    """Tokens of those documents that stand in an earlier one too."""
+    arguments: dict[str, int] = field(default_factory=dict)
+    """Answers by the arguments, as JSON, that the template got for them alone."""
+
+    def add(self, documents: Sequence[ChatDocument]) -> None:
+        """Count the documents of one conversation."""
+        self.conversations += 1
+        if len(documents) > 1:
+            self.unrolled += 1
+            whole = max(len(document.ids) for document in documents)
+            self.repeated_tokens += sum(len(document.ids) for document in documents) - whole
+        for document in documents:
+            for arguments in document.arguments:
+                self.arguments[arguments] = self.arguments.get(arguments, 0) + 1
+
+    def merge(self, other: ChatCounts) -> None:
+        self.conversations += other.conversations
+        self.unrolled += other.unrolled
+        self.repeated_tokens += other.repeated_tokens
+        for arguments, count in other.arguments.items():
+            self.arguments[arguments] = self.arguments.get(arguments, 0) + count
 
 
 def encode(
@@ -105,19 +139,20 @@ def encode(
     rejected = [record for record in records if isinstance(record, Rejected)]
     made: list[Shard] = []
     text_bytes = 0
+    chats = ChatCounts()
     for batch, size in _batches([record for record in records if isinstance(record, Record)]):
         text_bytes += size
         for are_texts, run in itertools.groupby(batch, lambda r: isinstance(r.document, str)):
             if are_texts:
                 made.append(_texts(vocabulary, [record.document for record in run]))  # type: ignore[misc]
                 continue
-            conversations, bad, lost = _conversations(vocabulary, template, run)
+            conversations, bad, lost = _conversations(vocabulary, template, run, chats)
             rejected += bad
             text_bytes -= lost
             if conversations is not None:
                 made.append(conversations)
     rejected.sort(key=lambda record: record.line)
-    return Encoded(join(made) if made else None, rejected, text_bytes)
+    return Encoded(join(made) if made else None, rejected, text_bytes, chats)
 
 
 def _batches(records: Sequence[Record]) -> Iterator[tuple[Sequence[Record], int]]:
@@ -142,22 +177,24 @@ def _texts(vocabulary: Vocabulary, texts: list[str]) -> Shard:
 
 
 def _conversations(
-    vocabulary: Vocabulary, template: Template, records: Iterator[Record]
+    vocabulary: Vocabulary, template: Template, records: Iterator[Record], chats: ChatCounts
 ) -> tuple[Shard | None, list[Rejected], int]:
     """What became of them; of those rejected also the bytes."""
     rows, masks, rejected, lost = [], [], [], 0
     for record in records:
         try:
             assert not isinstance(record.document, str)
-            tokens, mask = template.encode(vocabulary.tokenizer, record.document)
-            if not any(mask):
+            documents = template.encode(vocabulary.tokenizer, record.document)
+            if not documents:
                 raise BadRecord("the conversation has no answer to train")
         except BadRecord as error:
             rejected.append(Rejected(record.line, str(error)))
             lost += record.size
             continue
-        rows.append(tokens)
-        masks += mask
+        chats.add(documents)
+        for document in documents:
+            rows.append(document.ids)
+            masks += document.trained
     return (_shard(rows, np.array(masks, np.bool_)) if rows else None), rejected, lost
 
 

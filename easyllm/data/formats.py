@@ -10,12 +10,13 @@ from easyllm.data.templates import (
     TO_PLAIN,
     Messages,
     end_of_sequence,
+    one_document,
+    only_words,
     quoted,
     tokens_of,
-    without_calls,
 )
 from easyllm.errors import BadRecord, UserError
-from easyllm.spec.roles import Template
+from easyllm.spec.roles import ChatDocument, Template
 from easyllm.spec.types import NonNegativeInt
 
 Piece = tuple[int | str, bool]
@@ -48,19 +49,22 @@ class ChatML(Template):
             "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
         )
 
-    def encode(self, tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
-        without_calls(messages)
+    def encode(self, tokenizer: Any, messages: Messages) -> list[ChatDocument]:
+        return one_document(*self._encode(tokenizer, messages))
+
+    def _encode(self, tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
+        only_words(messages)
         start, end = (_token(tokenizer, name) for name in ("<|im_start|>", "<|im_end|>"))
         pieces: list[Piece] = []
         for message in messages:
-            train = message["role"] == "assistant"
+            train = message["role"] == "assistant" and message.get("train", True)
             pieces += [(start, False), (f"{message['role']}\n", False)]
             pieces += [(message["content"], train), (end, train), ("\n", False)]
         return joined(tokenizer, pieces)
 
     def prompt(self, tokenizer: Any, messages: Messages) -> list[int]:
         start = _token(tokenizer, "<|im_start|>")
-        ids, _ = self.encode(tokenizer, messages)
+        ids, _ = self._encode(tokenizer, messages)
         return [*ids, start, *tokens_of(tokenizer, "assistant\n")]
 
 
@@ -91,8 +95,11 @@ class Llama2(Template):
             "{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
         )
 
-    def encode(self, tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
-        without_calls(messages)
+    def encode(self, tokenizer: Any, messages: Messages) -> list[ChatDocument]:
+        return one_document(*self._encode(tokenizer, messages))
+
+    def _encode(self, tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
+        only_words(messages)
         eos, bos = end_of_sequence(tokenizer), tokenizer.bos_token_id
         if bos is None:
             raise UserError(
@@ -109,11 +116,12 @@ class Llama2(Template):
                 pieces += [(bos, False), (f"[INST] {system}{words} [/INST]", False)]
                 system = ""
             else:
-                pieces += [(f" {words} ", True), (eos, True)]
+                train = message.get("train", True)
+                pieces += [(f" {words} ", train), (eos, train)]
         return joined(tokenizer, pieces)
 
     def prompt(self, tokenizer: Any, messages: Messages) -> list[int]:
-        return self.encode(tokenizer, messages)[0]
+        return self._encode(tokenizer, messages)[0]
 
     @staticmethod
     def _system(messages: Messages) -> tuple[Any, ...]:
@@ -146,8 +154,11 @@ class Baichuan(Template):
             f"{{% if add_generation_prompt %}}{{{{ {quoted(assistant)} }}}}{{% endif %}}"
         )
 
-    def encode(self, tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
-        without_calls(messages)
+    def encode(self, tokenizer: Any, messages: Messages) -> list[ChatDocument]:
+        return one_document(*self._encode(tokenizer, messages))
+
+    def _encode(self, tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
+        only_words(messages)
         eos = end_of_sequence(tokenizer)
         if max(self.user_token, self.assistant_token) >= len(tokenizer):
             raise UserError(
@@ -158,7 +169,8 @@ class Baichuan(Template):
         for place, message in enumerate(messages):
             role, words = message["role"], message["content"]
             if role == "assistant":
-                pieces += [(self.assistant_token, False), (words, True), (eos, True)]
+                train = message.get("train", True)
+                pieces += [(self.assistant_token, False), (words, train), (eos, train)]
             elif role == "user":
                 pieces += [(self.user_token, False), (words, False)]
             elif place == 0 and role == "system":
@@ -168,4 +180,4 @@ class Baichuan(Template):
         return joined(tokenizer, pieces)
 
     def prompt(self, tokenizer: Any, messages: Messages) -> list[int]:
-        return [*self.encode(tokenizer, messages)[0], self.assistant_token]
+        return [*self._encode(tokenizer, messages)[0], self.assistant_token]

@@ -15,13 +15,13 @@ from easyllm.errors import UserError
 from easyllm.files import Workshop, digest, exclusive, read_json, write_json
 from easyllm.paths import StorePaths
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the store's layout; raised when an old store can no longer be read."""
 
 STAGES = {"tokenize": "tokens", "shuffle": "shuffled", "repartition": "partitions"}
 """The data stages in order, with the folder of the store that each writes."""
 
-CARRIED = ("tokenizer", "template", "encoding", "vocab_size", "eos_id", "pad_id")
+CARRIED = ("tokenizer", "template", "encoding", "chats", "vocab_size", "eos_id", "pad_id")
 """What later stages take over from the tokens' manifest."""
 
 BESIDE = {"manifest.json", "data.info", "rejected.jsonl"}

@@ -93,6 +93,7 @@ class Rows:
             "eos_id": manifest["eos_id"],
             "pad_id": manifest["pad_id"],
             "conversations": sorted(cache.conversations),
+            "template_arguments": manifest["chats"].get("arguments", {}),
             "sources": counts,
         }
         self.cache = {"bytes": cache.bytes, "seconds": cache.seconds}

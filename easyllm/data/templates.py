@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easyllm.errors import BadRecord, UserError
-from easyllm.spec.roles import Message, Template
+from easyllm.spec.fields import empty
+from easyllm.spec.problems import Problem
+from easyllm.spec.roles import ChatDocument, Message, Template
+
+if TYPE_CHECKING:
+    from easyllm.data.chat.rendering import ChatTemplate
+    from easyllm.spec.run import RunSpec
 
 Messages = Sequence[Message]
+
+TRAINED_DATE = "2025-01-01"
+"""What a template that asks for today's date gets where the spec gives none."""
 
 TO_PLAIN = "give data.template._target_=easyllm.data.templates.Plain"
 
@@ -19,45 +29,75 @@ TO_PLAIN = "give data.template._target_=easyllm.data.templates.Plain"
 class TokenizerTemplate(Template):
     """The tokenizer's own ``chat_template``.
 
-    Trained are the assistant's words and the token that ends its turn. They are found by
-    rendering: an answer is what the conversation up to it has beyond the conversation
-    before it with the generation prompt.
+    An answer is trained, to the token that ends its turn, in exactly the token context in which
+    a server would ask for it: the conversation before it with the generation prompt. Where the
+    template writes earlier turns in another way once there is a next one (history without
+    thinking, another end of the last answer), a conversation becomes several documents.
     """
 
-    def encode(self, tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
-        whole = _render(tokenizer, messages)
-        spans = []
-        for turn, message in enumerate(messages):
-            if message["role"] == "assistant":
-                if turn == 0:
-                    raise BadRecord(
-                        "the assistant speaks first, which the tokenizer's chat_template has no "
-                        f"prompt for; begin with a user's turn, or {TO_PLAIN}"
-                    )
-                before = _render(tokenizer, messages[:turn], prompt=True)
-                until = _render(tokenizer, messages[: turn + 1])
-                if not (whole.startswith(until) and until.startswith(before)):
-                    raise BadRecord(
-                        "the tokenizer's chat_template renders an answer otherwise once the "
-                        "conversation goes on, so what the assistant says cannot be told from "
-                        f"the rest; {TO_PLAIN}, or mend chat_template in the tokenizer's folder"
-                    )
-                spans.append((len(before), len(until)))
-        ids, offsets = _encode(tokenizer, whole)
-        trained = [False] * len(ids)
-        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        for start, end in spans:
-            answer = [place for place, at in enumerate(offsets) if at[1] > start and at[0] < end]
-            # many templates put a line break after the end of turn, which no model generates
-            last = max((place for place in answer if ids[place] in special), default=None)
-            if last is not None and not whole[offsets[last][1] : end].strip():
-                answer = [place for place in answer if place <= last]
-            for place in answer:
-                trained[place] = True
-        return ids, trained
+    arguments: dict[str, Any] = empty()
+    """Arguments that the template gets beside the messages, such as ``enable_thinking: false``;
+    elsewhere they are called ``chat_template_kwargs``."""
+    close_empty_reasoning: bool = False
+    """Where the prompt opens the reasoning and an answer has none, train the closing tag at
+    once; otherwise the template's switch for no thinking is used, or the record is rejected."""
+    date: str | None = None
+    """The date that a template gets which asks for today's, as 2025-01-31. Null trains with
+    2025-01-01, since a store must not depend on the day when it was made. The tokenizer of the
+    store, and of the models trained from it, keeps the date of training; ``today`` or another
+    date here changes it for inference and serving."""
+
+    def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        if self.date is None:
+            return
+        if self.date == "today":
+            if "tokenize" in run.stages:
+                yield Problem(
+                    f"{key}.date", self.date, "a store must not depend on the day",
+                    "give the date to train with, as 2025-01-31",
+                )  # fmt: skip
+            return
+        try:
+            datetime.date.fromisoformat(self.date)
+        except ValueError:
+            yield Problem(
+                f"{key}.date", self.date, "is no date", "give one as 2025-01-31, or today"
+            )
+
+    def chat_template(self, tokenizer: Any) -> str | None:
+        from easyllm.data.chat.template_text import asks_for_date, with_date
+
+        if not asks_for_date(tokenizer.chat_template):
+            return None
+        return with_date(tokenizer.chat_template, self.date or TRAINED_DATE)
+
+    def encode(self, tokenizer: Any, messages: Messages) -> list[ChatDocument]:
+        from easyllm.data.chat.documents import documents
+        from easyllm.data.chat.text_ids import text_ids
+
+        template = self._template(tokenizer)
+        return documents(template, text_ids(tokenizer), messages, self.close_empty_reasoning)
 
     def prompt(self, tokenizer: Any, messages: Messages) -> list[int]:
-        return _encode(tokenizer, _render(tokenizer, messages, prompt=True))[0]
+        from easyllm.data.chat.documents import reasoning_apart
+        from easyllm.data.chat.text_ids import text_ids
+
+        template = self._template(tokenizer)
+        text = template.render(reasoning_apart(template, messages), prompt=True)
+        return text_ids(tokenizer).of(text)
+
+    def stop_tokens(self, tokenizer: Any) -> list[int]:
+        template = self._template(tokenizer)
+        ends = (template.answer_end, template.call_end)
+        ids = tokenizer.convert_tokens_to_ids([end for end in ends if end])
+        return list(dict.fromkeys(ids))
+
+    def _template(self, tokenizer: Any) -> ChatTemplate:
+        from easyllm.data.chat.rendering import chat_template
+        from easyllm.data.chat.template_text import date_arguments
+
+        date = date_arguments(self.date) if self.date else {}
+        return chat_template(tokenizer, **date, **self.arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +126,11 @@ class Plain(Template):
             f"{{% if add_generation_prompt %}}{{{{ {quoted(self.assistant)} }}}}{{% endif %}}"
         )
 
-    def encode(self, tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
-        without_calls(messages)
+    def encode(self, tokenizer: Any, messages: Messages) -> list[ChatDocument]:
+        return one_document(*self._encode(tokenizer, messages))
+
+    def _encode(self, tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
+        only_words(messages)
         eos = end_of_sequence(tokenizer)
         ids: list[int] = []
         trained: list[bool] = []
@@ -98,8 +141,9 @@ class Plain(Template):
                 continue
             start = len(text) + len(self.assistant)
             block, offsets = _encode(tokenizer, text + self._turn(message), literal=True)
+            train = message.get("train", True)
             ids += [*block, eos]
-            trained += [*(end > start for _, end in offsets), True]
+            trained += [*(train and end > start for _, end in offsets), train]
             text = ""
         return ids, trained
 
@@ -108,7 +152,7 @@ class Plain(Template):
         text = ""
         done = max((i + 1 for i, m in enumerate(messages) if m["role"] == "assistant"), default=0)
         if done:
-            ids, _ = self.encode(tokenizer, messages[:done])
+            ids, _ = self._encode(tokenizer, messages[:done])
         for message in messages[done:]:
             text += self._turn(message) + "\n"
         return ids + _encode(tokenizer, text + self.assistant, literal=True)[0]
@@ -123,13 +167,21 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def without_calls(messages: Messages) -> None:
-    """Raises BadRecord for calls of tools, which only a tokenizer's own template words."""
-    if any(message.get("tools") or message.get("tool_calls") for message in messages):
-        raise BadRecord(
-            "the conversation calls tools, which only a tokenizer's own chat_template puts into "
-            "words; give data.template._target_=easyllm.data.templates.TokenizerTemplate"
-        )
+def one_document(ids: list[int], trained: list[bool]) -> list[ChatDocument]:
+    """A conversation as one document, as none where nothing of it is trained."""
+    return [ChatDocument(ids, trained)] if any(trained) else []
+
+
+def only_words(messages: Messages) -> None:
+    """Raises BadRecord for calls of tools and reasoning, which only a tokenizer's own template
+    writes."""
+    for key, what in (("tools", "has tools"), ("tool_calls", "calls tools"),
+                      ("reasoning_content", "has reasoning")):  # fmt: skip
+        if any(message.get(key) for message in messages):
+            raise BadRecord(
+                f"the conversation {what}, which only a tokenizer's own chat_template writes; "
+                "give data.template._target_=easyllm.data.templates.TokenizerTemplate"
+            )
 
 
 def end_of_sequence(tokenizer: Any) -> int:
@@ -145,28 +197,6 @@ def end_of_sequence(tokenizer: Any) -> int:
 def tokens_of(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text in which the names of special tokens are mere words."""
     return _encode(tokenizer, text, literal=True)[0]
-
-
-def _render(tokenizer: Any, messages: Messages, prompt: bool = False) -> str:
-    if not tokenizer.chat_template:
-        raise UserError(f"the tokenizer {tokenizer.name_or_path} has no chat_template; {TO_PLAIN}")
-    from jinja2 import TemplateError
-
-    said = [{key: value for key, value in m.items() if key != "tools"} for m in messages]
-    try:
-        text: str = tokenizer.apply_chat_template(
-            said,
-            tools=messages[0].get("tools") if messages else None,
-            tokenize=False,
-            add_generation_prompt=prompt,
-        )
-    except (TemplateError, TypeError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise BadRecord(
-            f"the tokenizer's chat_template refuses a conversation of [{roles}]: {error}; "
-            f"mend the data, or {TO_PLAIN}"
-        ) from None
-    return text
 
 
 def _encode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 from easyllm.data import inputs, store
 from easyllm.data.chunks import Chunk, chunks, files, shown
-from easyllm.data.encoding import Vocabulary, encode, load_tokenizer
+from easyllm.data.encoding import ChatCounts, Vocabulary, encode, load_tokenizer
 from easyllm.data.exactness import Engine, choose, compared, load
 from easyllm.data.identity import encoding, tokens_identity
 from easyllm.data.manifest import Manifest, make, scratch, tokenizer_identity
@@ -25,9 +26,10 @@ from easyllm.spec.roles import Record, Template
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
 
-Result = tuple[str, int, dict[str, Any] | None, list[dict[str, Any]], str | None]
-"""Of a chunk: source, bytes of text, the manifest's entry, what was rejected, and where the
-engine's ids are not Hugging Face's, in which case there is no entry."""
+Result = tuple[str, int, dict[str, Any] | None, list[dict[str, Any]], dict[str, Any], str | None]
+"""Of a chunk: source, bytes of text, the manifest's entry, what was rejected, counts of its
+conversations, and where the engine's ids are not Hugging Face's, in which case there is no
+entry."""
 
 
 class _Inexact(Exception):
@@ -50,14 +52,14 @@ def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
         began = time.perf_counter()
         _say(engine)
         try:
-            made, rejected, text_bytes = _encode(
+            made, rejected, chats, text_bytes = _encode(
                 run, place, workshop, engine, identity, pool, total
             )
         except _Inexact as error:
             # no piece that it wrote is taken by another engine
             engine = engine.refused(str(error))
             _say(engine)
-            made, rejected, text_bytes = _encode(
+            made, rejected, chats, text_bytes = _encode(
                 run, place, workshop, engine, identity, pool, total
             )
     for name, entries in made.items():
@@ -68,6 +70,7 @@ def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
                 f"data.sources.{name} holds no document: {why}give another path, or remove the "
                 f"source with ~data.sources.{name}"
             )
+    _say_arguments(chats["arguments"])
     if rejected:
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in rejected)
         (workshop.folder / "rejected.jsonl").write_text(text, "utf-8")
@@ -93,8 +96,12 @@ def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
         "pad_id": engine.pad_id,
         "sources": sources,
         "rejected": len(rejected),
+        "chats": chats,
         "metrics": {
             **counts,
+            "conversations": chats["conversations"],
+            "unrolled_conversations": chats["unrolled"],
+            "repeated_tokens": chats["repeated_tokens"],
             "rejected": len(rejected),
             "text_bytes": text_bytes,
             "vocab_size": engine.vocab_size,
@@ -112,6 +119,17 @@ def _say(engine: Engine) -> None:
     print(f"texts are encoded by {engine.label}", file=sys.stderr, flush=True)
 
 
+def _say_arguments(answers: dict[str, int]) -> None:
+    """Answers that were asked for in different ways must be so when the model is served."""
+    if len(answers) > 1:
+        counts = ", ".join(f"{count:,} with {arguments}" for arguments, count in answers.items())
+        print(
+            f"answers by the arguments of the chat template: {counts}; serve the model with "
+            "those of the answers that you want, by data.template.arguments",
+            file=sys.stderr,
+        )
+
+
 def _encode(
     run: RunSpec,
     place: StorePaths,
@@ -120,17 +138,19 @@ def _encode(
     identity: str,
     pool: Pool,
     total: int,
-) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], int]:
-    """The manifest's entries by source, what was rejected, bytes of text. Raises _Inexact."""
+) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], dict[str, Any], int]:
+    """The manifest's entries by source, what was rejected, counts of conversations, bytes of
+    text. Raises _Inexact."""
     made: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(run.data.sources)}
     rejected: list[dict[str, Any]] = []
+    chats = ChatCounts()
     text_bytes = 0
     work = functools.partial(
         _encode_chunk, engine, place.tokenizer, identity, run.data.template, workshop,
         run.data.compression,
     )  # fmt: skip
     with progress("tokenize", None if run.data.limit else total, "B") as bar:
-        for source, size, entry, bad, why in pool.map(work, chunks(run), run.data.workers):
+        for source, size, entry, bad, counts, why in pool.map(work, chunks(run), run.data.workers):
             if why:
                 raise _Inexact(why)
             if entry:
@@ -138,9 +158,10 @@ def _encode(
             rejected += bad
             if len(rejected) > run.data.max_rejects:
                 raise _too_many(rejected, run.data.max_rejects)
+            chats.merge(ChatCounts(**counts))
             text_bytes += size
             bar.update(size)
-    return made, rejected, text_bytes
+    return made, rejected, dataclasses.asdict(chats), text_bytes
 
 
 def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
@@ -190,10 +211,10 @@ def _encode_chunk(
 ) -> Result:
     """Write a chunk's parquet file, unless a killed process did."""
 
-    def make(aside: Path) -> tuple[int, dict[str, Any] | None, list[dict[str, Any]], str | None]:
+    def make(aside: Path) -> tuple[Any, ...]:  # a Result without its source
         if isinstance(chunk.reader, TokenStore):
             entry = _adopt(engine, chunk.reader, chunk, aside, compression)
-            return entry["bytes"], entry, [], None
+            return entry["bytes"], entry, [], {}, None
         vocabulary = _vocabulary(engine, tokenizer, identity)
         records = chunk.read()
         why = None
@@ -211,9 +232,9 @@ def _encode_chunk(
         ]
         if encoded.shard is None:
             aside.touch()  # a piece is a file, an empty one where no document is left
-            return 0, None, rejected, why
+            return 0, None, rejected, {}, why
         entry = store.save(aside, chunk.path, encoded.shard, compression)
-        return encoded.text_bytes, entry, rejected, None
+        return encoded.text_bytes, entry, rejected, dataclasses.asdict(encoded.chats), None
 
     made_from = [identity, engine.label, write(template), compression, chunk.identity()]
     return chunk.source, *workshop.piece(chunk.path, made_from, make)

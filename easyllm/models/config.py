@@ -137,21 +137,21 @@ def write_description(
 
 
 def _end_with_turns(run: RunSpec, config: PretrainedConfig, folder: Path) -> None:
-    """Add the token that ends the assistant's turn to those that end generation.
+    """Add the tokens that end the assistant's turn to those that end generation.
 
     A base model names only its end of sequence, which ChatML, for one, never trains: whoever
     generates from this folder would go on into a user's turn of the model's own.
     """
     try:
-        end = run.data.template.end_of_turn(AutoTokenizer.from_pretrained(folder))
+        turn_ends = run.data.template.stop_tokens(AutoTokenizer.from_pretrained(folder))
     except UserError:  # tokens that another program made: the run's template need not fit them
         return
     file = folder / "generation_config.json"
     values = json.loads(file.read_text("utf-8"))
     stated = values.get("eos_token_id", config.eos_token_id)
     ends = stated if isinstance(stated, list) else [] if stated is None else [stated]
-    if end is not None and end not in ends:
-        values["eos_token_id"] = [*ends, end]
+    if added := [end for end in turn_ends if end not in ends]:
+        values["eos_token_id"] = [*ends, *added]
         file.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 

@@ -83,7 +83,10 @@ class Training:
         self.eval_loss: float | None = None
         self.profiler = Profiler(run.training.profile, self.paths.profile, device)
         conversations = bool(rows.manifest["conversations"])
-        self.saver = Saver(run, self.config, self.family.names() or Names(), conversations)
+        self.saver = Saver(
+            run, self.config, self.family.names() or Names(), conversations,
+            rows.manifest["template_arguments"],
+        )  # fmt: skip
         self.longest = 0.0
         """Seconds of the longest step of this start, evaluation included."""
         self.read_bytes = self.read_files = 0

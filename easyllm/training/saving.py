@@ -7,10 +7,11 @@ training goes on; and when all have written, rank 0 lists the files and names th
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
+from easyllm.data.chat.template_text import set_defaults
 from easyllm.errors import UserError
 from easyllm.files import NewFolder, flush
 from easyllm.models.config import write_description
@@ -44,12 +46,21 @@ weights, the folder."""
 class Saver:
     """Saves a run's checkpoints, one at a time.
 
-    Whether ``conversations`` were trained decides with what generation ends.
+    Whether ``conversations`` were trained decides with what generation ends; answers counted by
+    ``template_arguments``, as JSON, with what the exported chat template asks for them.
     """
 
-    def __init__(self, run: RunSpec, config: PretrainedConfig, names: Names, conversations: bool):
+    def __init__(
+        self,
+        run: RunSpec,
+        config: PretrainedConfig,
+        names: Names,
+        conversations: bool,
+        template_arguments: Mapping[str, int],
+    ):
         self.run, self.config, self.names = run, config, names
         self.conversations = conversations
+        self.template_arguments = template_arguments
         self.asynchronous = run.training.checkpoint.asynchronous
         self.root = RunPaths(run).checkpoints
         self.flying: _Flight | None = None
@@ -131,6 +142,11 @@ class Saver:
 
     def _describe(self, folder: Path) -> None:
         write_description(self.run, self.config, folder, self.conversations)
+        if len(self.template_arguments) == 1:
+            # every answer was asked for with these, as it is to be when the model is served
+            (arguments,) = map(json.loads, self.template_arguments)
+            if arguments:
+                set_defaults(folder, arguments)
 
 
 class _Flight:

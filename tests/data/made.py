@@ -44,6 +44,7 @@ def tokens_store(
             made[name] = {"dataset": name, "weight": weight, **store.totals(entries)}
         content = {
             "schema": manifest.SCHEMA,
+            "chats": {},
             "made_from": {},
             **dict.fromkeys(manifest.CARRIED, 0),
             "encoding": {},

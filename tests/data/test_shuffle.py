@@ -46,6 +46,7 @@ def write_store(place: StorePaths, sources: dict[str, list[Shard]]) -> None:
             made[name] = {"dataset": name, "weight": 1.0, **store.totals(entries)}
         content = {
             "schema": manifest.SCHEMA,
+            "chats": {},
             "made_from": {},
             **dict.fromkeys(manifest.CARRIED, ""),
             "sources": made,

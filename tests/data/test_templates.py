@@ -50,7 +50,7 @@ def test_trained_is_what_the_assistant_says(
 ) -> None:
     tokenizer = request.getfixturevalue(name)
     template = TokenizerTemplate()
-    ids, trained = template.encode(tokenizer, CONVERSATION)
+    ((ids, trained, _),) = template.encode(tokenizer, CONVERSATION)
     answers = [m["content"] + end for m in CONVERSATION if m["role"] == "assistant"]
     assert runs(tokenizer, ids, trained) == answers
     assert ids == tokenizer.apply_chat_template(CONVERSATION, tokenize=True)["input_ids"]
@@ -64,7 +64,7 @@ def test_trained_is_what_the_assistant_says(
 def test_plain_names_the_speakers(name: str, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(name)
     template = Plain()
-    ids, trained = template.encode(tokenizer, CONVERSATION)
+    ((ids, trained, _),) = template.encode(tokenizer, CONVERSATION)
     answers = [f" {m['content']}{tokenizer.eos_token}" for m in CONVERSATION[1::2]]
     assert runs(tokenizer, ids, trained) == answers
     assert tokenizer.decode(ids).startswith("User: How many?\nTell  me.\nAssistant:  Two")
@@ -80,20 +80,20 @@ def test_texts_and_plain_take_names_of_special_tokens_for_words(own: Any) -> Non
     assert list(text.ids).count(own.eos_token_id) == 1
     assert own.decode(text.ids[:-1]) == "say <|endoftext|> twice"
     turns = [{"role": "user", "content": "<|endoftext|>"}, {"role": "assistant", "content": "no"}]
-    ids, _ = Plain().encode(own, turns)
+    ((ids, _, _),) = Plain().encode(own, turns)
     assert ids.count(own.eos_token_id) == 1 and ids[-1] == own.eos_token_id
     # and the tokenizer still knows them where a template puts them
-    chat, _ = TokenizerTemplate().encode(own, CONVERSATION)
+    ((chat, _, _),) = TokenizerTemplate().encode(own, CONVERSATION)
     assert chat.count(own.eos_token_id) == 2
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(own: Any) -> None:
+def test_a_template_that_drops_earlier_turns_is_refused(own: Any) -> None:
     forgetful = copy.deepcopy(own)
     forgetful.chat_template = (
         "{% for m in messages %}{{ m['role'] }}:"
         "{% if loop.last %}{{ m['content'] }}{% endif %};{% endfor %}"
     )
-    with pytest.raises(UserError, match=r"chat_template renders .*templates\.Plain"):
+    with pytest.raises(UserError, match=r"chat_template drops the content of message 1;"):
         TokenizerTemplate().encode(forgetful, CONVERSATION)
 
 
@@ -118,7 +118,7 @@ def test_the_exported_tokenizer_renders_what_training_used(own: Any, template: P
     own = copy.deepcopy(own)
     own.chat_template = template.chat_template(own)
     for turns in (CONVERSATION, [{"role": "system", "content": "Be \U0001f600"}, *CONVERSATION]):
-        ids, _ = template.encode(own, turns)
+        ((ids, _, _),) = template.encode(own, turns)
         assert own.apply_chat_template(turns, tokenize=True)["input_ids"] == ids
         asked = own.apply_chat_template(turns[:-1], tokenize=True, add_generation_prompt=True)
         assert asked["input_ids"] == template.prompt(own, turns[:-1])

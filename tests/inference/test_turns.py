@@ -139,8 +139,8 @@ def test_texts_alone_end_as_they_did(
 def test_templates_tell_what_ends_a_turn(base: Path, template: Template, end: str) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     tokenizer.bos_token = END
-    assert template.end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids(end)
+    assert template.stop_tokens(tokenizer) == [tokenizer.convert_tokens_to_ids(end)]
     tokenizer.chat_template = template.chat_template(tokenizer)
-    assert TokenizerTemplate().end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids(end)
+    assert TokenizerTemplate().stop_tokens(tokenizer) == [tokenizer.convert_tokens_to_ids(end)]
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    assert TokenizerTemplate().end_of_turn(tokenizer) is None, "a full stop ends no turn"
+    assert TokenizerTemplate().stop_tokens(tokenizer) == [], "a full stop ends no turn"

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from easyllm.data.chat.rendering import Arguments, ChatTemplate, Messages, Refused, Tag
+from easyllm.data.chat.rendering import (
+    Arguments,
+    ChatTemplate,
+    Messages,
+    Refused,
+    Tag,
+    common,
+)
 from easyllm.data.chat.text_ids import TextIds
 from easyllm.errors import BadRecord
 from easyllm.spec.roles import ChatDocument, Message
 
 INLINE = re.compile(r"\A\s*<(think|thinking|thought)>(.*?)</\1>\s*", re.DOTALL)
 """Reasoning that stands at the beginning of an answer's text."""
+
+SHAPES = 2000
+"""Shapes of conversations that are looked at; of more only the real words are."""
 
 _MARK = "kMark7"
 
@@ -65,16 +76,15 @@ def documents(
         context = encoder.of(turn.context)
         answer = encoder.after(turn.context, turn.answer)
         before = made[-1] if made else None
-        if before and context[: len(before.ids)] == before.ids and before.joins(turn.arguments):
+        mask: list[bool] = []
+        arguments: tuple[str, ...] = (json.dumps(turn.arguments, sort_keys=True),)
+        if before and context[: len(before.ids)] == before.ids:
             made.pop()
-            mask = [*before.trained, *[False] * (len(context) - len(before.ids))]
-        else:
-            if before:
-                made[-1] = _with_rest(encoder, before, rest)
-            mask = [False] * len(context)
-        made.append(
-            ChatDocument(context + answer, [*mask, *[True] * len(answer)], turn.arguments)
-        )
+            mask, arguments = before.trained, before.arguments + arguments
+        elif before:
+            made[-1] = _with_rest(encoder, before, rest)
+        mask = [*mask, *[False] * (len(context) - len(mask)), *[True] * len(answer)]
+        made.append(ChatDocument(context + answer, mask, arguments))
         rest = turn.rest
     if made:
         made[-1] = _with_rest(encoder, made[-1], rest)
@@ -84,9 +94,7 @@ def documents(
 def _with_rest(encoder: TextIds, document: ChatDocument, rest: str) -> ChatDocument:
     """With the blanks that a template writes after the end of a turn, untrained."""
     ids = encoder.of(rest)
-    return document._replace(
-        ids=document.ids + ids, trained=document.trained + [False] * len(ids)
-    )
+    return document._replace(ids=document.ids + ids, trained=document.trained + [False] * len(ids))
 
 
 def is_empty(message: Message) -> bool:
@@ -112,23 +120,19 @@ def reasoning_apart(template: ChatTemplate, messages: Messages) -> list[dict[str
     return made
 
 
-def turn_at(
-    template: ChatTemplate, messages: Messages, place: int, close_reasoning: bool
-) -> Turn:
+def turn_at(template: ChatTemplate, messages: Messages, place: int, close_reasoning: bool) -> Turn:
     """The answer at ``place`` with its context. Raises BadRecord."""
     reasoning = bool(messages[place].get("reasoning_content"))
     try:
-        return _turn(template, messages, place, {})
+        return _turn(template, messages, place, {}, close_reasoning)
     except _Unfit as error:
         switch = template.thinking_on if reasoning else template.thinking_off
-        if switch is not None:
-            try:
-                return _turn(template, messages, place, switch)
-            except (_Unfit, Refused):
-                pass
-        if close_reasoning and not reasoning:
-            return _turn(template, messages, place, {}, close_reasoning=True)
-        raise error
+        if switch is None:
+            raise
+        try:
+            return _turn(template, messages, place, switch, close_reasoning)
+        except (_Unfit, Refused):
+            raise error from None
 
 
 def _turn(
@@ -136,38 +140,41 @@ def _turn(
     messages: Messages,
     place: int,
     arguments: Arguments,
-    close_reasoning: bool = False,
+    close_reasoning: bool,
 ) -> Turn:
     message = messages[place]
     context = template.render(messages[:place], prompt=True, **arguments)
     whole = template.render(messages[: place + 1], **arguments)
     tag = Tag.at_end(context)
     reasoning = str(message.get("reasoning_content") or "").strip()
-    said = whole[len(context) :] if whole.startswith(context) else None
-    if reasoning and said is not None and reasoning in said:
-        body = said
+    if whole.startswith(context):
+        body, follows = whole[len(context) :], True
+    else:
+        own = _own_words(template, messages, place, whole, arguments)
+        body, follows = _behind_header(template, messages, place, context, whole, own, arguments)
+    if reasoning and reasoning in body and (follows or tag):
+        pass
     elif tag and (reasoning or close_reasoning):
-        own = whole[_own_words(template, messages, place, whole, arguments) :]
-        if reasoning and reasoning in own:
-            body = own
-        else:
-            body = f"{reasoning}{tag.before}{tag.closing}{tag.after}{own.lstrip()}"
+        body = whole[_own_words(template, messages, place, whole, arguments) :].lstrip()
+        body = f"{reasoning}{tag.before}{tag.closing}{tag.after}{body}"
     elif reasoning:
         raise _Unfit(
             f"the tokenizer's chat_template drops the reasoning of message {place + 1}; take it "
             "out of the record, or use a template that writes it"
         )
-    elif said is not None and (tag is None or said.lstrip().startswith(tag.closing)):
-        body = said
-    elif tag:
+    elif tag and not (follows and _closes(template, tag, body)):
         raise _Unfit(
             f"the generation prompt of the tokenizer's chat_template opens the reasoning, and "
             f"message {place + 1} has none; give the record reasoning_content, or train the "
             "closing tag at once with data.template.close_empty_reasoning=true"
         )
-    else:
-        body = whole[_own_words(template, messages, place, whole, arguments) :]
     return Turn(context, *_cut(template, message, body), arguments)
+
+
+def _closes(template: ChatTemplate, tag: Tag, body: str) -> bool:
+    """Whether the template itself closes reasoning that is not there, and has no switch with
+    which a prompt does not open it."""
+    return template.thinking_off is None and body.lstrip().startswith(tag.closing)
 
 
 def _own_words(
@@ -176,11 +183,29 @@ def _own_words(
     """Where in ``whole`` the words of the answer at ``place`` begin, behind what introduces it."""
     plain = {"role": "assistant", "content": _MARK}
     text = template.render([*messages[:place], plain], **arguments)
-    before = text.rpartition(_MARK)[0]
-    return next(
-        (at for at, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b),
-        min(len(before), len(whole)),
-    )
+    return len(common(text.rpartition(_MARK)[0], whole))
+
+
+def _behind_header(
+    template: ChatTemplate,
+    messages: Messages,
+    place: int,
+    context: str,
+    whole: str,
+    own: int,
+    arguments: Arguments,
+) -> tuple[str, bool]:
+    """The answer in ``whole``, which does not begin with ``context``, and whether it follows
+    there what the generation prompt adds to the messages before it."""
+    try:
+        before = template.render(messages[:place], **arguments)
+    except Refused:  # some templates want an answer at the end
+        before = ""
+    header = context[len(before) :] if before and context.startswith(before) else ""
+    reasoning = str(messages[place].get("reasoning_content") or "").strip()
+    first = whole.rfind(reasoning) if reasoning else own
+    at = whole.rfind(header, 0, max(first, 0)) if header.strip() else -1
+    return (whole[own:], False) if at < 0 else (whole[at + len(header) :], True)
 
 
 def _cut(template: ChatTemplate, message: Message, body: str) -> tuple[str, str]:
@@ -189,12 +214,24 @@ def _cut(template: ChatTemplate, message: Message, body: str) -> tuple[str, str]
     end = (template.call_end if call else template.answer_end) or template.tokenizer.eos_token
     if end is None:
         return body.rstrip(), ""
-    at = body.rfind(end) if template.ends_itself else -1
+    at = body.find(end, _last_argument(message, body)) if call else -1
+    if at < 0 and template.ends_itself:
+        at = body.rfind(end)
     if at < 0:
         return body.rstrip() + end, ""
     at += len(end)
     rest = body[at:]
     return body[:at], rest if rest.isspace() else ""
+
+
+def _last_argument(message: Message, body: str) -> int:
+    """Where in ``body`` the last of a call's own words ends."""
+    ends = [0]
+    for name, text in _texts(message, own=False):
+        if name != "the content":
+            found = body.rfind(text.strip())
+            ends.append(found + len(text.strip()) if found >= 0 else 0)
+    return max(ends)
 
 
 def check_nothing_lost(
@@ -211,12 +248,14 @@ def check_nothing_lost(
     A short text may stand in a rendering by chance. So messages of the same shape, with words
     that no template contains, are looked at too, once for each shape.
     """
-    shape = _shape(messages[: place + 1])
-    if shape not in template.lost_by_shape:
-        template.lost_by_shape[shape] = _lost_of_shape(
-            template, messages[: place + 1], close_reasoning
-        )
-    lost = template.lost_by_shape[shape] or _lost(messages, checked, place, turn)
+    outline = _outline(messages[: place + 1])
+    shape = json.dumps(outline)
+    shapes = template.lost_by_shape
+    if shape not in shapes and len(shapes) < SHAPES:
+        shapes[shape] = _lost_of_shape(template, outline, close_reasoning)
+    lost = shapes.get(shape) or _lost(messages, checked, place, turn)
+    if messages[0].get("tools") and not template.writes_calls:
+        lost = "the tools"
     if lost:
         raise BadRecord(
             f"the tokenizer's chat_template drops {lost}; take it out of the record, or use a "
@@ -225,22 +264,12 @@ def check_nothing_lost(
 
 
 def _lost(messages: Messages, checked: int, place: int, turn: Turn) -> str | None:
-    for name, text in _tools(messages):
-        if not _stands_in(text, turn.context):
-            return name
     for at in range(checked, place + 1):
         rendering = turn.answer if at == place else turn.context
         for name, text in _texts(messages[at], own=at == place):
             if not _stands_in(text, rendering):
                 return f"{name} of message {at + 1}"
     return None
-
-
-def _tools(messages: Messages) -> Iterator[tuple[str, str]]:
-    for tool in messages[0].get("tools") or []:
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
-        if isinstance(name := function.get("name"), str):
-            yield f"the tool {name}", name
 
 
 def _texts(message: Message, own: bool) -> Iterator[tuple[str, str]]:
@@ -274,53 +303,57 @@ def _stands_in(text: str, rendering: str) -> bool:
     )
 
 
-def _shape(messages: Messages) -> str:
-    """What the messages have in common with others that differ in words only."""
-    return json.dumps([_outline(message, []) for message in messages], sort_keys=True)
-
-
-def _lost_of_shape(
-    template: ChatTemplate, messages: Messages, close_reasoning: bool
-) -> str | None:
-    words: list[str] = []
-    marked = [_outline(message, words) for message in messages]
-    place = len(marked) - 1
+def _lost_of_shape(template: ChatTemplate, outline: Messages, close_reasoning: bool) -> str | None:
+    place = len(outline) - 1
     try:
-        turn = turn_at(template, marked, place, close_reasoning)
+        turn = turn_at(template, outline, place, close_reasoning)
     except BadRecord:  # the real words may be taken all the same
         return None
-    return _lost(marked, 0, place, turn)
+    return _lost(outline, 0, place, turn)
 
 
-def _outline(message: Message, words: list[str]) -> dict[str, Any]:
-    """The message with each of its texts replaced by a word of its own."""
+def _outline(messages: Messages) -> list[dict[str, Any]]:
+    """The messages with each of their texts replaced by a word of its own, and each number,
+    name and id by one of a few: what a template may look at apart from the words."""
+    words = itertools.count()
+    names: dict[str, str] = {}
 
     def worded(value: Any) -> Any:
         if isinstance(value, str):
-            words.append(value)
-            return f"kWord{len(words)}k" if value.strip() else ""
+            return f"kWord{next(words)}k" if value.strip() else ""
         if isinstance(value, Mapping):
             return {key: worded(entry) for key, entry in value.items()}
         if isinstance(value, list):
             return [worded(entry) for entry in value]
-        return value
+        return value if isinstance(value, bool | None) else 7
 
-    made: dict[str, Any] = {"role": message["role"], "content": worded(message["content"])}
-    for key in ("reasoning_content", "name"):
-        if message.get(key):
-            made[key] = worded(message[key])
-    for key in ("tools", "tool_call_id", "train"):
-        if key in message:
-            made[key] = message[key]
-    if calls := message.get("tool_calls"):
-        made["tool_calls"] = [
-            {
-                **call,
-                "function": {
-                    "name": call["function"]["name"],
-                    "arguments": worded(call["function"].get("arguments")),
-                },
-            }
-            for call in calls
-        ]
+    def named(name: str) -> str:
+        return names.setdefault(name, f"kName{len(names):04}")  # nine letters and digits
+
+    def call(given: Mapping[str, Any]) -> dict[str, Any]:
+        function = given["function"]
+        arguments = worded(function.get("arguments"))
+        made = {"type": "function", "function": {"name": named(function["name"]),
+                                                 "arguments": arguments}}  # fmt: skip
+        return {**made, "id": named(given["id"])} if given.get("id") else made
+
+    made = []
+    for message in messages:
+        entry = {"role": message["role"], "content": worded(message["content"])}
+        if message.get("reasoning_content"):
+            entry["reasoning_content"] = worded(message["reasoning_content"])
+        for key in ("name", "tool_call_id"):
+            if message.get(key):
+                entry[key] = named(message[key])
+        if calls := message.get("tool_calls"):
+            entry["tool_calls"] = [call(one) for one in calls]
+        if tools := message.get("tools"):
+            entry["tools"] = [_tool(named(tool["function"]["name"])) for tool in tools]
+        made.append(entry)
     return made
+
+
+def _tool(name: str) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"key": {"type": "string"}}}
+    function = {"name": name, "description": "Look it up.", "parameters": parameters}
+    return {"type": "function", "function": function}

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +93,8 @@ class ChatTemplate:
     tokenizer: Any
     defaults: Arguments = field(default_factory=dict)
     """Arguments that each rendering gets."""
+    lost_by_shape: dict[str, str | None] = field(default_factory=dict)
+    """What the template drops of conversations, by what they have in common but for words."""
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
@@ -177,6 +179,13 @@ class ChatTemplate:
         return "parts" if _REASONING in text and not re.search(r"['\"]type['\"]", text) else None
 
     @functools.cached_property
+    def knows_reasoning(self) -> bool:
+        """Whether the template writes an answer's reasoning, or prompts for it."""
+        if self.reasoning_key is not None:
+            return True
+        return OPENING_TAG.search(self._probed([_USER], prompt=True) or "") is not None
+
+    @functools.cached_property
     def text_arguments(self) -> bool:
         """Whether a call's arguments must be JSON text, since the template joins them to one."""
         return self._calls(arguments={"key": _VALUE}) is None and bool(
@@ -186,11 +195,9 @@ class ChatTemplate:
     @functools.cached_property
     def short_call_ids(self) -> bool:
         """Whether the template takes only ids of nine letters and digits, as Mistral's do."""
-        return (
-            self._calls(id="call_1234567") is None and self._calls(id="abcdefgh1") is not None
-        )
+        return self._calls(id="call_1234567") is None and self._calls(id="abcdefgh1") is not None
 
-    def _calls(self, arguments: Any = None, id: str = "abcdefgh1") -> str | None:  # noqa: A002
+    def _calls(self, arguments: Any = None, id: str = "abcdefgh1") -> str | None:
         return self._probed([_USER, _call(arguments or {"key": _VALUE}, id)], tools=[_TOOL])
 
     def _probed(
@@ -239,47 +246,61 @@ class ChatTemplate:
     def answer_end(self) -> str | None:
         """The token that ends an answer in words; None where no token does."""
         answer = {"role": "assistant", "content": _ANSWER}
-        text = self._probed([_USER, answer])
-        if text is None or _ANSWER not in text:
-            return None
-        if found := self.added_tokens.search(text.rpartition(_ANSWER)[2]):
-            return found[0]
-        # nothing ends it: what opens the next turn does, when the model says it
-        followed = self._probed([_USER, answer, {"role": "user", "content": _FOLLOWING}]) or ""
-        between = _between(followed, _ANSWER, _FOLLOWING)
-        found = self.added_tokens.search(between)
-        return found[0] if found else None
+        return self._end(answer, {"role": "user", "content": _FOLLOWING}, _ANSWER)
 
     @functools.cached_property
     def call_end(self) -> str | None:
         """The token that ends a turn that calls a tool; None where no token does, or the
-        template words no calls."""
+        template writes no calls."""
         arguments: Any = {"key": _VALUE}
-        if self.text_arguments:
-            arguments = json.dumps(arguments)
-        call = _call(arguments, "abcdefgh1")
-        text = self._probed([_USER, call], tools=[_TOOL])
-        if text is None or _VALUE not in text:
-            return None
-        rest = text.rpartition(_VALUE)[2]
+        call = _call(json.dumps(arguments) if self.text_arguments else arguments, "abcdefgh1")
         result = {"role": "tool", "content": _FOLLOWING, "tool_call_id": "abcdefgh1",
                   "name": _NAME}  # fmt: skip
-        followed = self._probed([_USER, call, result], tools=[_TOOL]) or ""
-        between = _between(followed, _VALUE, _FOLLOWING) or rest
-        shared = _common(rest, between)
-        if self.answer_end and self.answer_end in shared:
-            return self.answer_end
-        if not self._ends_itself:
-            found = self.added_tokens.search(between, len(shared))
-            return found[0] if found else None
-        ends = self.added_tokens.findall(shared) or self.added_tokens.findall(rest)
+        return self._end(call, result, _VALUE, [_TOOL])
+
+    def _end(
+        self, turn: dict[str, Any], next_turn: dict[str, Any], said: str, tools: Any = None
+    ) -> str | None:
+        """The token that ends ``turn``, whose last words are ``said``."""
+        rest = self._written_after([_USER, turn], said, tools)
+        if rest is None:
+            return None
+        followed = self._probed([_USER, turn, next_turn], tools=tools) or ""
+        between = _between(followed, said, _FOLLOWING)
+        if not self.ends_itself:
+            # nothing ends it: what opens the next turn does, when the model says it
+            shared = common(rest, between)
+            found = self.added_tokens.findall(between, len(shared))
+            return next(iter(found or self.added_tokens.findall(shared)[::-1]), None)
+        ends = self.added_tokens.findall(common(rest, between) if between else rest)
+        # some templates write the prompt for a next answer unasked: what opens a turn ends none
+        ends = [end for end in ends if end != self.turn_start] or self.added_tokens.findall(rest)
         return ends[-1] if ends else self.answer_end
 
+    def _written_after(
+        self, messages: list[dict[str, Any]], said: str, tools: Any = None
+    ) -> str | None:
+        """What a rendering has after ``said``; None where that does not stand in it."""
+        text = self._probed(messages, tools=tools)
+        return None if text is None or said not in text else text.rpartition(said)[2]
+
     @functools.cached_property
-    def _ends_itself(self) -> bool:
+    def ends_itself(self) -> bool:
         """Whether the template writes a token after an answer without waiting for a next turn."""
-        text = self._probed([_USER, {"role": "assistant", "content": _ANSWER}]) or ""
-        return bool(self.added_tokens.search(text.rpartition(_ANSWER)[2]))
+        rest = self._written_after([_USER, {"role": "assistant", "content": _ANSWER}], _ANSWER)
+        return self.added_tokens.search(rest or "") is not None
+
+    @functools.cached_property
+    def turn_start(self) -> str | None:
+        """The token that opens a turn, where the conversation begins with one."""
+        text = (self._probed([_USER]) or "").removeprefix(self.tokenizer.bos_token or "")
+        found = self.added_tokens.match(text)
+        return found[0] if found else None
+
+    @functools.cached_property
+    def writes_calls(self) -> bool:
+        """Whether the template writes calls of tools."""
+        return _VALUE in (self._calls() or "") or self.text_arguments
 
 
 def chat_template(tokenizer: Any, **defaults: Any) -> ChatTemplate:
@@ -299,7 +320,7 @@ def _parts(reasoning: str, content: str) -> list[dict[str, str]]:
     return [{"type": "thinking", "thinking": reasoning}, {"type": "text", "text": content}]
 
 
-def _call(arguments: Any, id: str) -> dict[str, Any]:  # noqa: A002
+def _call(arguments: Any, id: str) -> dict[str, Any]:
     function = {"name": _NAME, "arguments": arguments}
     call = {"type": "function", "id": id, "function": function}
     return {"role": "assistant", "content": "", "tool_calls": [call]}
@@ -318,7 +339,7 @@ def _between(text: str, first: str, second: str) -> str:
     return head.rpartition(first)[2] if found and first in head else ""
 
 
-def _common(first: str, second: str) -> str:
+def common(first: str, second: str) -> str:
     """What both begin with."""
     for place, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:

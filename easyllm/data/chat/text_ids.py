@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import weakref
 from typing import Any
 
 REMEMBERED = 1 << 22
@@ -20,6 +21,7 @@ class TextIds:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
+        self.tokens = len(tokenizer)
         self.known: dict[str, list[int]] = {}
         self.size = 0
         tokens = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
@@ -76,3 +78,14 @@ class TextIds:
         made = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=False)
         rows: list[list[int]] = made["input_ids"]
         return rows
+
+
+def text_ids(tokenizer: Any) -> TextIds:
+    """Those of a tokenizer, kept as long as it lives."""
+    found = _KNOWN.get(tokenizer)
+    if found is None or found.tokens != len(tokenizer):
+        found = _KNOWN[tokenizer] = TextIds(weakref.proxy(tokenizer))
+    return found
+
+
+_KNOWN: weakref.WeakKeyDictionary[Any, TextIds] = weakref.WeakKeyDictionary()

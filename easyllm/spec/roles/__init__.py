@@ -9,6 +9,7 @@ and may live outside the package (``components.allow``).
 
 from easyllm.spec.roles.base import Component
 from easyllm.spec.roles.data import (
+    ChatDocument,
     DataEngine,
     Document,
     Encoder,
@@ -28,6 +29,7 @@ from easyllm.spec.roles.training import Adapter, Optimizer, Parallelism, Schedul
 
 __all__ = [
     "Component",
+    "ChatDocument",
     "DataEngine",
     "Document",
     "Encoder",

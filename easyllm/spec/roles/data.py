@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from easyllm.spec.roles.base import Component
 from easyllm.spec.types import PositiveFloat
@@ -18,11 +18,23 @@ if TYPE_CHECKING:
 
 
 Message = Mapping[str, Any]
-"""``role`` (system, user, assistant or tool) and ``content``; an assistant's ``tool_calls``,
-and on the first message the ``tools`` it may call, as chat templates take them."""
+"""``role`` (system, user, assistant or tool) and ``content``; an assistant's
+``reasoning_content`` and ``tool_calls``, ``train`` false where its answer is not trained, and on
+the first message the ``tools`` it may call: what ``easyllm.data.chat.messages`` makes."""
 
 Document = str | Sequence[Message]
 """A text, or a conversation."""
+
+
+class ChatDocument(NamedTuple):
+    """A document that a conversation becomes, or one of several."""
+
+    ids: list[int]
+    trained: list[bool]
+    """Whether each token is trained."""
+    arguments: tuple[str, ...] = ()
+    """For each answer the arguments, as JSON, with which a chat template rendered its context
+    beside those that all get."""
 
 
 @dataclass(frozen=True)
@@ -149,24 +161,28 @@ class Template(Component):
     """How a conversation becomes tokens, and which of them are trained."""
 
     @abc.abstractmethod
-    def encode(self, tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Token ids and, for each, whether it is trained: the assistant's words and end of turn.
+    def encode(self, tokenizer: Any, messages: Sequence[Message]) -> list[ChatDocument]:
+        """The documents of a conversation: token ids and, for each, whether it is trained, which
+        the assistant's words and the end of its turn are.
 
-        Raises ``easyllm.errors.BadRecord`` for a conversation that it cannot express.
+        One document where each answer follows the ids with which it is asked for; several where
+        a format writes earlier turns in another way later on; none where no answer is to be
+        trained. Raises ``easyllm.errors.BadRecord`` for a conversation that it cannot express.
         """
 
     @abc.abstractmethod
     def prompt(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         """Token ids after which the assistant's next turn begins."""
 
-    def end_of_turn(self, tokenizer: Any) -> int | None:
-        """The id of the special token that ends the assistant's turn and is trained with it;
-        None where none does. Raises as ``encode`` does."""
+    def stop_tokens(self, tokenizer: Any) -> list[int]:
+        """The ids of the special tokens that end the assistant's turn and are trained with it;
+        none where no such token does. Raises as ``encode`` does."""
         question = {"role": "user", "content": "Is it?"}
-        ids, trained = self.encode(tokenizer, [question, {"role": "assistant", "content": "Yes."}])
-        last = [token for token, train in zip(ids, trained, strict=True) if train][-1]
+        answer = {"role": "assistant", "content": "Yes."}
+        (document,) = self.encode(tokenizer, [question, answer])
+        last = [t for t, train in zip(document.ids, document.trained, strict=True) if train][-1]
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        return last if last in special else None
+        return [last] if last in special else []
 
     def chat_template(self, tokenizer: Any) -> str | None:
         """The same as Jinja text, which the store's and the exported tokenizer carry; None
