@@ -132,7 +132,8 @@ def text_in(key: str, value: Any) -> str:
     """``value``, which a key holds. Raises BadRecord where it is no text, so that null and
     objects never become words of Python's."""
     if not isinstance(value, str):
-        raise BadRecord(f"{key!r} is {kind(value)}, {shown(value)}, not a text")
+        value_shown = "" if value is None else f", {shown(value)}"
+        raise BadRecord(f"{key!r} is {kind(value)}{value_shown}, not a text")
     return value
 
 
