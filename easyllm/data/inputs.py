@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -38,8 +39,8 @@ def is_url(path: str) -> bool:
 
 
 def plain_name(file: File) -> str:
-    """The file's name without the suffix of its compression."""
-    name = str(file).rsplit("/", 1)[-1]
+    """The file's name in lower case, without the suffix of its compression."""
+    name = str(file).rsplit("/", 1)[-1].lower()
     for suffix in COMPRESSED:
         name = name.removesuffix(suffix)
     return name
@@ -47,7 +48,8 @@ def plain_name(file: File) -> str:
 
 def find(path: str, suffixes: Sequence[str]) -> list[Path | str]:
     """The files that ``path`` names: itself, those of a folder with one of ``suffixes``
-    (compressed or not), or those that match a glob pattern; sorted, hidden ones left out.
+    (compressed or not, in capitals or not), or those that match a glob pattern; sorted, hidden
+    ones left out.
 
     Raises FileNotFoundError.
     """
@@ -216,11 +218,19 @@ def whole() -> Iterator[None]:
         raise Broken(f"the file is cut short or damaged from here on: {error}") from None
 
 
-def lines(file: File, longest: int) -> Iterator[tuple[int, str | Rejected]]:
-    """The lines of a file by number, without their ends.
+@dataclass(frozen=True)
+class TooLong(Rejected):
+    """A line that is longer than it may be, and is not held."""
 
-    A line that is not UTF-8, holds NUL bytes or is longer than ``longest`` bytes is rejected;
-    so is, once, all that comes after a damaged place of a compressed file. No more than
+    quotes: int = 0
+    """How often a double quote stands in it."""
+
+
+def byte_lines(file: File, longest: int) -> Iterator[tuple[int, bytes | Rejected]]:
+    """The lines of a file by number, without their ends; ``TooLong`` in place of one that is
+    longer than ``longest`` bytes.
+
+    What comes after a damaged place of a compressed file is rejected once. No more than
     ``longest`` bytes are held.
     """
     number = file.line - 1 if isinstance(file, Part) else 0
@@ -229,34 +239,49 @@ def lines(file: File, longest: int) -> Iterator[tuple[int, str | Rejected]]:
         try:
             while True:
                 with whole():
-                    line, over = _line(handle, longest)
+                    line, quotes = _line(handle, longest)
                 if not line:
                     return
                 number += 1
+                if quotes is not None:
+                    yield number, TooLong(number, f"longer than {longest:,} bytes", quotes)
+                    first = False
+                    continue
                 if first:
                     line, first = line.removeprefix(b"\xef\xbb\xbf"), False
-                if over:
-                    yield number, Rejected(number, f"longer than {longest:,} bytes")
-                else:
-                    text = text_of(line.rstrip(b"\r\n"))
-                    yield (
-                        number,
-                        Rejected(number, text.args[0]) if isinstance(text, ValueError) else text,
-                    )
+                yield number, line.rstrip(b"\r\n")
         except Broken as error:
             yield number + 1, Rejected(number + 1, str(error))
 
 
-def _line(handle: BinaryIO, longest: int) -> tuple[bytes, bool]:
-    """The next line, and whether it is too long, in which case the rest of it is passed over."""
+def lines(file: File, longest: int) -> Iterator[tuple[int, str | Rejected]]:
+    """The lines of a file by number, without their ends.
+
+    A line that is not UTF-8, holds NUL bytes or is longer than ``longest`` bytes is rejected;
+    so is, once, all that comes after a damaged place of a compressed file. No more than
+    ``longest`` bytes are held.
+    """
+    for number, line in byte_lines(file, longest):
+        if isinstance(line, Rejected):
+            yield number, line
+        elif isinstance(text := text_of(line), ValueError):
+            yield number, Rejected(number, text.args[0])
+        else:
+            yield number, text
+
+
+def _line(handle: BinaryIO, longest: int) -> tuple[bytes, int | None]:
+    """The next line. Where it is too long, its beginning and the double quotes in all of it;
+    the rest of it is passed over."""
     # only \n and \r\n end a line: text may hold U+2028, form feeds and the like
     line = handle.readline(longest + 2)
     if len(line) <= longest or len(line.rstrip(b"\r\n")) <= longest:
-        return line, False
-    rest = line
+        return line, None
+    rest, quotes = line, line.count(b'"')
     while rest and not rest.endswith(b"\n"):
         rest = handle.readline(BLOCK)
-    return line, True
+        quotes += rest.count(b'"')
+    return line, quotes
 
 
 def text_of(data: bytes) -> str | ValueError:

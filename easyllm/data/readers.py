@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from easyllm.data import inputs
-from easyllm.data.records import conversation, document_in, json_objects, keyed, turns_taken
+from easyllm.data.chat import beside
+from easyllm.data.chat.values import is_empty
+from easyllm.data.records import document_in, json_objects, keyed, text_in, turns_taken
 from easyllm.errors import BadRecord
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Document, File, Part, Reader, Record, Rejected
@@ -131,8 +133,13 @@ class Objects(FileReader):
     """Base of the readers of JSON objects.
 
     A file named ``*.json`` is one list of objects, or one object of lists, and is held in
-    memory whole; any other is JSON Lines.
+    memory whole; any other is JSON Lines. JSON Lines under the name ``*.json`` are read as
+    what they are, line by line.
     """
+
+    ignored_keys: tuple[str, ...] = ()
+    """Keys of chats and their messages to pass over. A record whose keys have a meaning that
+    is not taken up, or an unknown one in a message, is rejected otherwise."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
     separator = inputs.LINE_END
@@ -142,10 +149,11 @@ class Objects(FileReader):
         """What an object holds. Raises BadRecord."""
 
     def parts(self, file: Path | str, size: int, rows: int) -> Iterator[Part] | None:
-        return None if _is_json(file) else super().parts(file, size, rows)
+        named_json = inputs.plain_name(file).endswith(".json")
+        return None if named_json else super().parts(file, size, rows)
 
     def documents(self, file: File) -> Iterator[Record | Rejected]:
-        for number, entry in json_objects(file, self.lines(file), whole=_is_json(file)):
+        for number, entry in json_objects(file, self.lines(file), self.longest):
             if isinstance(entry, Rejected):
                 yield entry
                 continue
@@ -155,22 +163,18 @@ class Objects(FileReader):
                 yield Rejected(number, str(error))
 
 
-def _is_json(file: File) -> bool:
-    return inputs.plain_name(file).endswith(".json")
-
-
 @dataclass(frozen=True, kw_only=True)
 class JSONL(Objects):
     """JSON Lines: one object a line."""
 
     field: str = "text"
     """The object's key that holds the document: a text, or a conversation as a list of
-    ``{"role": …, "content": …}``."""
+    ``{"role": …, "content": …}``. A conversation's ``tools`` and ``system`` stand beside it."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
 
     def document(self, entry: dict[str, Any]) -> Document:
-        return document_in(entry, self.field)
+        return document_in(entry, self.field, self.ignored_keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,48 +190,42 @@ class JSON(JSONL):
 @dataclass(frozen=True, kw_only=True)
 class OpenAI(Objects):
     """Chats as OpenAI's ``{"messages": [{"role": …, "content": …}, …]}``, with system and
-    tool turns, ``tool_calls`` and ``tools``."""
+    tool turns, ``tool_calls``, ``tools`` and ``weight``; also with the older
+    ``function_call`` and ``functions``."""
 
     def document(self, entry: dict[str, Any]) -> Document:
-        messages = conversation(keyed(entry, "messages"))
-        if entry.get("tools"):
-            messages[0]["tools"] = entry["tools"]
-        return messages
+        return beside.conversation(keyed(entry, "messages"), entry, self.ignored_keys)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShareGPT(Objects):
     """Chats as ShareGPT's ``{"conversations": [{"from": "human", "value": …}, …]}``, with an
-    optional ``system``."""
+    optional ``system`` and ``tools``. ``function_call`` and ``observation`` are speakers too."""
 
     def document(self, entry: dict[str, Any]) -> Document:
-        messages = conversation(keyed(entry, "conversations"))
-        if entry.get("system"):
-            messages.insert(0, {"role": "system", "content": str(entry["system"])})
-        return messages
+        return beside.conversation(keyed(entry, "conversations"), entry, self.ignored_keys)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alpaca(Objects):
     """Instructions as Alpaca's ``{"instruction": …, "input": …, "output": …}``, with an
-    optional ``system`` and ``history`` of ``[question, answer]``."""
+    optional ``system`` and ``history`` of ``[question, answer]``.
+
+    Instruction and input are put together by a line break where both are there.
+    """
 
     def document(self, entry: dict[str, Any]) -> Document:
-        question, answer = keyed(entry, "instruction"), keyed(entry, "output")
-        history = entry.get("history") or []
+        question = text_in("instruction", keyed(entry, "instruction"))
+        answer = text_in("output", keyed(entry, "output"))
+        more = "" if entry.get("input") is None else text_in("input", entry["input"])
+        history = [] if is_empty(entry.get("history")) else entry["history"]
         if not isinstance(history, list) or any(
             not isinstance(turn, list) or len(turn) != 2 for turn in history
         ):
             raise BadRecord("'history' is no list of [question, answer]")
-        if entry.get("input"):
-            question = f"{question}\n{entry['input']}"
-        texts = [text for turn in [*history, [question, answer]] for text in turn]
-        if not all(isinstance(text, str) for text in texts):
-            raise BadRecord("instruction, output and history are not all texts")
-        before = (
-            [{"role": "system", "content": str(entry["system"])}] if entry.get("system") else []
-        )
-        return [*before, *turns_taken(texts)]
+        said = [text_in("history", text) for turn in history for text in turn]
+        asked = "\n".join(text for text in (question, more) if text)
+        return beside.conversation(turns_taken([*said, asked, answer]), entry, self.ignored_keys)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,52 +2,88 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from easyllm.data import inputs
+from easyllm.data.chat import beside, messages
+from easyllm.data.chat.values import kind, parsed, shown
 from easyllm.errors import BadRecord
 from easyllm.spec.roles import Document, File, Rejected
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-}
-"""Names of speakers in published data, and the roles of chat templates."""
-
-CARRIED = ("tool_calls", "tool_call_id", "name")
-"""Keys of a message that go on to the chat template."""
-
-Numbered = Iterator[tuple[int, dict[str, Any] | Rejected]]
+Values = Iterator[tuple[int, Any]]
+"""Values of JSON with their line or place from 1; ``Rejected`` in place of a bad one."""
 
 
-def json_objects(
-    file: File, lines: Iterator[tuple[int, str | Rejected]], whole: bool = False
-) -> Numbered:
-    """The objects of JSON Lines by line, or, where ``whole``, of one JSON text by place."""
-    if whole:
-        yield from _whole(file)
-        return
+def json_values(file: File, lines: Iterator[tuple[int, str | Rejected]], longest: int) -> Values:
+    """The values of JSON Lines by line; those of a file named ``*.json`` by place.
+
+    Such a file is one list, or one object of lists, and is held in memory whole. Where it
+    holds JSON Lines, as ``datasets`` and pandas write them under that name, it is read line
+    by line, up to ``longest`` bytes of one.
+    """
+    if inputs.plain_name(file).endswith(".json") and not _begins_with_a_line(file, longest):
+        yield from _whole(file, lines)
+    else:
+        yield from _by_line(lines)
+
+
+def json_objects(file: File, lines: Iterator[tuple[int, str | Rejected]], longest: int) -> Values:
+    """As ``json_values``; what is no object is rejected."""
+    for number, value in json_values(file, lines, longest):
+        if not isinstance(value, dict | Rejected):
+            value = Rejected(number, f"it is {kind(value)}, not an object{_remedy(value)}")
+        yield number, value
+
+
+def _remedy(value: Any) -> str:
+    return "; a file that is one list is named .json" if isinstance(value, list) else ""
+
+
+def _by_line(lines: Iterator[tuple[int, str | Rejected]]) -> Values:
     for number, line in lines:
         if isinstance(line, Rejected):
             yield number, line
         elif line and not line.isspace():
             try:
-                yield number, _object(_parsed(line))
+                yield number, parsed(line)
             except BadRecord as error:
-                yield number, Rejected(number, str(error))
+                # such as the first line of a list that is written over several
+                remedy = _remedy([]) if line.strip() == "[" else ""
+                yield number, Rejected(number, f"{error}{remedy}")
 
 
-def _whole(file: File) -> Numbered:
+def _begins_with_a_line(file: File, longest: int) -> bool:
+    """Whether the first line of a file is a whole object and more than blanks follow: then
+    all of the file cannot be one JSON text. Also true of an object alone that is a record."""
+    first = None
+    for _, line in inputs.lines(file, longest):
+        if isinstance(line, Rejected):
+            return False
+        if line.isspace() or not line:
+            continue
+        if first is not None:
+            return True
+        if not line.lstrip().startswith("{"):
+            return False
+        try:
+            first = parsed(line)
+        except BadRecord:
+            return False
+    return first is not None and not _are_columns(first)
+
+
+def _are_columns(value: Mapping[str, Any]) -> bool:
+    """Whether an object holds many records, a list of values for each key, and is not itself
+    one record with a conversation."""
+    return bool(value) and all(
+        isinstance(column, list)
+        and not (column and isinstance(column[0], Mapping) and {"role", "from"} & column[0].keys())
+        for column in value.values()
+    )
+
+
+def _whole(file: File, lines: Iterator[tuple[int, str | Rejected]]) -> Values:
     with inputs.opened(file) as handle:
         try:
             with inputs.whole():
@@ -57,55 +93,32 @@ def _whole(file: File) -> Numbered:
             return
     if not data.strip():
         return
+    text = inputs.text_of(data.removeprefix(b"\xef\xbb\xbf"))
     try:
-        text = inputs.text_of(data.removeprefix(b"\xef\xbb\xbf"))
         if isinstance(text, ValueError):
             raise BadRecord(str(text))
-        entries = _parsed(text)
-        if isinstance(entries, Mapping):
-            entries = _rows(entries)
-        if not isinstance(entries, list):
-            raise BadRecord("is neither a list of objects nor an object of lists")
+        entries = _entries(parsed(text))
     except BadRecord as error:
-        yield 1, Rejected(1, str(error))
+        # a file of JSON Lines whose first line is damaged
+        values = list(_by_line(lines))
+        if 2 * sum(isinstance(value, dict) for _, value in values) > len(values):
+            yield from values
+        else:
+            yield 1, Rejected(1, str(error))
         return
-    for number, entry in enumerate(entries, 1):
-        try:
-            yield number, _object(entry)
-        except BadRecord as error:
-            yield number, Rejected(number, str(error))
+    yield from enumerate(entries, 1)
 
 
-def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    lengths = {len(v) if isinstance(v, list) else None for v in columns.values()}
-    if len(lengths) != 1 or None in lengths:
-        raise BadRecord(f"its object's values ({', '.join(columns)}) are not lists of equal length")
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return _DECODER.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(f"not JSON: {error}") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadRecord(f"the key {twice!r} stands twice in one object")
-    return found
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
-
-
-def _object(entry: Any) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise BadRecord(f"is no object, but {_kind(entry)}")
-    return entry
+def _entries(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, Mapping):
+        raise BadRecord(f"it is {kind(value)}, neither a list of objects nor an object of lists")
+    if _are_columns(value):
+        if len({len(column) for column in value.values()}) > 1:
+            raise BadRecord(f"its lists ({', '.join(value)}) are not of equal length")
+        return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    return [value]  # one record, written over several lines
 
 
 def keyed(entry: Mapping[str, Any], key: str) -> Any:
@@ -115,52 +128,35 @@ def keyed(entry: Mapping[str, Any], key: str) -> Any:
     return entry[key]
 
 
-def document_in(entry: Mapping[str, Any], key: str) -> Document:
+def text_in(key: str, value: Any) -> str:
+    """``value``, which a key holds. Raises BadRecord where it is no text, so that null and
+    objects never become words of Python's."""
+    if not isinstance(value, str):
+        value_shown = "" if value is None else f", {shown(value)}"
+        raise BadRecord(f"{key!r} is {kind(value)}{value_shown}, not a text")
+    return value
+
+
+def document_in(
+    entry: Mapping[str, Any], key: str, ignored: Collection[str] | None = None
+) -> Document:
     """The text or conversation that a key holds. Raises BadRecord."""
     value = keyed(entry, key)
     if isinstance(value, str):
         return value
-    try:
-        return conversation(value)
-    except BadRecord as error:
-        raise BadRecord(f"{key!r} is neither a text nor a conversation: {error}") from None
-
-
-def conversation(turns: Any) -> list[dict[str, Any]]:
-    """Messages ``{"role", "content"}``, or ``{"from", "value"}``, as chat templates take
-    them. Raises BadRecord."""
-    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
-        raise BadRecord(f"a conversation is a list of messages, not {_kind(turns)}")
-    return [_message(number, turn) for number, turn in enumerate(turns, 1)]
-
-
-def _message(number: int, turn: Any) -> dict[str, Any]:
-    if not isinstance(turn, Mapping):
-        raise BadRecord(f"message {number} is no object, but {_kind(turn)}")
-    speaker = turn.get("role", turn.get("from"))
-    if not isinstance(speaker, str) or speaker not in ROLES:
-        raise BadRecord(f"message {number} is by {speaker!r}, not by one of {', '.join(ROLES)}")
-    content = turn.get("content", turn.get("value"))
-    carried = {key: turn[key] for key in CARRIED if turn.get(key)}
-    if content is None and "tool_calls" in carried:
-        content = ""
-    if isinstance(content, list):
-        if not all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
-            raise BadRecord(f"message {number} has parts that are no text")
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise BadRecord(f"message {number} holds no text, but {_kind(content)}")
-    return {"role": ROLES[speaker], "content": content, **carried}
+    if value is None:
+        raise BadRecord(f"{key!r} is null")
+    if not isinstance(value, Sequence):
+        raise BadRecord(
+            f"{key!r} is {kind(value)}, {shown(value)}, neither a text nor a conversation"
+        )
+    return beside.conversation(value, entry, ignored)
 
 
 def turns_taken(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """User and assistant in turn."""
-    return [
+    """User and assistant in turn, as messages."""
+    turns = [
         {"role": ("user", "assistant")[place % 2], "content": text}
         for place, text in enumerate(texts)
     ]
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
+    return messages.conversation(turns)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from easyllm.data import inputs
+from easyllm.data import arrow, delimited, inputs
+from easyllm.data.chat import beside
 from easyllm.data.readers import FileReader
 from easyllm.data.records import document_in
 from easyllm.errors import BadRecord, UserError
@@ -23,52 +23,49 @@ class CSV(FileReader):
     column: str = "text"
     """The column that holds the documents, by its name in the header."""
 
+    quotes: bool = True
+    """Whether a field may stand in double quotes; false takes them for characters, so that
+    each line is a record."""
+
     suffixes = (".csv",)
     delimiter: ClassVar[str] = ","
 
     def documents(self, file: File) -> Iterator[Record | Rejected]:
-        bad: list[Rejected] = []
-        begun = 0
-
-        def texts() -> Iterator[str]:
-            for _, line in self.lines(file):
-                if isinstance(line, Rejected):
-                    bad.append(line)
-                    yield "\n"  # an empty row in its place
-                else:
-                    yield line + "\n"
-
-        csv.field_size_limit(max(csv.field_size_limit(), self.longest))
-        rows = csv.reader(texts(), delimiter=self.delimiter)
-        header: list[str] | None = None
-        while True:
-            begun = rows.line_num + 1
-            try:
-                row = next(rows)
-            except StopIteration:
-                yield from bad
-                return
-            except csv.Error as error:
-                yield Rejected(begun, f"not CSV: {error}")
-                continue
-            if bad:
-                yield bad[0]
-                bad.clear()
-            elif not row:
-                continue
-            elif header is None:
-                header = row
-                if self.column not in header:
-                    raise UserError(
-                        f"{file}: its header has no column {self.column!r}, but "
-                        f"{', '.join(header)}; give the reader's column the right name"
-                    )
-            elif len(row) != len(header):
-                yield Rejected(begun, f"{len(row)} fields, the header has {len(header)}")
-            elif len(text := row[header.index(self.column)]) > self.longest:
-                yield Rejected(begun, f"longer than {self.longest:,} bytes")
+        lines = inputs.byte_lines(file, self.longest)
+        rows = delimited.Rows(lines, self.delimiter, self.quotes, self.longest)
+        place = 0
+        for row in rows:
+            if rows.width is None:
+                if row is rows.damage:
+                    yield row
+                    return
+                header = self._header(file, row)
+                rows.width, place = len(header), header.index(self.column)
+            elif isinstance(row, Rejected):
+                yield row
             else:
-                yield Record(begun, text)
+                yield Record(row.line, row.fields[place])
+
+    def _header(self, file: File, row: delimited.Row | Rejected) -> list[str]:
+        """The columns' names. Raises UserError where they do not tell which to read: without
+        them no record of the file can be read."""
+        if isinstance(row, Rejected):
+            raise UserError(
+                f"{file}: its header, line {row.line}, cannot be read: {row.reason}; mend that line"
+            )
+        found = row.fields.count(self.column)
+        if found == 1:
+            return row.fields
+        matter = f"has {found} columns" if found else "has no column"
+        raise UserError(
+            f"{file}: its header {matter} {self.column!r}"
+            f"{'' if found else ', but ' + ', '.join(row.fields)}; "
+            + (
+                "give all but one another name"
+                if found
+                else "give the reader's column the right name"
+            )
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +79,18 @@ class TSV(CSV):
 @dataclass(frozen=True, kw_only=True)
 class Parquet(FileReader):
     """A column of parquet files, read batch by batch: texts, or conversations as lists of
-    ``{"role": …, "content": …}``."""
+    ``{"role": …, "content": …}``, with columns such as ``tools`` and ``system`` beside them.
+
+    Parquet gives each object of a column the keys of all others, as null; they are left out.
+    A null that a tool's call is to keep can be told from these only where ``arguments`` is
+    JSON text.
+    """
 
     column: str = "text"
     """The column that holds the documents."""
+    ignored_keys: tuple[str, ...] = ()
+    """Keys of chats and their messages to pass over. A record whose keys have a meaning that
+    is not taken up, or an unknown one in a message, is rejected otherwise."""
 
     suffixes = (".parquet",)
 
@@ -93,30 +98,39 @@ class Parquet(FileReader):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        row = 0
+        number = 0
         try:
             with inputs.opened_raw(_whole(file)) as raw:
                 table = pq.ParquetFile(raw)
-                names = table.schema_arrow.names
-                if self.column not in names:
-                    raise UserError(
-                        f"{file} has no column {self.column!r}, but {', '.join(names)}; give the "
-                        "reader's column the right name"
-                    )
-                for batch in table.iter_batches(batch_size=256, columns=[self.column]):
-                    for value in batch.column(0):
-                        row += 1
-                        yield self._record(row, value)
+                names = _columns(file, table.schema_arrow, self.column, "column")
+                for number, row in arrow.rows(table.iter_batches(256, columns=names), names):
+                    if isinstance(row, Rejected):
+                        yield row
+                    else:
+                        yield _document(number, row, self.column, self.longest, self.ignored_keys)
         except (OSError, pa.ArrowException) as error:
             first = str(error).splitlines()[0]
-            yield Rejected(row + 1, f"the file is cut short or damaged from here on: {first}")
+            yield Rejected(number + 1, f"the file is cut short or damaged from here on: {first}")
 
-    def _record(self, row: int, value: Any) -> Record | Rejected:
-        try:
-            found = _plain(value.as_py())
-        except UnicodeDecodeError as error:
-            return Rejected(row, f"not UTF-8: {error.reason}")
-        return _document(row, {self.column: found}, self.column, self.longest)
+
+def _columns(file: File, schema: Any, wanted: str, reader_key: str) -> list[str]:
+    """The columns to read: the one that is ``wanted`` and, where it holds conversations, those
+    that mean something for them. Raises UserError where they do not tell which."""
+    import pyarrow as pa
+
+    names: list[str] = schema.names
+    if wanted not in names:
+        raise UserError(
+            f"{file} has no column {wanted!r}, but {', '.join(names)}; give the reader's "
+            f"{reader_key} the right name"
+        )
+    found = [wanted]
+    type_ = schema.types[names.index(wanted)]
+    if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
+        found += [name for name in beside.KEYS if name in names and name != wanted]
+    if twice := next((name for name in found if names.count(name) > 1), None):
+        raise UserError(f"{file} has {names.count(twice)} columns {twice!r}; rename all but one")
+    return found
 
 
 def _whole(file: File) -> Path | str:
@@ -124,18 +138,11 @@ def _whole(file: File) -> Path | str:
     return file
 
 
-def _plain(value: Any) -> Any:
-    """Without the nulls that arrow gives each message for keys that others have."""
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if v is not None}
-    return value
-
-
-def _document(row: int, entry: dict[str, Any], key: str, longest: int) -> Record | Rejected:
+def _document(
+    row: int, entry: dict[str, Any], key: str, longest: int, ignored: tuple[str, ...]
+) -> Record | Rejected:
     try:
-        document = document_in(entry, key)
+        document = document_in(entry, key, ignored)
     except BadRecord as error:
         return Rejected(row, str(error))
     if isinstance(document, str) and len(document) > longest:
@@ -175,6 +182,8 @@ class HFDatasets(Reader):
     ``{"role": …, "content": …}``."""
     max_record_mb: PositiveFloat = 64.0
     """Longest text in MB; a longer one is rejected."""
+    ignored_keys: tuple[str, ...] = ()
+    """Keys of chats and their messages to pass over, as of ``Parquet``."""
 
     requires = {"datasets": "datasets"}  # noqa: RUF012  (a constant of the class)
 
@@ -191,22 +200,26 @@ class HFDatasets(Reader):
 
     def documents(self, file: Path | str) -> Iterator[Record | Rejected]:
         import datasets
+        import pyarrow as pa
 
+        failures = (OSError, ValueError, ArithmeticError, KeyError, pa.ArrowException,
+                    datasets.exceptions.DatasetsError)  # fmt: skip
         try:
-            rows = self._open(file)
-            names = getattr(rows, "column_names", None)
-            if names and self.field not in names:
-                raise UserError(
-                    f"{self.path} has no column {self.field!r}, but {', '.join(names)}; give "
-                    "the reader's field the right name"
-                )
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            # tables, of which a value that Python has no type for costs its own row only
+            tables = self._open(file).with_format("arrow").iter(256)
+        except failures as error:
             raise UserError(f"{self.path} cannot be opened by datasets: {error}") from None
-        number = 0
+        number, longest = 0, int(self.max_record_mb * 1e6)
         try:
-            for number, row in enumerate(rows, 1):
-                yield _document(number, _plain(row), self.field, int(self.max_record_mb * 1e6))
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            for table in tables:
+                names = _columns(self.path, table.schema, self.field, "field")
+                rows = arrow.rows(table.to_batches(), names, number)
+                for number, row in rows:
+                    if isinstance(row, Rejected):
+                        yield row
+                    else:
+                        yield _document(number, row, self.field, longest, self.ignored_keys)
+        except failures as error:
             yield Rejected(number + 1, f"datasets cannot read on from here: {error}")
 
     def _open(self, file: Path | str) -> Any:

@@ -34,7 +34,8 @@ def infer(run: RunSpec) -> dict[str, Any]:
     A result holds ``id``, ``prompt``, ``text``, ``finish_reason``, ``prompt_tokens`` and
     ``completion_tokens``; with ``sampling.n`` its ``index``, with ``sampling.logprobs`` the
     tokens' ``logprobs``. Where a prompt failed, ``error`` says why and the text is null.
-    Prompts that a killed run has answered are not answered again.
+    Prompts that a killed run has answered are not answered again. A record's own fields of
+    sampling are laid over ``inference.sampling``.
     """
     count = sum(1 for _ in read_prompts(run))
     if not count:
@@ -96,15 +97,17 @@ async def _answer_all(run: RunSpec, engine: Engine, journal: Journal, count: int
 
 
 async def _results(run: RunSpec, engine: Engine, at: int, prompt: Prompt) -> list[dict[str, Any]]:
-    """The results of prompt number ``at``, one for each of ``sampling.n``."""
-    sampling = run.inference.sampling
+    """The results of prompt number ``at``, one for each of its ``sampling.n``."""
+    sampling = prompt.sampling
     begun: dict[str, Any] = {"id": prompt.id, "prompt": prompt.asked}
     try:
         if prompt.error is not None:
             raise UserError(prompt.error)
         ids = _encode(run, engine.tokenizer, prompt)
         answers = [
-            _complete(engine, ids, dataclasses.replace(sampling, seed=_seed(run, at, index)))
+            _complete(
+                engine, ids, dataclasses.replace(sampling, seed=_seed(run, sampling, at, index))
+            )
             for index in range(sampling.n)
         ]
         made = await asyncio.gather(*answers)
@@ -151,9 +154,8 @@ def _encode(run: RunSpec, tokenizer: Any, prompt: Prompt) -> list[int]:
     return encode_text(tokenizer, prompt.asked)
 
 
-def _seed(run: RunSpec, at: int, index: int) -> int:
+def _seed(run: RunSpec, sampling: SamplingSpec, at: int, index: int) -> int:
     """A seed of each answer's own, so that no order of the work can change it."""
-    sampling = run.inference.sampling
     seed = run.seed if sampling.seed is None else sampling.seed
     return int(files.digest([seed, at, index], 12), 16)
 

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from easyllm.data.chat import beside
 from easyllm.data.templates import TokenizerTemplate
 from easyllm.errors import UserError
 from easyllm.models import source, tensor_files
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
-
-ROLES = ("system", "user", "assistant", "tool")
-TURN = f'a message is {{"role": …, "content": TEXT}} or {{"user": TEXT}}, with {", ".join(ROLES)}'
 
 KEYS = (
     "seed",
@@ -68,33 +66,13 @@ def model_files(run: RunSpec) -> list[Path]:
     return [place / "config.json", *tensor_files.paths(place)] if place.is_dir() else [place]
 
 
-def turn(message: object) -> dict[str, Any]:
-    """A message as ``{"role": …, "content": …}``, from that shape or from ``{"user": TEXT}``.
-
-    Parts of a content, ``[{"type": "text", "text": …}]``, are joined. Raises UserError.
-    """
-    if not isinstance(message, Mapping):
-        raise UserError(f"{TURN}, not {type(message).__name__}")
-    if "role" in message:
-        made = {key: value for key, value in message.items() if value is not None}
-    elif len(message) == 1:
-        [(role, content)] = message.items()
-        made = {"role": role, "content": content}
-    else:
-        raise UserError(f"{TURN}, not one with the keys [{', '.join(map(str, message))}]")
-    if made["role"] == "developer":  # OpenAI's newer name
-        made["role"] = "system"
-    if made["role"] not in ROLES:
-        raise UserError(f"{TURN}, not of {str(made['role'])!r}")
-    content = made.get("content", "")
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
-        content = "".join(part for part in parts if isinstance(part, str))
-        if not all(isinstance(part, str) for part in parts):
-            raise UserError("a message's content is text; this model takes nothing else")
-    if not isinstance(content, str):
-        raise UserError(f"{TURN}; its content is of {type(content).__name__}")
-    return {**made, "content": _unicode(content)}
+def conversation(messages: object, record: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The messages to answer, as training has them, with the ``tools`` and the system prompt
+    that a ``record`` has beside them. Raises BadRecord."""
+    made = beside.conversation(messages, record or {})
+    for message in made:
+        message.pop("train", None)  # nothing here is trained
+    return made
 
 
 def _unicode(text: str) -> str:
@@ -117,7 +95,7 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_messages(
-    run: RunSpec, tokenizer: Any, messages: Sequence[Mapping[str, str]]
+    run: RunSpec, tokenizer: Any, messages: Sequence[Mapping[str, Any]]
 ) -> list[int]:
     """Token ids after which the answer to ``messages`` begins, by ``data.template``.
 
@@ -126,5 +104,11 @@ def encode_messages(
     """
     template = run.data.template
     if isinstance(template, TokenizerTemplate) and not tokenizer.chat_template:
+        for key in ("tools", "tool_calls", "reasoning_content"):
+            if any(message.get(key) for message in messages):
+                raise UserError(
+                    f"the conversation has {key!r}, and the tokenizer {tokenizer.name_or_path} has "
+                    "no chat_template to put it into words; remove it, or give a model that has one"
+                )
         return encode_text(tokenizer, "\n".join(message["content"] for message in messages))
     return template.prompt(tokenizer, messages)

@@ -1,16 +1,20 @@
-"""Prompts of batch inference: from the spec, text, JSON Lines or parquet."""
+"""Prompts of batch inference: from the spec, text, JSON or parquet."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyllm.data import inputs
+from easyllm.data import arrow, inputs
+from easyllm.data.chat import beside
+from easyllm.data.chat.values import is_empty, kind
+from easyllm.data.records import json_values
 from easyllm.errors import UserError
-from easyllm.inference.prompts import turn
+from easyllm.inference import asked
+from easyllm.inference.prompts import conversation
+from easyllm.spec.inference import SamplingSpec
 from easyllm.spec.roles import Rejected
 from easyllm.spec.run import RunSpec
 
@@ -18,6 +22,10 @@ LONGEST = 1 << 26
 """Bytes of a prompt's line at most."""
 FIELDS = ("messages", "prompt", "text")
 """Where a record holds its prompt; the first that is there counts."""
+REQUEST = ("custom_id", "method", "url", "body")
+"""Keys of a line of OpenAI's batch files."""
+KEYS = (*FIELDS, *REQUEST, *beside.KEYS, *asked.NAMES, *asked.NOT_TAKEN_UP)
+"""Keys of a record that are read, beside its ``id``; columns of parquet files likewise."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,8 @@ class Prompt:
     """Its name in the spec, ``id`` in its record, or its line or row from 1."""
     asked: str | list[dict[str, Any]]
     """A text to go on with, or a conversation to answer."""
+    sampling: SamplingSpec
+    """The run's, with what the record says laid over it."""
     error: str | None = None
     """Why it cannot be used; ``asked`` is empty then."""
 
@@ -35,75 +45,90 @@ def read_prompts(run: RunSpec) -> Iterator[Prompt]:
 
     Raises UserError where the file cannot be read. A bad record is given with its error.
     """
-    given = run.inference.prompts
+    given, default = run.inference.prompts, run.inference.sampling
     if not isinstance(given, str):
         for name, text in given.items():
-            yield Prompt(name, text)
+            yield Prompt(name, text, default)
         return
     name = inputs.plain_name(given)
     if name.endswith(".parquet"):
-        yield from _parquet(given)
+        yield from _parquet(given, default)
         return
-    records = name.endswith((".jsonl", ".ndjson", ".json"))
     file: Path | str = given if inputs.is_url(given) else Path(given)
     if isinstance(file, Path) and not file.is_file():
         raise UserError(
             f"inference.prompts={given}: no such file; give a text file with one prompt a line, "
-            "or .jsonl or .parquet"
+            "or .jsonl, .json or .parquet"
         )
-    for number, line in inputs.lines(file, LONGEST):
-        if isinstance(line, Rejected):
-            yield Prompt(number, "", line.reason)
-        elif line.strip():
-            yield _json(line, number) if records else Prompt(number, line)
+    lines = inputs.lines(file, LONGEST)
+    if name.endswith((".jsonl", ".ndjson", ".json")):
+        for number, value in json_values(file, lines, LONGEST):
+            yield _prompt(value, number, default)
+        return
+    for number, line in lines:
+        if isinstance(line, Rejected) or line.strip():
+            yield _prompt(line, number, default)
 
 
-def _json(line: str, number: int) -> Prompt:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Prompt(number, "", f"not JSON: {error}")
-    return _prompt(record, number)
-
-
-def _prompt(record: object, number: int) -> Prompt:
+def _prompt(record: object, number: int, default: SamplingSpec) -> Prompt:
     """A record's prompt: a text, a list of messages, or a map that holds one of them."""
     id_: Any = number
+    if isinstance(record, Rejected):
+        return Prompt(id_, "", default, record.reason)
     if isinstance(record, Mapping):
-        found = record.get("id")
-        if isinstance(found, str | int) and not isinstance(found, bool):
-            id_ = found
-        field = next((name for name in FIELDS if record.get(name) is not None), None)
-        if field is None:
-            return Prompt(id_, "", f"has none of {', '.join(FIELDS)}")
-        record = record[field]
-    if isinstance(record, str):
-        return Prompt(id_, record)
-    if isinstance(record, list) and record:
-        try:
-            return Prompt(id_, [turn(message) for message in record])
-        except UserError as error:
-            return Prompt(id_, "", str(error))
-    return Prompt(id_, "", "its prompt is neither a text nor a list of messages")
+        named = record.get("custom_id") if "body" in record else record.get("id")
+        if isinstance(named, str | int) and not isinstance(named, bool):
+            id_ = named
+    try:
+        return Prompt(id_, *_read(record, default))
+    except UserError as error:
+        return Prompt(id_, "", default, str(error))
 
 
-def _parquet(path: str) -> Iterator[Prompt]:
+def _read(record: object, default: SamplingSpec) -> tuple[str | list[dict[str, Any]], SamplingSpec]:
+    """What a record asks, and how. Raises UserError."""
+    given: Mapping[str, Any] = record if isinstance(record, Mapping) else {"prompt": record}
+    if isinstance(given.get("body"), Mapping) and given.keys() & {"custom_id", "url"}:
+        given = _request(given)
+    field = next((name for name in FIELDS if given.get(name) is not None), None)
+    if field is None:
+        raise UserError(f"has none of {', '.join(FIELDS)}")
+    prompt, sampling = given[field], asked.sampling(given, default)
+    if isinstance(prompt, list):
+        return conversation(prompt, given), sampling
+    if not isinstance(prompt, str):
+        raise UserError(f"its prompt is {kind(prompt)}, neither a text nor a list of messages")
+    for key in beside.KEYS:
+        if not is_empty(given.get(key)):
+            raise UserError(f"{key!r} stands beside a text; give 'messages' instead of it")
+    return prompt, sampling
+
+
+def _request(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    body = asked.request(record)
+    for key, value in body.items():
+        if key not in KEYS and key not in asked.WITHOUT_EFFECT and not is_empty(value):
+            raise UserError(
+                f"the body has {key!r}, which batch inference does not offer; remove it"
+            )
+    return body
+
+
+def _parquet(path: str, default: SamplingSpec) -> Iterator[Prompt]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with inputs.opened_raw(path if inputs.is_url(path) else Path(path)) as raw:
             table = pq.ParquetFile(raw)
-            wanted = [name for name in ("id", *FIELDS) if name in table.schema_arrow.names]
-            if not set(wanted) & set(FIELDS):
+            names = table.schema_arrow.names
+            wanted = [name for name in ("id", *KEYS) if name in names]
+            if not set(wanted) & {*FIELDS, "body"}:
                 raise UserError(
                     f"inference.prompts={path}: has no column {' or '.join(FIELDS)}, but "
-                    f"{', '.join(table.schema_arrow.names)}"
+                    f"{', '.join(names)}"
                 )
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=wanted):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield _prompt(record, number)
+            for number, record in arrow.rows(table.iter_batches(256, columns=wanted), wanted):
+                yield _prompt(record, number, default)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"inference.prompts={path}: cannot be read: {error}") from None

@@ -12,9 +12,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from easyllm.errors import UserError
+from easyllm.data.chat.messages import BadMessage
+from easyllm.errors import BadRecord, UserError
 from easyllm.inference.engines import Engine, EngineFailed
-from easyllm.inference.prompts import encode_messages, encode_text, turn
+from easyllm.inference.prompts import conversation, encode_messages, encode_text
 from easyllm.inference.text import Piece, answer
 from easyllm.serving.errors import Refused
 from easyllm.serving.metrics import Counts, Metrics
@@ -135,12 +136,13 @@ class Service:
         return await asyncio.wrap_future(job)
 
     def _messages(self, messages: Sequence[object]) -> list[int]:
-        turns = []
-        for number, message in enumerate(messages):
-            try:
-                turns.append(turn(message))
-            except UserError as error:
-                raise Refused(400, f"messages.{number}: {error}", f"messages.{number}") from None
+        try:
+            turns = conversation(messages)
+        except BadMessage as error:
+            key = f"messages.{error.number - 1}"  # as clients count them
+            raise Refused(400, f"{key}: {error.reason}", key) from None
+        except BadRecord as error:
+            raise Refused(400, str(error), "messages") from None
         prompt = self._encode(turns)
         if len(prompt) > self.longest and self.run.serving.overflow == "drop_oldest_turns":
             shorter = _shorter(turns)

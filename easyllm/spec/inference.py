@@ -62,8 +62,9 @@ class InferenceSpec:
     """A folder in Hugging Face's format or a hub id; null takes the run's export, or
     ``model.path`` where the run has none."""
     prompts: Place | dict[str, str] = empty()
-    """Prompts by name, or a file: ``.jsonl`` or ``.parquet`` with ``prompt`` or ``messages``
-    and perhaps ``id``, anything else one prompt a line."""
+    """Prompts by name, or a file: ``.jsonl``, ``.json`` or ``.parquet`` with ``prompt`` or
+    ``messages`` and perhaps ``id``, ``tools`` and fields of ``sampling`` of their own, or with
+    the lines of OpenAI's batch files; anything else one prompt a line."""
     chat: bool = False
     """Put each prompt into the chat template as a user's turn; ``messages`` always are."""
     output: Place | None = None

@@ -47,6 +47,17 @@ def read(config: Mapping[str, Any], resolve: Resolve) -> tuple[RunSpec, list[Pro
     return spec, walk.finish()
 
 
+def read_group(cls: type, config: Mapping[str, Any]) -> tuple[Any, list[Problem]]:
+    """As ``read``, a dataclass of a spec by itself, which has no components."""
+
+    def resolve(target: str, role: type[Component]) -> type[Component]:
+        raise UnknownComponent(f"{cls.__name__} has no components")
+
+    walk = _Walk(resolve)
+    group = walk.dataclass(cls, config, "")
+    return group, walk.finish()
+
+
 def write(spec: Any) -> Any:
     """Plain dicts, lists and scalars from which ``read`` makes ``spec`` again."""
     if isinstance(spec, Component) or dataclasses.is_dataclass(spec):

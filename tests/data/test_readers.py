@@ -164,10 +164,12 @@ def test_jsonl_holds_texts_or_conversations(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         (b'{"text": "cut', "not JSON"),
-        (b'["x"]', "is no object, but a list"),
+        (b'["x"]', "it is a list, not an object; a file that is one list is named .json"),
         (b'{"body": "x"}', "no field 'text' (it has: body)"),
-        (b'{"text": 5}', "'text' is neither a text nor a conversation"),
-        (b'{"text": [{"role": "robot", "content": "x"}]}', "message 1 is by 'robot'"),
+        (b'{"text": 5}', "'text' is a number, 5, neither a text nor a conversation"),
+        (b'{"text": null}', "'text' is null"),
+        (b'{"text": []}', "a conversation is a list of messages, not an empty list"),
+        (b'{"text": [{"role": "robot", "content": "x"}]}', "message 1: its role is \"robot\""),
         (b'{"text": "a", "text": "b"}', "the key 'text' stands twice"),
         (b'{"text": "gr\xfc\xdfe"}', "not UTF-8"),
         (b'{"text": "\0"}', "NUL"),
@@ -183,10 +185,12 @@ def test_a_bad_jsonl_line_is_rejected_alone(tmp_path: Path, line: bytes, reason:
 
 def test_json_is_a_list_or_an_object_of_lists(tmp_path: Path) -> None:
     write(tmp_path / "a.json", json.dumps([{"text": "a"}, 5, {"text": "b"}]))
-    assert read(JSON(path=str(tmp_path))) == (["a", "b"], [(2, "is no object, but a int")])
+    assert read(JSON(path=str(tmp_path))) == (["a", "b"], [(2, "it is a number, not an object")])
     write(tmp_path / "a.json", json.dumps({"text": ["a", "b"], "id": [1, 2]}))
     assert read(JSON(path=str(tmp_path))) == (["a", "b"], [])
-    for bad in ({"text": ["a"], "id": []}, "x", {"text": "a"}):
+    write(tmp_path / "a.json", json.dumps({"text": "a", "id": 1}, indent=1))
+    assert read(JSON(path=str(tmp_path))) == (["a"], [])
+    for bad in ({"text": ["a"], "id": []}, "x", {"body": "a"}):
         write(tmp_path / "a.json", json.dumps(bad))
         good, rejected = read(JSON(path=str(tmp_path)))
         assert not good and len(rejected) == 1
@@ -239,8 +243,10 @@ def test_chats_in_published_shapes(tmp_path: Path) -> None:
     entry = {"messages": turns, "tools": [{"name": "f"}]}
     write(tmp_path / "openai.jsonl", json.dumps(entry) + '\n{"messages": []}\n')
     ((found,), bad) = read(OpenAI(path=str(tmp_path / "openai.jsonl")))
-    assert found[0] == {"role": "user", "content": "hi", "tools": [{"name": "f"}]}
-    assert found[1] == {"role": "assistant", "content": "", "tool_calls": call["tool_calls"]}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert found[0] == {"role": "user", "content": "hi", "tools": tools}
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    assert found[1] == {"role": "assistant", "content": "", "tool_calls": calls}
     assert [m["role"] for m in found] == ["user", "assistant", "tool", "assistant"]
     assert [line for line, _ in bad] == [2]
 

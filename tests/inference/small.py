@@ -13,7 +13,10 @@ from tests.support import LLAMA
 
 END = "<|endoftext|>"
 CHAT = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% for tool in tools or [] %}{{ '<tool>' + tool | tojson + '\\n' }}{% endfor %}"
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
+    "{% for call in m['tool_calls'] or [] %}<call>{{ call['function']['name'] }}"
+    "{{ call['function']['arguments'] | tojson }}{% endfor %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 

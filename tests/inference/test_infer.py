@@ -97,7 +97,7 @@ RECORDS = [
 
 def test_json_lines_of_texts_and_conversations(tmp_path: Path, model: Path) -> None:
     file = tmp_path / "prompts.jsonl.gz"
-    wrong = ['{"id": "w"}', "{", '{"prompt": 3}', '{"messages": [{"human": "hi"}]}',
+    wrong = ['{"id": "w"}', "{", '{"prompt": 3}', '{"messages": [{"robot": "hi"}]}',
              '{"messages": []}', '{"id": "long", "prompt": "' + "x" * 500 + '"}']  # fmt: skip
     lines = [*map(json.dumps, RECORDS), "", *wrong]
     file.write_bytes(gzip.compress("\n".join(lines).encode()))
@@ -110,8 +110,9 @@ def test_json_lines_of_texts_and_conversations(tmp_path: Path, model: Path) -> N
     assert good[3]["text"] == chat["text"]
     for result, said in zip(
         bad,
-        ["none of messages, prompt, text", "not JSON", "neither a text nor", "not of 'human'",
-         "neither a text nor", "500 tokens"],
+        ["none of messages, prompt, text", "not JSON", "neither a text nor",
+         "message 1: it has no role, but the keys [robot]",
+         "a conversation is a list of messages, not an empty list", "500 tokens"],
         strict=True,
     ):  # fmt: skip
         assert said in result["error"]

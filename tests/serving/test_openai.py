@@ -51,7 +51,7 @@ def test_chat_in_parts_and_from_developers(served: Served) -> None:
         for role in ("system", "developer")
     )
     assert system.choices == developer.choices != told.choices
-    with pytest.raises(openai.BadRequestError, match="content is text"):
+    with pytest.raises(openai.BadRequestError, match="only text is known"):
         chat(served, messages=[{"role": "user", "content": [{"type": "image_url"}]}])
 
 
@@ -215,3 +215,24 @@ def test_finish_reasons(served: Served) -> None:
     # token 0 is all that may come before the fourth
     answer = complete(served, extra_body={**every, "min_tokens": 3, "ignore_eos": True})
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (3, "stop")
+
+
+def test_a_history_with_calls_is_read_as_it_was_trained(served: Served) -> None:
+    """OpenAI's clients send a call's arguments as the JSON text that they were given."""
+
+    def tokens(arguments: Any, **more: Any) -> int:
+        call = {"id": "c1", "type": "function",
+                "function": {"name": "add", "arguments": arguments}}  # fmt: skip
+        said: Any = {"role": "assistant", "content": None, "tool_calls": [call], **more}
+        result: Any = {"role": "tool", "tool_call_id": "c1", "content": "5"}
+        return int(chat(served, messages=[*HI, said, result]).usage.prompt_tokens)
+
+    length = len('<user>hi\n<assistant><call>add{"a": 2}\n<tool>5\n<assistant>')
+    assert tokens('{"a": 2}') == tokens({"a": 2}) == length
+    assert tokens('{"a":2}', refusal=None, annotations=[], audio=None) == length
+    with pytest.raises(openai.BadRequestError, match=r"messages\.1: 'arguments' of call 1 of"):
+        tokens("a=2")
+    with pytest.raises(
+        openai.BadRequestError, match=r"messages\.1: it has the key 'prefix' = true"
+    ):
+        tokens({}, prefix=True)

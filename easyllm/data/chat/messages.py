@@ -19,12 +19,21 @@ refused naming it: what is trained is all of what was given.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from easyllm.data.chat.tools import call_in, calls
 from easyllm.data.chat.values import is_empty, kind, shown, unicode
 from easyllm.errors import BadRecord
+
+
+class BadMessage(BadRecord):
+    """A message of a conversation that cannot be used: its place from 1, and why."""
+
+    def __init__(self, number: int, reason: str):
+        super().__init__(f"message {number}: {reason}")
+        self.number, self.reason = number, reason
+
 
 ROLES = {
     "system": "system",
@@ -84,7 +93,7 @@ def conversation(turns: Any, ignored: Collection[str] | None = None) -> list[dic
     where whoever gives the messages cannot name such keys.
 
     Calls by ``CALLERS`` that follow each other are one turn with several calls, which is what
-    they mean where they are published. Raises BadRecord.
+    they mean where they are published. Raises BadMessage, or BadRecord where it is none.
     """
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise BadRecord(f"a conversation is a list of messages, not {kind(turns)}")
@@ -94,34 +103,46 @@ def conversation(turns: Any, ignored: Collection[str] | None = None) -> list[dic
         try:
             found = message(turn, ignored)
         except BadRecord as error:
-            raise BadRecord(f"message {number} {error}") from None
+            raise BadMessage(number, str(error)) from None
         was, calling = calling, _speaker(turn) in CALLERS
-        if calling and was and made[-1].get("train", True) == found.get("train", True):
+        if calling and was and _but_calls(made[-1]) == _but_calls(found):
             made[-1]["tool_calls"] += found["tool_calls"]
         else:
             made.append(found)
     return made
 
 
+def _but_calls(made: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in made.items() if key != "tool_calls"}
+
+
 def message(turn: Any, ignored: Collection[str] | None = None) -> dict[str, Any]:
     """One message, from ``{"role", "content"}``, ``{"from", "value"}`` or ``{ROLE: TEXT}``.
 
-    Raises BadRecord, whose words begin with a verb: the caller names the message.
+    Raises BadRecord; the caller names the message.
     """
+    try:
+        return _message(turn, ignored)
+    except RecursionError:
+        raise BadRecord("it is nested too deeply") from None
+
+
+def _message(turn: Any, ignored: Collection[str] | None) -> dict[str, Any]:
     if not isinstance(turn, Mapping):
-        raise BadRecord(f"is no object, but {kind(turn)}")
+        raise BadRecord(f"it is {kind(turn)}, not an object")
     said = {key: value for key, value in turn.items() if key not in (ignored or ())}
     if len(said) == 1 and (short := next(iter(said))) in ROLES:
         said = {"role": short, "content": said[short]}
     speaker = _speaker(said)
+    if speaker is None and "role" not in said and "from" not in said:
+        raise BadRecord(f"it has no role, but the keys [{', '.join(map(str, said))}]")
     if speaker not in ROLES:
-        raise BadRecord(
-            f"is by {shown(_one_of(said, 'role', 'from'))}, not by one of {', '.join(ROLES)}"
-        )
+        role = shown(_one_of(said, "role", "from"))
+        raise BadRecord(f"its role is {role}, not one of {', '.join(ROLES)}")
     role = ROLES[speaker]
     given = _one_of(said, "content", "value")
     if given is None and role in ("system", "user"):
-        raise BadRecord(f"is the {role}'s and has no content")
+        raise BadRecord(f"it is the {role}'s and has no content")
     content, thought = _content(given)
     made: dict[str, Any] = {"role": role, "content": content}
     if speaker in CALLERS:
@@ -154,8 +175,8 @@ USED = frozenset(
 
 def _speaker(turn: Mapping[str, Any]) -> str | None:
     speaker = _one_of(turn, "role", "from")
-    if speaker is None and len(turn) == 1:
-        speaker = next(iter(turn))
+    if speaker is None and len(turn) == 1 and (short := next(iter(turn))) in ROLES:
+        speaker = short
     return speaker.lower() if isinstance(speaker, str) else None
 
 
@@ -163,7 +184,7 @@ def _one_of(said: Mapping[str, Any], first: str, second: str) -> Any:
     """The value of two keys that mean the same."""
     one, other = said.get(first), said.get(second)
     if one is not None and other is not None and one != other:
-        raise BadRecord(f"has both {first!r} = {shown(one)} and {second!r} = {shown(other)}")
+        raise BadRecord(f"it has both {first!r} = {shown(one)} and {second!r} = {shown(other)}")
     return other if one is None else one
 
 
@@ -178,26 +199,26 @@ def _content(content: Any) -> tuple[str, str]:
             words[is_thought].append(text)
         return "".join(words[False]), "".join(words[True])
     if not isinstance(content, str):
-        raise BadRecord(f"holds no text, but {kind(content)}: {shown(content)}")
+        raise BadRecord(f"its content is {kind(content)}, {shown(content)}, not a text")
     return unicode(content, "its content"), ""
 
 
-def _part(part: Any) -> tuple[bool, str]:
-    """Whether a part of a content is a thought, and its words."""
+def _part(part: Any, within: bool = False) -> tuple[bool, str]:
+    """Whether a part of a content, or ``within`` a part, is a thought, and its words."""
     if not isinstance(part, Mapping):
-        raise BadRecord(f"has a part of its content that is {kind(part)}, not an object")
+        raise BadRecord(f"a part of its content is {kind(part)}, not an object")
     type_ = part.get("type")
     is_thought = type_ in REASONING
     if not is_thought and type_ not in (None, "text", "input_text", "output_text"):
-        raise BadRecord(f"has a part of its content of the type {shown(type_)}; only text is known")
+        raise BadRecord(f"a part of its content has the type {shown(type_)}; only text is known")
     keys = ("text", *REASONING) if is_thought else ("text",)
     key = next((key for key in keys if part.get(key) is not None), "text")
     _nothing_else(part, {key}, PART_HARMLESS)
     text = part.get(key)
-    if is_thought and isinstance(text, list):  # Mistral's: parts within the part
-        text = _content(text)[0]
+    if is_thought and isinstance(text, list) and not within:  # Mistral's: parts in the part
+        text = "".join(_part(inner, within=True)[1] for inner in text)
     if not isinstance(text, str):
-        raise BadRecord(f"has a part of its content that is no text, but {kind(text)}")
+        raise BadRecord(f"a part of its content holds {kind(text)}, not a text")
     return is_thought, unicode(text, "its content")
 
 
@@ -205,15 +226,17 @@ def _reasoning(thoughts: Mapping[str, Any], role: str) -> str:
     for key, text in thoughts.items():
         if not isinstance(text, str):
             raise BadRecord(
-                f"has the key {key!r} = {shown(text)}, which is {kind(text)}, not a text"
+                f"it has the key {key!r} = {shown(text)}, which is {kind(text)}, not a text"
             )
         if role != "assistant" and text.strip():
             raise BadRecord(
-                f"is the {role}'s and has {key!r} = {shown(text)}; only an assistant thinks"
+                f"it is the {role}'s and has {key!r} = {shown(text)}; only an assistant thinks"
             )
     different = {text.strip(): key for key, text in thoughts.items()}
     if len(different) > 1:
-        raise BadRecord(f"has different thoughts in {' and '.join(map(repr, different.values()))}")
+        raise BadRecord(
+            f"it has different thoughts in {' and '.join(map(repr, different.values()))}"
+        )
     return unicode(next(iter(thoughts.values()), ""), "its reasoning")
 
 
@@ -226,10 +249,10 @@ def _calls(said: Mapping[str, Any], role: str, made: Mapping[str, Any]) -> dict[
     if role != "assistant":
         key, value = next(iter(found.items()))
         raise BadRecord(
-            f"is the {role}'s and has {key!r} = {shown(value)}; only an assistant calls"
+            f"it is the {role}'s and has {key!r} = {shown(value)}; only an assistant calls"
         )
     if len(found) + ("tool_calls" in made) > 1:
-        raise BadRecord("names its calls twice: give 'tool_calls' alone")
+        raise BadRecord("it names its calls twice: give 'tool_calls' alone")
     if "function_call" in found:
         return {"tool_calls": calls([found["function_call"]], "function_call")}
     return {"tool_calls": calls(found["tool_calls"])}
@@ -241,7 +264,7 @@ def _names(said: Mapping[str, Any]) -> dict[str, str]:
         if not is_empty(value := said.get(key)):
             if not isinstance(value, str):
                 raise BadRecord(
-                    f"has the key {key!r} = {shown(value)}, which is {kind(value)}, not a text"
+                    f"it has the key {key!r} = {shown(value)}, which is {kind(value)}, not a text"
                 )
             found[key] = unicode(value, f"its {key}")
     return found
@@ -256,15 +279,15 @@ def _is_trained(said: Mapping[str, Any], role: str) -> bool:
             continue
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise BadRecord(
-                f"has the key {key!r} = {shown(value)}; an answer is trained (1) or not (0), "
+                f"it has the key {key!r} = {shown(value)}; an answer is trained (1) or not (0), "
                 "there is nothing between"
             )
         asked[key] = bool(value) != (key in MASKED)
     if len(set(asked.values())) > 1:
-        raise BadRecord(f"is to be trained by one key and not by another: {', '.join(asked)}")
+        raise BadRecord(f"it is to be trained by one key and not by another: {', '.join(asked)}")
     if role != "assistant" and True in asked.values():
         raise BadRecord(
-            f"is the {role}'s and is to be trained, by {', '.join(asked)}; only an assistant's "
+            f"it is the {role}'s and is to be trained, by {', '.join(asked)}; only an assistant's "
             "answers are"
         )
     return role != "assistant" or False not in asked.values()
@@ -280,10 +303,4 @@ def _nothing_else(
 ) -> None:
     for key, value in found.items():
         if key not in used and key not in harmless and not is_empty(value):
-            raise BadRecord(f"has the key {key!r} = {shown(value)}, whose meaning is not known")
-
-
-def taking_turns(texts: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Texts of the user and the assistant in turn, as messages."""
-    for place, text in enumerate(texts):
-        yield message({"role": ("user", "assistant")[place % 2], "content": text})
+            raise BadRecord(f"it has the key {key!r} = {shown(value)}, whose meaning is not known")

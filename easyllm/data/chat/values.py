@@ -36,7 +36,10 @@ def _name(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """A value as an error shows it: JSON, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        return kind(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
