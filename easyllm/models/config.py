@@ -28,6 +28,9 @@ DESCRIPTIVE = frozenset(
 )
 """Keys that change no dimension; a group and the files it stands for may differ in them."""
 
+AS_IT_IS = "give model=from_path to take the model as it is, or the group that belongs to it"
+"""The remedy where ``model.config`` and ``model.path`` are of different models."""
+
 
 def model_folder(run: RunSpec) -> Path | None:
     """The local folder of ``model.path``, fetched or converted first where need be."""
@@ -182,7 +185,7 @@ def _agree(run: RunSpec, published: dict[str, Any], source: Path) -> None:
     if stated_type != model_type:
         raise UserError(
             f"model.config.model_type={stated_type}, but {source / 'config.json'} says "
-            f"{model_type}; choose the model group that belongs to model.path"
+            f"{model_type}; {AS_IT_IS}"
         )
     # built first, so that defaults and older spellings compare equal
     ours = _built(model_type, dict(model.config)).to_dict()
@@ -194,6 +197,5 @@ def _agree(run: RunSpec, published: dict[str, Any], source: Path) -> None:
         if not _same(ours[key], theirs.get(key)):
             raise UserError(
                 f"model.config.{key}={ours[key]}, but {source / 'config.json'} says "
-                f"{theirs.get(key)}; choose the model group that belongs to model.path, or "
-                f"give model.overrides.{key} to change it"
+                f"{theirs.get(key)}; {AS_IT_IS}, or model.overrides.{key} to change it"
             )
