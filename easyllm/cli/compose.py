@@ -12,7 +12,6 @@ from easyllm.cli.arguments import Override
 from easyllm.cli.library import ROOT, Library, absent_option
 from easyllm.spec.problems import Problem, SpecError
 
-
 MODEL = "model"
 """The group that is chosen for a run that names none of its options."""
 FROM_PATH, SMALLEST = "from_path", "tiny"
@@ -38,9 +37,7 @@ def with_model(overrides: list[Override], library: Library) -> list[Override]:
     if any(o.group and (o.key == MODEL or o.choices) for o in overrides):
         return overrides
     within = [o for o in overrides if o.delete and o.key.startswith(f"{MODEL}.")]
-    config, chosen = _composed(
-        [o for o in overrides if o not in within and not o.choices], library
-    )
+    config, chosen = _composed([o for o in overrides if o not in within and not o.choices], library)
     if chosen.get(MODEL) is not None:
         return overrides
     swept = any(o.choices and o.key == f"{MODEL}.path" for o in overrides)
@@ -63,9 +60,7 @@ def _has(config: Any, key: str) -> bool:
     return True
 
 
-def _composed(
-    overrides: list[Override], library: Library
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration, and the option that was chosen of each group."""
     import yaml
     from hydra.errors import HydraException
