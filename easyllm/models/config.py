@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import easyllm.models.custom  # noqa: F401  registers what transformers does not have
 from easyllm.errors import UserError
+from easyllm.models.compatible import laid_over, settle_tokenizer, with_older_keys
 from easyllm.models.families import FAMILIES, family_named
 from easyllm.models.source import folder
 from easyllm.paths import RunPaths
@@ -69,7 +70,7 @@ def hf_config(run: RunSpec) -> PretrainedConfig:
     published = json.loads((source / "config.json").read_text("utf-8")) if source else {}
     if source:
         _agree(run, published, source)
-    values = {**(published or model.config), **model.overrides}
+    values = laid_over(published or model.config, model.overrides)
     model_type = values.get("model_type") or (model.family and model.family.model_type)
     if not model_type:
         raise UserError("model.config.model_type is not given; give model.family or the key")
@@ -124,8 +125,9 @@ def write_description(
     """
     config.dtype = run.model.dtype
     described(config).save_pretrained(to)  # with the class of a model that transformers lacks
-    tokenizer = RunPaths(run).store.tokenizer
-    shutil.copytree(tokenizer, to, dirs_exist_ok=True)
+    write_config(to, json.loads((to / "config.json").read_text("utf-8")))
+    shutil.copytree(RunPaths(run).store.tokenizer, to, dirs_exist_ok=True)
+    settle_tokenizer(to)  # a store of before may not be
     source = model_folder(run)
     published = source / "generation_config.json" if source else None
     if published and published.exists() and run.model.init == "pretrained":
@@ -137,6 +139,12 @@ def write_description(
         ).save_pretrained(to)
     if conversations:
         _end_with_turns(run, config, to)
+
+
+def write_config(folder: Path, values: dict[str, Any]) -> None:
+    """Write ``config.json`` in the names of transformers 4 and 5."""
+    text = json.dumps(with_older_keys(values), indent=2) + "\n"
+    (folder / "config.json").write_text(text, "utf-8")
 
 
 def _end_with_turns(run: RunSpec, config: PretrainedConfig, folder: Path) -> None:
