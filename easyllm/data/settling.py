@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,39 @@ def settle(folder: Path) -> None:
         _write_begin_and_end(folder, config)
 
 
+def of_model(folder: Path) -> Any:
+    """The tokenizer in a model's folder. Raises OSError, ValueError or UserError.
+
+    Where the folder names the class that takes ``tokenizer.json`` as it is, that is done, as it
+    was when the store was made: transformers 5.19 takes Qwen2's own class for every folder whose
+    ``config.json`` is of type ``qwen2``, and with it Qwen2's rules for any vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    file = folder / CONFIG
+    named = read_json(file).get("tokenizer_class") if file.is_file() else None
+    return load_tokenizer(folder) if named == GENERIC else AutoTokenizer.from_pretrained(folder)
+
+
+def read_otherwise(folder: Path) -> str | None:
+    """Where the ``AutoTokenizer`` of the installed transformers gives other ids for a model's
+    folder than the model was trained with, in words; None where nowhere."""
+    from transformers import AutoTokenizer
+
+    ours, auto = of_model(folder), AutoTokenizer.from_pretrained(folder)
+    if not (ours.is_fast and auto.is_fast):
+        return None
+    told = _difference(auto.backend_tokenizer, ours.backend_tokenizer, ours.all_special_tokens)
+    return told and (
+        f"AutoTokenizer of transformers {version('transformers')} takes {type(auto).__name__} for "
+        f"this folder, and with it other tokens than were trained: {told}; load it by "
+        f"{GENERIC}.from_pretrained, as easyllm does"
+    )
+
+
 def _built_anew(folder: Path) -> bool:
     """Whether the class that the folder names gives other ids than its ``tokenizer.json``."""
     from tokenizers import Tokenizer
-
-    from easyllm.data.exactness import sample
 
     named = load_tokenizer(folder)
     if not named.is_fast:
@@ -51,12 +80,21 @@ def _built_anew(folder: Path) -> bool:
     core = Tokenizer.from_file(str(folder / FILE))
     core.no_truncation()
     core.no_padding()
-    texts = sample([str(token) for token in named.all_special_tokens])
-    return _ids(named.backend_tokenizer, texts) != _ids(core, texts)
+    told = _difference(named.backend_tokenizer, core, named.all_special_tokens)
+    return told is not None
 
 
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+def _difference(found: Any, right: Any, special: list[str]) -> str | None:
+    """The first of the texts that are hard to get right whose ids differ, and both."""
+    from easyllm.data.exactness import sample
+
+    texts = sample(special)
+    pairs = zip(*(core.encode_batch(texts, add_special_tokens=False) for core in (found, right)),
+                strict=True)  # fmt: skip
+    for text, (one, other) in zip(texts, pairs, strict=True):
+        if one.ids != other.ids:
+            return f"{text[:40]!r} gives {one.ids[:8]}, and trained were {other.ids[:8]}"
+    return None
 
 
 def _write_begin_and_end(folder: Path, config: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig
 
+from easyllm.data.settling import read_otherwise
 from easyllm.errors import UserError
 from easyllm.files import new_folder
 from easyllm.models import source, tensor_files
@@ -81,7 +83,11 @@ def _export_model(
         _copy_beside(checkpoint.weights, aside, *modern)
         settle_tokenizer(aside)  # a checkpoint of before may not be
         write_config(aside, config)
-    return {"tensors": len(sizes), "shards": len(plan), "bytes": sum(sizes.values())}
+    told: dict[str, Any] = {"tensors": len(sizes), "shards": len(plan), "bytes": sum(sizes.values())}
+    if (target / "tokenizer.json").is_file() and (warning := read_otherwise(target)):
+        print(f"{target}: {warning}", file=sys.stderr, flush=True)
+        told["warning"] = warning
+    return told
 
 
 def _export_adapter(
