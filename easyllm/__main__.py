@@ -8,6 +8,7 @@ from pathlib import Path
 from easyllm.cli import arguments as command_line
 from easyllm.cli import origins
 from easyllm.cli.arguments import Arguments, Override
+from easyllm.cli.compose import with_model
 from easyllm.cli.report import refuse
 from easyllm.errors import UserError
 from easyllm.spec.problems import SpecError
@@ -34,6 +35,9 @@ def main(words: list[str]) -> int:
             print(page(arguments.library))
             return 0
         overrides = command_line.read(arguments.overrides, arguments.library, arguments.sweep)
+        if arguments.spec_file is None:
+            origin = origins.of_composition(overrides, arguments.library)
+            overrides = with_model(overrides, arguments.library)
         if arguments.sweep or arguments.hydra_flags:
             origin = origins.of_composition(overrides, arguments.library)
             return _hydra(arguments, overrides)

@@ -18,6 +18,7 @@ from easyllm.data.identity import encoding, tokens_identity
 from easyllm.data.manifest import Manifest, make, scratch, tokenizer_identity
 from easyllm.data.originals import TokenStore
 from easyllm.data.pool import Pool
+from easyllm.data.settling import settle
 from easyllm.errors import UserError
 from easyllm.files import Workshop, digest, new_folder
 from easyllm.paths import RunPaths, StorePaths
@@ -170,6 +171,7 @@ def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
     def make(note: Path) -> str:
         with new_folder(place.tokenizer) as aside:
             run.data.tokenizer.make(run, aside)
+            settle(aside)
             template = run.data.template
             own = type(template).chat_template is not Template.chat_template
             # loading takes a second, so only where a template may have something to say

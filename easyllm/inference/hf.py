@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 from transformers.generation.continuous_batching.requests import GenerationOutput
 from transformers.utils import logging
 
+from easyllm.data.settling import of_model
 from easyllm.errors import UserError
 from easyllm.inference.arriving import Arriving, InLoop, Taker
 from easyllm.inference.checking import check_weights
@@ -114,7 +115,7 @@ class HFEngine:
         logging.disable_progress_bar()
         try:
             check_weights(folder)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer: Any = of_model(folder)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=getattr(torch, run.model.dtype),

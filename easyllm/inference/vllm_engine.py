@@ -27,15 +27,16 @@ class VLLMEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         if run.hardware.device == "cpu":
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(fields.kv_cache_gb)
-        from transformers import AutoTokenizer, GenerationConfig
+        from transformers import GenerationConfig
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from easyllm.data.settling import of_model
         from easyllm.inference.checking import check_weights
 
         try:
             check_weights(folder)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer: Any = of_model(folder)
             args = AsyncEngineArgs(
                 model=str(folder),
                 dtype=run.model.dtype,

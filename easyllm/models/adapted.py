@@ -70,7 +70,7 @@ class AdaptedWeights:
         return self.base.files_read | self.parts.files_read
 
     def problems(
-        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Iterable[str]
+        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
     ) -> list[str]:
         return self.base.problems(own, model, shared)
 
@@ -89,7 +89,7 @@ class FreshAdapter:
         self.files_read: set[Path] = set()
 
     def problems(
-        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Iterable[str]
+        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
     ) -> list[str]:
         return []
 

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import easyllm.models.custom  # noqa: F401  registers what transformers does not have
 from easyllm.errors import UserError
+from easyllm.models.compatible import laid_over, settle_tokenizer, with_older_keys
 from easyllm.models.families import FAMILIES, family_named
 from easyllm.models.source import folder
 from easyllm.paths import RunPaths
@@ -27,6 +28,9 @@ DESCRIPTIVE = frozenset(
     "transformers_version use_cache".split()
 )
 """Keys that change no dimension; a group and the files it stands for may differ in them."""
+
+AS_IT_IS = "give model=from_path to take the model as it is, or the group that belongs to it"
+"""The remedy where ``model.config`` and ``model.path`` are of different models."""
 
 
 def model_folder(run: RunSpec) -> Path | None:
@@ -66,7 +70,7 @@ def hf_config(run: RunSpec) -> PretrainedConfig:
     published = json.loads((source / "config.json").read_text("utf-8")) if source else {}
     if source:
         _agree(run, published, source)
-    values = {**(published or model.config), **model.overrides}
+    values = laid_over(published or model.config, model.overrides)
     model_type = values.get("model_type") or (model.family and model.family.model_type)
     if not model_type:
         raise UserError("model.config.model_type is not given; give model.family or the key")
@@ -121,8 +125,9 @@ def write_description(
     """
     config.dtype = run.model.dtype
     described(config).save_pretrained(to)  # with the class of a model that transformers lacks
-    tokenizer = RunPaths(run).store.tokenizer
-    shutil.copytree(tokenizer, to, dirs_exist_ok=True)
+    write_config(to, json.loads((to / "config.json").read_text("utf-8")))
+    shutil.copytree(RunPaths(run).store.tokenizer, to, dirs_exist_ok=True)
+    settle_tokenizer(to)  # a store of before may not be
     source = model_folder(run)
     published = source / "generation_config.json" if source else None
     if published and published.exists() and run.model.init == "pretrained":
@@ -134,6 +139,12 @@ def write_description(
         ).save_pretrained(to)
     if conversations:
         _end_with_turns(run, config, to)
+
+
+def write_config(folder: Path, values: dict[str, Any]) -> None:
+    """Write ``config.json`` in the names of transformers 4 and 5."""
+    text = json.dumps(with_older_keys(values), indent=2) + "\n"
+    (folder / "config.json").write_text(text, "utf-8")
 
 
 def _end_with_turns(run: RunSpec, config: PretrainedConfig, folder: Path) -> None:
@@ -182,7 +193,7 @@ def _agree(run: RunSpec, published: dict[str, Any], source: Path) -> None:
     if stated_type != model_type:
         raise UserError(
             f"model.config.model_type={stated_type}, but {source / 'config.json'} says "
-            f"{model_type}; choose the model group that belongs to model.path"
+            f"{model_type}; {AS_IT_IS}"
         )
     # built first, so that defaults and older spellings compare equal
     ours = _built(model_type, dict(model.config)).to_dict()
@@ -194,6 +205,5 @@ def _agree(run: RunSpec, published: dict[str, Any], source: Path) -> None:
         if not _same(ours[key], theirs.get(key)):
             raise UserError(
                 f"model.config.{key}={ours[key]}, but {source / 'config.json'} says "
-                f"{theirs.get(key)}; choose the model group that belongs to model.path, or "
-                f"give model.overrides.{key} to change it"
+                f"{theirs.get(key)}; {AS_IT_IS}, or model.overrides.{key} to change it"
             )

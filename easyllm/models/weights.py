@@ -48,11 +48,12 @@ class Weights(Protocol):
         ...
 
     def problems(
-        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Iterable[str]
+        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
     ) -> list[str]:
         """What keeps the parameters in ``own`` from being read, a sentence each, and what there
         is besides those of the whole ``model`` and the names in ``shared``, which files of
-        tied models may or may not hold. Reads no tensor."""
+        tied models may or may not hold, each with the name of the tensor that it must be. Reads
+        no other tensor."""
         ...
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
@@ -96,7 +97,7 @@ class WeightFiles:
         return {name: _opened(file).shapes[name] for name, file in self.files.items()}
 
     def problems(
-        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Iterable[str]
+        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
     ) -> list[str]:
         found = dict.fromkeys(
             told
@@ -106,12 +107,35 @@ class WeightFiles:
         spare = set(self.files) - set(self.names.tensors([*model, *shared]))
         # tables of old checkpoints that every model computes by itself
         spare = {name for name in spare if not name.endswith("rotary_emb.inv_freq")}
+        for name, same in shared.items():
+            if same in own and not self._equal(name, same):
+                found[
+                    f"{self.folder}: the configuration ties {name} to {same}, and the files hold "
+                    "two different tensors, which transformers 5 keeps apart; give "
+                    "model.overrides.tie_word_embeddings=false, or files of one"
+                ] = None
         if spare:
             found[
                 f"{self.folder} holds {len(spare)} tensors that the configuration has no place "
                 f"for: {listed(sorted(spare))}"
             ] = None
         return list(found)
+
+    def _equal(self, first: str, second: str) -> bool:
+        """Whether two tensors are the same, where the files hold both and can be read."""
+        names = [self.names.place(name).tensor for name in (first, second)]
+        places = [self.files[name] for name in names if name in self.files]
+        if len(places) < 2 or any(map(_damage, places)):
+            return True
+        files = [_opened(place) for place in places]
+        shapes = [file.shapes.get(name) for file, name in zip(files, names, strict=True)]
+        if shapes[0] != shapes[1] or shapes[0] is None:
+            return shapes[0] == shapes[1]
+        parts = (slice(at, at + 4096) for at in range(0, shapes[0][0], 4096))  # not both whole
+        return all(
+            torch.equal(files[0].rows(names[0], part), files[1].rows(names[1], part))
+            for part in parts
+        )
 
     def _problem(self, place: Place, shape: torch.Size, name: str) -> str | None:
         whole = torch.Size([place.parts * shape[0], *shape[1:]])
@@ -222,7 +246,7 @@ class RandomWeights:
         self.files_read: set[Path] = set()
 
     def problems(
-        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Iterable[str]
+        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
     ) -> list[str]:
         return []
 

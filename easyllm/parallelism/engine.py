@@ -141,7 +141,7 @@ class TrainEngine(abc.ABC):
         """Raise UserError on every rank where any cannot read the weights of its ``own``
         layers, or where the files hold what no layer has a place for."""
         names = parameter_shapes(self.layers)
-        shared = [f"{spec.name}.weight" for spec in self.layers if spec.tied_to]
+        shared = {f"{s.name}.weight": f"{s.tied_to}.weight" for s in self.layers if s.tied_to}
         found = self.weights.problems(parameter_shapes(own), names, shared)
         told = list(dict.fromkeys(chain.from_iterable(from_all(found))))
         if told:

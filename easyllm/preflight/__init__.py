@@ -11,7 +11,7 @@ from easyllm.models.families import FAMILIES, family_named
 from easyllm.models.source import local_config
 from easyllm.parallelism import partition
 from easyllm.parallelism.layouts import Pipeline
-from easyllm.preflight import machine, places
+from easyllm.preflight import described, machine, places
 from easyllm.spec import trainable
 from easyllm.spec.checks import config_problems, shape_problems
 from easyllm.spec.problems import Problem, near
@@ -40,6 +40,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
         yield from machine.problems(run)
         return
     yield from places.problems(run)
+    yield from described.problems(run)
     yield from _model(run)
     yield from _trained(run)
     if run.stages:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from math import prod
 
 from easyllm.spec.problems import Problem
-from easyllm.spec.roles import LayerShape
+from easyllm.spec.roles import Adapter, LayerShape
 from easyllm.spec.run import RunSpec
 
 REGEX = "re:"
@@ -38,6 +38,23 @@ def linears(layers: Iterable[LayerShape]) -> dict[str, tuple[int, ...]]:
         name.removesuffix(".weight"): shape
         for name, shape in found.items()
         if name.endswith(".weight") and len(shape) == 2
+    }
+
+
+def tied(layers: Iterable[LayerShape]) -> dict[str, str]:
+    """The names under which layers have a weight that is another's, and that weight's own."""
+    return {f"{layer.name}.weight": f"{layer.tied_to}.weight" for layer in layers if layer.tied_to}
+
+
+def _beside(layers: Sequence[LayerShape]) -> dict[str, str]:
+    """The modules with a matrix that are no part of a decoder layer, the embedding and the head,
+    and what is to be known of each."""
+    pairs = tied(layers)
+    own = shapes(layer for layer in layers if not layer.decoder)
+    names = [name for name, shape in own.items() if len(shape) == 2]
+    return {
+        name.removesuffix(".weight"): f", whose weight is that of {other}" if other else ""
+        for name, other in {**dict.fromkeys(names, ""), **pairs}.items()
     }
 
 
@@ -85,22 +102,48 @@ def problems(run: RunSpec, layers: Sequence[LayerShape]) -> Iterator[Problem]:
 
 
 def _unmatched(run: RunSpec, layers: Sequence[LayerShape]) -> Iterator[Problem]:
-    names, matrices = list(shapes(layers)), linears(layers)
+    names, pairs = list(shapes(layers)), tied(layers)
     some = ", ".join(names[:: max(1, len(names) // 4)][:4])
     for key, pattern in run.training.freeze.items():
-        if not any(matches(pattern, name) for name in names):
+        halved = [n for n, o in pairs.items() if matches(pattern, n) and not matches(pattern, o)]
+        if halved:
+            yield Problem(
+                f"training.freeze.{key}", pattern,
+                f"{halved[0]} is the same tensor as {pairs[halved[0]]}, which it does not match",
+                f"give {pairs[halved[0]]}, which freezes both, or a pattern without {halved[0]}",
+            )  # fmt: skip
+        elif not any(matches(pattern, name) for name in names):
             yield _nothing(
                 f"training.freeze.{key}", pattern, "parameter of the model",
                 f"their names are such as {some}; * stands for any text",
             )  # fmt: skip
-    adapter = run.training.adapter
-    for pattern in adapter.patterns if adapter else ():
-        if adapter and not adapter.chosen(matrices, [pattern]):
-            last = dict.fromkeys(name.rpartition(".")[2] for name in matrices)
-            yield _nothing(
-                "training.adapter.targets", pattern, "linear layer",
-                f"those of the decoder layers end in {', '.join(last)}",
+    if run.training.adapter:
+        yield from _misplaced(run.training.adapter, layers)
+
+
+def _misplaced(adapter: Adapter, layers: Sequence[LayerShape]) -> Iterator[Problem]:
+    """Patterns of an adapter that choose no linear layer of a decoder layer, or more than those.
+
+    The embedding and the head, which may be one tensor, get no adapter: peft 0.21 either trains
+    two for such a pair of which only one is merged, or one that it merges twice.
+    """
+    key, matrices, beside = "training.adapter.targets", linears(layers), _beside(layers)
+    last = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in matrices))
+    for pattern in adapter.patterns:
+        if pattern in adapter.everywhere:
+            continue
+        if wrong := adapter.chosen(beside, [pattern]):
+            yield Problem(
+                key, pattern,
+                f"chooses {wrong[0]}{beside[wrong[0]]}; only the linear layers of the decoder "
+                "layers get an adapter",
+                f"give {', '.join(adapter.everywhere) or 'others'}, or the ends of their names: "
+                f"{last}; to train {wrong[0]} itself, freeze the rest instead: "
+                "training.adapter=null training.freeze.layers='model.layers.*'",
             )  # fmt: skip
+        elif not adapter.chosen(matrices, [pattern]):
+            remedy = f"those of the decoder layers end in {last}"
+            yield _nothing(key, pattern, "linear layer", remedy)
 
 
 def _nothing(key: str, pattern: str, kind: str, remedy: str) -> Problem:

@@ -34,11 +34,12 @@ class LoRA(Adapter):
     """Share of the adapter's inputs that are dropped in training; which ones depends on the
     layout."""
     targets: tuple[str, ...] = (ALL,)
-    """Linear layers that get an adapter: ``all-linear`` for all in the decoder layers, the end
+    """Linear layers of the decoder layers that get an adapter: ``all-linear`` for all, the end
     of their names, such as ``q_proj``, globs such as ``layers.1?.mlp.*``, or regular expressions
     of whole names after ``re:``."""
 
     requires: ClassVar[Mapping[str, str]] = {"peft": "lora"}
+    everywhere = (ALL,)
 
     @property
     def patterns(self) -> tuple[str, ...]:

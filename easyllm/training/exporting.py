@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig
 
+from easyllm.data.settling import read_otherwise
 from easyllm.errors import UserError
 from easyllm.files import new_folder
 from easyllm.models import source, tensor_files
 from easyllm.models.adapted import MergedWeights, adapter_files
-from easyllm.models.config import described, family_of, model_folder
+from easyllm.models.compatible import settle_tokenizer
+from easyllm.models.config import described, family_of, model_folder, write_config
 from easyllm.models.layers import outline, parameter_shapes
 from easyllm.models.names import Names
 from easyllm.models.weights import (
@@ -36,6 +39,9 @@ from easyllm.training.resuming import first_weights
 
 UNDER_ADAPTER = ("training.adapter", "model.path", "model.init", "seed")
 """What the weights under an adapter, and its own, depend on."""
+
+CODE = ("modeling_*.py", "both_transformers.py")
+"""What a model that transformers lacks carries; a tokenizer's own code is another's."""
 
 
 def export(checkpoint: Checkpoint, target: Path, run: RunSpec) -> dict[str, Any]:
@@ -73,11 +79,15 @@ def _export_model(
                 files |= dict.fromkeys(names, file)
                 bar.update(sum(sizes[name] for name in names))
         write_index(aside, files, sizes)
-        modern = ("modeling_*.py",) if settings.layout == "modern" else ()
+        modern = CODE if settings.layout == "modern" else ()
         _copy_beside(checkpoint.weights, aside, *modern)
-        text = json.dumps(config, indent=2) + "\n"
-        (aside / "config.json").write_text(text, "utf-8")
-    return {"tensors": len(sizes), "shards": len(plan), "bytes": sum(sizes.values())}
+        settle_tokenizer(aside)  # a checkpoint of before may not be
+        write_config(aside, config)
+    told: dict[str, Any] = {"tensors": len(sizes), "shards": len(plan), "bytes": sum(sizes.values())}
+    if (target / "tokenizer.json").is_file() and (warning := read_otherwise(target)):
+        print(f"{target}: {warning}", file=sys.stderr, flush=True)
+        told["warning"] = warning
+    return told
 
 
 def _export_adapter(
@@ -92,7 +102,8 @@ def _export_adapter(
     dtype = DTYPES[run.export.dtype or config["dtype"]]
     parts = {name: files.tensor(name, size).to(dtype) for name, size in files.shapes().items()}
     with new_folder(target) as aside:
-        _copy_beside(checkpoint.weights, aside, "config.json", "generation_config.json", "*.py")
+        _copy_beside(checkpoint.weights, aside, "config.json", "generation_config.json", *CODE)
+        settle_tokenizer(aside)
         path, made = run.model.path, model_folder(run)
         assert path, "checked with the spec: an adapter of random weights is merged"
         place = source.local(path)  # of another format: what it was converted into
@@ -170,4 +181,4 @@ def _layout(folder: Path, run: RunSpec, adapter: Adapter | None) -> tuple[dict[s
         found = held.tensor(name, wanted[name])
         return torch.as_tensor(family.modern_tensor(native, name, found))
 
-    return modern.to_dict(), _Layout(wanted, tensor)
+    return json.loads(modern.to_json_string()), _Layout(wanted, tensor)

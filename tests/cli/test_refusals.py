@@ -142,6 +142,53 @@ REFUSALS = {
         ["+recipe=demo", "training.adapter=lora", "training.adapter.targets=[W_pack]"],
         ["training.adapter.targets = W_pack", "matches no linear layer", "end in q_proj, k_proj"],
     ),
+    "an adapter of a head": (
+        ["+recipe=demo", "training.adapter=lora", "training.adapter.targets=[q_proj,lm_head]"],
+        [
+            "training.adapter.targets = lm_head",
+            "chooses lm_head; only the linear layers of the",
+            "give all-linear",
+            "training.adapter=null training.freeze.layers='model.layers.*'",
+        ],
+    ),
+    "an adapter of a tied head": (
+        [
+            "+recipe=demo",
+            "model=smollm2_135m",
+            "stages=[]",
+            "training.adapter=lora",
+            "training.adapter.targets=['re:.*(q_proj|lm_head)']",
+        ],
+        ["training.adapter.targets", "chooses lm_head, whose weight is that of model.embed_tokens"],
+    ),
+    "an adapter of an embedding": (
+        [
+            "+recipe=demo",
+            "model=smollm2_135m",
+            "stages=[]",
+            "training.adapter=lora",
+            "training.adapter.targets=[all-linear,embed_tokens]",
+        ],
+        ["training.adapter.targets = embed_tokens", "chooses model.embed_tokens; only the linear"],
+    ),
+    "an adapter of all there is": (
+        ["+recipe=demo", "training.adapter=lora", "training.adapter.targets=['*']"],
+        ["training.adapter.targets = *", "chooses model.embed_tokens", "give all-linear"],
+    ),
+    "half of a tied pair": (
+        [
+            "+recipe=demo",
+            "model=smollm2_135m",
+            "stages=[]",
+            "training.freeze.e='*norm*'",
+            "training.freeze.head='re:.*(lm_head|mlp).*'",
+        ],
+        [
+            "training.freeze.head = re:.*(lm_head|mlp).*",
+            "lm_head.weight is the same tensor as model.embed_tokens.weight, which it does not",
+            "give model.embed_tokens.weight, which freezes both",
+        ],
+    ),
     "a stage without an adapter": (
         ["+recipe=demo", "training.adapter=lora", "training.adapter.targets=['layers.3.*']"],
         ["training.adapter.targets", "pipeline stage 1 of 2", "nothing would be trained"],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from easyllm.errors import UserError
@@ -30,6 +30,7 @@ from tests.support import LLAMA
 CONFIG = LlamaConfig(**LLAMA)
 SHAPES = parameter_shapes(decoder_layers(CONFIG, "sdpa"))
 HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 @pytest.fixture
@@ -89,20 +90,40 @@ def test_another_shape_is_told_with_both(folder: Path) -> None:
 
 def test_tensors_without_a_place_are_listed(folder: Path) -> None:
     files = WeightFiles(folder)
-    assert files.problems(SHAPES, SHAPES, []) == []
+    assert files.problems(SHAPES, SHAPES, {}) == []
     fewer = parameter_shapes(
         decoder_layers(LlamaConfig(**{**LLAMA, "num_hidden_layers": 1}), "sdpa")
     )
-    (told,) = files.problems(fewer, fewer, [])
+    (told,) = files.problems(fewer, fewer, {})
     assert "9 tensors" in told and "model.layers.1." in told
 
 
 def test_tied_models_may_repeat_the_head_in_their_files(folder: Path) -> None:
     expected = {name: shape for name, shape in SHAPES.items() if name != HEAD}
-    files = WeightFiles(folder)
-    assert files.problems(expected, expected, [HEAD]) == []
-    (told,) = files.problems(expected, expected, [])
+    tensors = {n: p.detach() for n, p in LlamaForCausalLM(CONFIG).state_dict().items()}
+    one = folder / "one"
+    one.mkdir()
+    save_file({**tensors, HEAD: tensors[EMBEDDING].clone()}, one / "model.safetensors")
+    files = WeightFiles(one)
+    assert files.problems(expected, expected, {HEAD: EMBEDDING}) == []
+    (told,) = files.problems(expected, expected, {})
     assert "lm_head" in told
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_tied_pair_of_two_tensors_is_refused(folder: Path, kind: str) -> None:
+    """transformers 5 loads such a model untied, whatever its configuration says, and 4 tied."""
+    expected = {name: shape for name, shape in SHAPES.items() if name != HEAD}
+    if kind == "bin":
+        folder = folder / "bin"
+        folder.mkdir()
+        torch.save(LlamaForCausalLM(CONFIG).state_dict(), folder / "pytorch_model.bin")
+    files = WeightFiles(folder)
+    (told,) = files.problems(expected, expected, {HEAD: EMBEDDING})
+    assert f"ties {HEAD} to {EMBEDDING}" in told
+    assert "model.overrides.tie_word_embeddings=false" in told
+    elsewhere = {name: shape for name, shape in expected.items() if name != EMBEDDING}
+    assert files.problems(elsewhere, expected, {HEAD: EMBEDDING}) == [], "another rank tells it"
 
 
 @pytest.mark.parametrize(
@@ -155,13 +176,13 @@ def test_what_is_wrong_is_told_with_the_tensor(folder: Path, harm: str) -> None:
         del index["weight_map"][NORM]
         (folder / INDEX).write_text(json.dumps(index), "utf-8")
         said = rf"no tensor {NORM} of shape \(32,\)"
-    found = WeightFiles(folder).problems(SHAPES, SHAPES, [])
+    found = WeightFiles(folder).problems(SHAPES, SHAPES, {})
     assert any(re.search(said, told) for told in found), found
     with pytest.raises(UserError, match=said):
         WeightFiles(folder).tensor(NORM, SHAPES[NORM])
     # only the files of what is asked for are looked at
     table = {name: SHAPES[name] for name in SHAPES if "embed" in name}
-    assert WeightFiles(folder).problems(table, SHAPES, []) == []
+    assert WeightFiles(folder).problems(table, SHAPES, {}) == []
     light = tensor_files.problems(folder)
     if harm in ("cut", "gone"):
         (told,) = light
@@ -194,7 +215,7 @@ def test_bin_files_are_read_like_safetensors(tmp_path: Path, shards: int, old: b
     tensors = pickled(tmp_path, shards, old)
     assert tensor_files.problems(tmp_path) == []
     files = WeightFiles(tmp_path)
-    assert files.problems(SHAPES, SHAPES, []) == []
+    assert files.problems(SHAPES, SHAPES, {}) == []
     for name, tensor in tensors.items():
         found = files.tensor(name, SHAPES[name])
         assert found.dtype is torch.float16 and torch.equal(found, tensor)
@@ -209,7 +230,7 @@ def test_a_bin_file_that_was_cut_is_told(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-200])
     (told,) = tensor_files.problems(tmp_path)
     assert shard.name in told and "download did not end" in told and "it should hold" in told
-    found = WeightFiles(tmp_path).problems(SHAPES, SHAPES, [])
+    found = WeightFiles(tmp_path).problems(SHAPES, SHAPES, {})
     assert found and all(shard.name in told for told in found)
 
 
@@ -231,13 +252,13 @@ def test_parts_of_a_fused_tensor_are_read_alone(tmp_path: Path) -> None:
     write_shard(tmp_path / "model.safetensors", {"transformer.0.pack.weight": pack})
     files = WeightFiles(tmp_path, names)
     shapes = {f"model.0.{part}.weight": torch.Size([10, 3]) for part in "qkv"}
-    assert files.problems(shapes, shapes, []) == []
+    assert files.problems(shapes, shapes, {}) == []
     for place, (name, shape) in enumerate(shapes.items()):
         assert torch.equal(files.tensor(name, shape), pack[10 * place : 10 * place + 10])
         assert files.bytes_read == (place + 1) * 120
     assert names.parameters("transformer.0.pack.weight") == list(shapes)
     assert names.tensors(reversed(shapes)) == {"transformer.0.pack.weight": list(shapes)}
-    (told,) = files.problems({"model.0.k.weight": torch.Size([9, 3])}, shapes, [])
+    (told,) = files.problems({"model.0.k.weight": torch.Size([9, 3])}, shapes, {})
     assert "transformer.0.pack.weight has shape (30, 3), the configuration asks for (27, 3)" in told
 
 

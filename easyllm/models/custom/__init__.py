@@ -1,7 +1,7 @@
 """Models that transformers does not have, registered with its Auto classes when imported.
 
-An exported model carries the file that its class stands in, so no file here may import
-another of this package.
+An exported model carries the file that its class stands in and those that it imports from this
+folder, relatively; they may import nothing else of this package.
 """
 
 from transformers import AutoConfig, AutoModelForCausalLM

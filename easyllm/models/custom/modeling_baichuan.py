@@ -1,8 +1,8 @@
 """Baichuan and Baichuan2, 7B and 13B (``BaichuanForCausalLM``), as Llama's own modules.
 
 The 7B models have rotary positions, the 13B ones ALiBi; Baichuan2 normalises the rows of its
-head. This file needs torch and transformers only: an exported model carries a copy of it, so
-that ``trust_remote_code=True`` runs it where easyllm is not installed.
+head. This file and the one that it imports need torch and transformers only: an exported model
+carries a copy of them, so that ``trust_remote_code=True`` runs it where easyllm is not installed.
 """
 
 import math
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaModel, PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Chunk, WeightConverter
+from transformers import LlamaConfig, LlamaModel, PretrainedConfig
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaAttention, repeat_kv
+
+from .both_transformers import PublishedNames, from_fields
 
 FUSED = {".self_attn.W_pack.": (".self_attn.q_proj.", ".self_attn.k_proj.", ".self_attn.v_proj.")}
 """Tensors of the files that hold the rows of several of Llama's parameters."""
@@ -24,7 +24,8 @@ BAICHUAN2_TOKENS = 125696
 ``config.json`` looks alike."""
 
 
-class BaichuanConfig(PreTrainedConfig):
+@from_fields
+class BaichuanConfig(PretrainedConfig):
     """The published keys, and two that say what the published files leave to be guessed."""
 
     model_type = "baichuan"
@@ -53,7 +54,8 @@ class BaichuanConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+        if hasattr(PretrainedConfig, "__post_init__"):
+            super().__post_init__(**kwargs)
         if self.alibi is None:
             self.alibi = self.max_position_embeddings is None
         if self.norm_head is None:
@@ -196,9 +198,10 @@ def places_in(begins: torch.Tensor, count: int) -> torch.Tensor:
     return places - begins[sequence]
 
 
-class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
+class BaichuanForCausalLM(PublishedNames, GenerationMixin):
     config_class = BaichuanConfig
     base_model_prefix = "model"
+    FUSED = FUSED
     _no_split_modules = ["LlamaDecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
@@ -249,13 +252,5 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
 
-register_checkpoint_conversion_mapping(
-    "BaichuanForCausalLM",
-    [
-        WeightConverter(theirs, list(ours), operations=[Chunk(dim=0)])
-        for theirs, ours in FUSED.items()
-    ],
-    overwrite=True,
-)
 BaichuanConfig.register_for_auto_class()
 BaichuanForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,20 +1,20 @@
 """Qwen, the first generation (``QWenLMHeadModel``), as Qwen2's own modules.
 
-This file needs torch and transformers only: an exported model carries a copy of it, so that
-``trust_remote_code=True`` runs it where easyllm is not installed. Beyond ``seq_length`` the
-published model stretches its rotary positions and scales its queries at inference
-(``use_dynamic_ntk``, ``use_logn_attn``). That is not done here: more tokens are refused.
+This file and the one that it imports need torch and transformers only: an exported model carries
+a copy of them, so that ``trust_remote_code=True`` runs it where easyllm is not installed. Beyond
+``seq_length`` the published model stretches its rotary positions and scales its queries at
+inference (``use_dynamic_ntk``, ``use_logn_attn``). That is not done here: more tokens are refused.
 """
 
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
+from transformers import PretrainedConfig, Qwen2Config, Qwen2Model
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .both_transformers import PublishedNames, from_fields
 
 RENAMED = {
     "model.embed_tokens.": "transformer.wte.",
@@ -32,7 +32,8 @@ FUSED = {".attn.c_attn.": (".self_attn.q_proj.", ".self_attn.k_proj.", ".self_at
 """Tensors that hold the rows of several parameters one after the other."""
 
 
-class QWenConfig(PreTrainedConfig):
+@from_fields
+class QWenConfig(PretrainedConfig):
     """The published keys; ``intermediate_size`` counts both halves of the gate."""
 
     model_type = "qwen"
@@ -63,7 +64,8 @@ class QWenConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+        if hasattr(PretrainedConfig, "__post_init__"):
+            super().__post_init__(**kwargs)
         if self.kv_channels * self.num_attention_heads != self.hidden_size:
             raise ValueError(
                 f"kv_channels {self.kv_channels} x num_attention_heads "
@@ -96,7 +98,7 @@ class QWenConfig(PreTrainedConfig):
             max_position_embeddings=min(self.max_position_embeddings, self.seq_length),
             rms_norm_eps=self.layer_norm_epsilon,
             initializer_range=self.initializer_range,
-            rope_parameters={"rope_type": "default", "rope_theta": float(self.rotary_emb_base)},
+            rope_theta=float(self.rotary_emb_base),
             attention_dropout=self.attn_dropout_prob,
             tie_word_embeddings=self.tie_word_embeddings,
             use_cache=self.use_cache,
@@ -107,9 +109,10 @@ class QWenConfig(PreTrainedConfig):
         )
 
 
-class QWenLMHeadModel(PreTrainedModel, GenerationMixin):
+class QWenLMHeadModel(PublishedNames, GenerationMixin):
     config_class = QWenConfig
     base_model_prefix = "model"
+    RENAMED, FUSED = RENAMED, FUSED
     _no_split_modules = ["Qwen2DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
@@ -169,16 +172,5 @@ class QWenLMHeadModel(PreTrainedModel, GenerationMixin):
             )
 
 
-register_checkpoint_conversion_mapping(
-    "QWenLMHeadModel",
-    [
-        *(WeightRenaming(theirs, ours) for ours, theirs in RENAMED.items()),
-        *(
-            WeightConverter(theirs, list(ours), operations=[Chunk(dim=0)])
-            for theirs, ours in FUSED.items()
-        ),
-    ],
-    overwrite=True,
-)
 QWenConfig.register_for_auto_class()
 QWenLMHeadModel.register_for_auto_class("AutoModelForCausalLM")

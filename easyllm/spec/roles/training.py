@@ -6,7 +6,7 @@ import abc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from easyllm.spec.roles.base import Component
 from easyllm.spec.types import Count, NonNegativeFloat, PositiveFloat
@@ -65,6 +65,9 @@ class Parallelism(Component):
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Component):
     """Small matrices trained beside those of a model, which stays as it is."""
+
+    everywhere: ClassVar[tuple[str, ...]] = ()
+    """Patterns that mean all linear layers of the decoder layers, and nothing beside them."""
 
     @property
     @abc.abstractmethod

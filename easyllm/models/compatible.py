@@ -1,0 +1,126 @@
+"""Files of a model that transformers 4, vLLM beside it, and transformers 5 read alike.
+
+Version 5 writes some keys under new names only, and readers of the old names take their own
+defaults without a word: transformers 4.57.6 reads 10,000 for a ``rope_theta`` that stands in
+``rope_parameters`` alone, and refuses the tokenizer class ``TokenizersBackend``. Written here
+from the sources of transformers 4.57.6 and 5.19.0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyllm.files import new_file
+
+ROPE = ("rope_parameters", "rope_scaling", "rope_theta")
+BESIDE_ROPE = ("rope_theta", "partial_rotary_factor")
+"""What version 5 keeps among ``rope_parameters`` and version 4 beside ``rope_scaling``."""
+LOCAL = frozenset(
+    "_commit_hash _from_auto _name_or_path device_map files_loaded is_local "  # noqa: SIM905
+    "local_files_only name_or_path special_tokens_map_file tokenizer_file vocab_file".split()
+)
+"""Keys that say how one machine loaded the files."""
+GENERIC = "PreTrainedTokenizerFast"
+"""The class, known to versions 4 and 5, that takes a ``tokenizer.json`` as it is."""
+NEW_CLASSES = ("TokenizersBackend", "TokenizersBackendFast")
+"""Names that version 5 has for it."""
+
+
+def older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys about rotary positions as version 4 spells them; empty where there are none.
+
+    Read with the precedence of version 5: ``rope_scaling`` before ``rope_parameters``, and a
+    ``rope_theta`` within either before the one beside it. Where layers of a type have positions
+    of their own, the full-attention layers' are named, and those of the sliding-window layers by
+    ``rope_local_base_freq``, as Gemma 3 has them.
+    """
+    given = config.get("rope_scaling") or config.get("rope_parameters")
+    beside = {key: config[key] for key in BESIDE_ROPE if config.get(key) is not None}
+    if not isinstance(given, Mapping):
+        return beside and {"rope_scaling": None, **beside}
+    nested = [value for value in given.values() if isinstance(value, Mapping)]
+    if not nested:
+        return _older(given, beside)
+    full, local = given.get("full_attention"), given.get("sliding_attention")
+    if not isinstance(full, Mapping):
+        return {}
+    found = _older(full, beside)
+    if isinstance(local, Mapping) and local.get("rope_theta") is not None:
+        found["rope_local_base_freq"] = local["rope_theta"]
+    return found
+
+
+def _older(parameters: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: parameters[key] for key in BESIDE_ROPE if parameters.get(key) is not None}
+    scaling = {key: value for key, value in parameters.items() if key not in BESIDE_ROPE}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    return {**beside, **kept, "rope_scaling": None if kind == "default" else scaling}
+
+
+def with_older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``config.json`` with the names of version 4 beside those of 5, sorted, without what only
+    this machine knows. Both versions read the same values out of it."""
+    found = {key: value for key, value in config.items() if key not in LOCAL}
+    found |= older_rope(config)
+    if config.get("dtype") is not None:
+        found["torch_dtype"] = config["dtype"]  # the name until 4.56
+    # where it is absent, version 4 ties by the class's default, which may be another
+    found.setdefault("tie_word_embeddings", False)
+    return dict(sorted(found.items()))
+
+
+def laid_over(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``overrides`` over ``config``, whichever of the spellings either uses.
+
+    Version 5 would pass over a ``rope_theta`` beside the ``rope_parameters`` of the files, and
+    take the default one where only ``rope_scaling`` is given anew.
+    """
+    if not set(ROPE) & overrides.keys():
+        return {**config, **overrides}
+    rest = {key: value for key, value in config.items() if key not in ROPE}
+    if "rope_parameters" in overrides:
+        return {**rest, **overrides}
+    older = older_rope(config)
+    nested = "rope_local_base_freq" in older and "rope_local_base_freq" not in config
+    return {**(config if nested else {**rest, **older}), **overrides}
+
+
+def settle_tokenizer(folder: Path) -> None:
+    """Have ``tokenizer_config.json`` name what versions 4 and 5 and vLLM know.
+
+    A published file that already does is left as it is, byte for byte.
+    """
+    file = folder / "tokenizer_config.json"
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):  # told where the tokenizer is loaded
+        return
+    if isinstance(config, dict) and (settled := _settled(config, folder)) != config:
+        with new_file(file) as aside:
+            aside.write_text(json.dumps(settled, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _settled(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    found = {key: value for key, value in config.items() if key not in LOCAL}
+    if found.get("backend") == "tokenizers":
+        del found["backend"]
+    if found.get("tokenizer_class") in NEW_CLASSES:
+        found["tokenizer_class"] = GENERIC
+    if found.get("tokenizer_class") == GENERIC:
+        # else version 4 gives token types too, which no decoder of text takes
+        found.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    # version 5 has a list there, and version 4 a map of attributes, which 5 takes too
+    extra = found.get("extra_special_tokens")
+    if isinstance(extra, list):
+        del found["extra_special_tokens"]
+        if extra:
+            found["additional_special_tokens"] = [
+                *(t for t in found.get("additional_special_tokens") or () if t not in extra), *extra
+            ]  # fmt: skip
+    named = found.pop("model_specific_special_tokens", None)
+    if isinstance(named, dict) and named:
+        found["extra_special_tokens"] = {**(found.get("extra_special_tokens") or {}), **named}
+    return found

@@ -1,0 +1,92 @@
+"""Whether the files at ``model.path`` are of the model that the spec describes."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from easyllm.errors import UserError
+from easyllm.models import source
+from easyllm.spec.problems import Problem
+from easyllm.spec.run import RunSpec
+
+DESCRIPTIVE = frozenset(
+    "architectures auto_map bos_token_id dtype eos_token_id model_type pad_token_id "  # noqa: SIM905
+    "rope_parameters rope_scaling torch_dtype transformers_version use_cache".split()
+)
+"""Keys that change no dimension, or that are written in more than one way."""
+ARCHITECTURES = {"llama": ("llama", "mistral")}
+"""The ``model_type`` that a GGUF file's architecture may stand for, where it has another name."""
+REMEDY = (
+    "give model=from_path, which takes the model as its own files describe it, or the model group "
+    "that belongs to it"
+)
+
+
+def problems(run: RunSpec) -> Iterator[Problem]:
+    """A model of another type, or of other dimensions, than ``model.config`` and
+    ``model.family`` say. Reads ``config.json`` or the first key of a GGUF file; a hub id is
+    compared when it is downloaded."""
+    path, family = run.model.path, run.model.family
+    if not path:
+        return
+    stated = run.model.config.get("model_type") or (family.model_type if family else None)
+    key = "model.config.model_type" if "model_type" in run.model.config else "model.family"
+    try:
+        place = source.local(path)
+        published = source.local_config(path)
+    except UserError:  # told with the path
+        return
+    if place and place.is_file():
+        architecture = _architecture(place)
+        types = ARCHITECTURES.get(architecture or "", (architecture,))
+        if architecture and stated and stated not in types:
+            message = f"its general.architecture is {architecture}, and {key} is {stated}"
+            yield _problem(path, message, key)
+    if published is None:
+        return
+    found = published.get("model_type")
+    if found and stated and found != stated:
+        message = f"its config.json says model_type {found}, and {key} is {stated}"
+        yield _problem(path, message, key)
+    elif other := list(_other(run, published)):
+        yield _problem(path, "its config.json says " + "; ".join(other), "model.config")
+
+
+def _problem(path: str, message: str, key: str) -> Problem:
+    remedy = "leave model.family out" if key == "model.family" else REMEDY
+    return Problem("model.path", path, message, remedy, also=(key,))
+
+
+def _other(run: RunSpec, published: dict[str, Any]) -> Iterator[str]:
+    """The keys of ``model.config`` that the published configuration gives another value."""
+    for key, ours in run.model.config.items():
+        theirs = published.get(key)
+        if key in DESCRIPTIVE or key in run.model.overrides or None in (ours, theirs):
+            continue
+        numbers = isinstance(ours, int | float) and isinstance(theirs, int | float)
+        if not (math.isclose(ours, theirs, rel_tol=1e-6) if numbers else ours == theirs):
+            yield f"{key} {json.dumps(theirs)}, model.config.{key} {json.dumps(ours)}"
+
+
+def _architecture(file: Path) -> str | None:
+    """``general.architecture``, which GGUF's specification has as the first key; None where it
+    is another."""
+    with file.open("rb") as stream:
+        head = stream.read(4 + 4 + 8 + 8 + 8)  # magic, version, tensors, keys, length of a key
+        if head[:4] != b"GGUF" or len(head) < 32:
+            return None
+        key = stream.read(min(struct.unpack_from("<Q", head, 24)[0], 64))
+        kind = stream.read(4 + 8)
+        if key != b"general.architecture" or len(kind) < 12 or kind[:4] != STRING:
+            return None
+        text = stream.read(min(struct.unpack_from("<Q", kind, 4)[0], 64))
+    return text.decode("utf-8", "replace")
+
+
+STRING = struct.pack("<I", 8)
+"""GGUF's number of the type of texts."""
