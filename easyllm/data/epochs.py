@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from easyllm.data.cache import Cache
-from easyllm.data.packing import Packing, Plan, pieces, rows_needed, slots_taken
+from easyllm.data.best_fit import pieces, rows_needed
+from easyllm.data.packing import Packing, Plan, slots_taken
 from easyllm.data.random import generator
 from easyllm.data.shards import Bool, Int64, UInt64, mix
 from easyllm.data.turns import LongConversations, longer_than, pieces_of
@@ -103,12 +104,15 @@ class Split:
         if packing == "best_fit":
             # a share of a document is no document, but that of a thousand alike is
             epochs = 1 if are_whole(part.weight for part in self.parts) else 1000
-            histogram = np.zeros(self.seq_len + 1, np.int64)
+            histogram, most = np.zeros((2, self.seq_len + 1), np.int64)
             for part in self.parts:
                 _, _, sizes = pieces(self._read(part.documents, packing)[1], self.seq_len)
                 found = np.bincount(sizes, minlength=self.seq_len + 1)
                 histogram += np.rint(part.weight * epochs * found).astype(np.int64)
-            return math.ceil(rows_needed(histogram, self.seq_len) / epochs)
+                most = np.maximum(most, np.where(found, epochs * math.ceil(part.weight), 0))
+            repeated = any(part.weight > 1 for part in self.parts)
+            rows = rows_needed(histogram, self.seq_len, most if repeated else None)
+            return math.ceil(rows / epochs)
         slots = 0.0
         for part in self.parts:
             _, lengths = self._read(part.documents, packing)
@@ -119,15 +123,18 @@ class Split:
         """The rows of an epoch's training documents."""
         chosen = np.concatenate([part.chosen(number, self.seed) for part in self.parts])
         order = generator(self.seed, "epoch", number).permutation(chosen)
-        return self._plan(order, packing, "rows", number)
+        repeated = bool(np.bincount(chosen, minlength=1).max() > 1)
+        return self._plan(order, packing, "rows", number, repeated=repeated)
 
     def evaluation(self, packing: Packing) -> Plan:
         """The rows of the held-out documents."""
         return self._plan(self.held_out, packing, "heldout rows")
 
-    def _plan(self, order: Int64, packing: Packing, *what: str | int) -> Plan:
+    def _plan(
+        self, order: Int64, packing: Packing, *what: str | int, repeated: bool = False
+    ) -> Plan:
         rng = generator(self.seed, *what)
-        return Plan.of(*self._read(order, packing), self.seq_len, packing, rng)
+        return Plan.of(*self._read(order, packing), self.seq_len, packing, rng, repeated)
 
     def _read(self, documents: Int64, packing: Packing) -> tuple[Int64, Int64]:
         """Starts and lengths of what is read of documents, in their order."""

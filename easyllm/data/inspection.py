@@ -46,7 +46,8 @@ class Inspection:
     packings: dict[str, dict[str, float]]
     """For each way of packing, the ``rows`` of an epoch and their ``fill``, from 0 to 1."""
     sources: dict[str, dict[str, Any]]
-    """By source: documents, tokens, trained and held-out ones, weight."""
+    """By source: documents, tokens, trained and held-out ones, weight, and its ``share`` of the
+    tokens of an epoch, from 0 to 1."""
     histogram: list[tuple[int, int, int]]
     """Shortest and longest length in tokens, and how many documents lie between, both ends
     included; each step twice as wide as the one before."""
@@ -85,10 +86,12 @@ def inspect(run: RunSpec) -> Inspection:
         cache, weights, run.training.evaluate.fraction, run.seed, rows.seq_len,
         run.data.long_conversations,
     )  # fmt: skip
-    tokens = sum(
-        (source["tokens"] - source["heldout_tokens"] - source["dropped_tokens"]) * source["weight"]
-        for source in counts.values()
-    )
+    of_epoch = {
+        name: (source["tokens"] - source["heldout_tokens"] - source["dropped_tokens"])
+        * source["weight"]
+        for name, source in counts.items()
+    }
+    tokens = sum(of_epoch.values())
     packings = {}
     for packing in get_args(Packing):
         needed = split.per_epoch(packing)
@@ -100,7 +103,11 @@ def inspect(run: RunSpec) -> Inspection:
         packing=run.data.packing,
         packings=packings,
         sources={
-            name: source | {"trained_tokens": manifest["sources"][name]["trained_tokens"]}
+            name: source
+            | {
+                "trained_tokens": manifest["sources"][name]["trained_tokens"],
+                "share": round(of_epoch[name] / tokens, 6) if tokens else 0.0,
+            }
             for name, source in counts.items()
         },
         histogram=_histogram(split.lengths),

@@ -33,12 +33,14 @@ VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 """Control characters, with which a text could rule the terminal, as signs for them."""
 
 SOURCES = (
-    ("documents", "documents"),
-    ("tokens", "tokens"),
-    ("trained_tokens", "trained tokens"),
-    ("heldout_documents", "held-out documents"),
-    ("weight", "weight"),
+    ("documents", "documents", ","),
+    ("tokens", "tokens", ","),
+    ("trained_tokens", "trained tokens", ","),
+    ("heldout_documents", "held-out documents", ","),
+    ("weight", "weight", ","),
+    ("share", "share of an epoch's tokens", ".2%"),
 )
+"""Of each column its key, its heading and how its numbers are written."""
 
 
 def show(found: Inspection, console: Console) -> None:
@@ -117,7 +119,7 @@ _Rows = list[tuple[bool, list[str]]]
 def _tables(found: Inspection) -> list[tuple[str, list[str], _Rows]]:
     """Heading, columns and rows of each table; True marks the row that is in use."""
     sources: _Rows = [
-        (False, [name, *(f"{source[key]:,}" for key, _ in SOURCES)])
+        (False, [name, *(format(source[key], form) for key, _, form in SOURCES)])
         for name, source in found.sources.items()
     ]
     lengths: _Rows = [
@@ -133,7 +135,7 @@ def _tables(found: Inspection) -> list[tuple[str, list[str], _Rows]]:
         + (f", {found.long_conversations}" if found.long_conversations else "")
     )
     return [
-        ("Sources", ["source", *(column for _, column in SOURCES)], sources),
+        ("Sources", ["source", *(heading for _, heading, _ in SOURCES)], sources),
         (LENGTHS, ["tokens", "documents"], lengths),
         (packed, ["packing", "rows", "fill"], packings),
     ]

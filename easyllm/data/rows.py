@@ -21,6 +21,9 @@ from easyllm.spec.run import RunSpec
 PLAN_VERSION = 2
 """Of how documents are laid into rows; raised where the same spec lays them otherwise."""
 
+COPIES_VERSION = 1
+"""The same of documents that an epoch holds more than once, as sources of a weight other than 1
+make it do."""
 
 COUNTS = ("documents", "tokens", "heldout_documents", "heldout_tokens", "dropped_tokens")
 """Of a source, and summed over all."""
@@ -70,7 +73,10 @@ class Rows:
         }
         self._long: LongConversations = run.data.long_conversations
         read_as = [self.seq_len, self.packing, self._long, self._seed, self._fraction]
-        self.fingerprint = digest([cache.fingerprint, PLAN_VERSION, *read_as, self._weights])
+        laid_by = [PLAN_VERSION]
+        if any(weight != 1 for weight in self._weights.values()):
+            laid_by.append(COPIES_VERSION)
+        self.fingerprint = digest([cache.fingerprint, *laid_by, *read_as, self._weights])
         """Two runs with the same fingerprint read the same rows."""
         self._plans = cache.folder / "plans" / self.fingerprint
         heldout = self._plans / "heldout"

@@ -15,9 +15,10 @@ class _Warmed(Schedule):
     """Linear warm-up, then ``after``."""
 
     def factor(self, step: int, total: int) -> float:
+        warming = self.warmup_factor(step, total)
+        if warming is not None:
+            return warming
         warmup = self.warmup_steps(total)
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
         return self.after((step - warmup) / max(1, total - warmup))
 
     @abc.abstractmethod

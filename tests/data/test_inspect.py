@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from easyllm.data.cache import open_cache
 from easyllm.data.inspection import Inspection, ShownRow, Span, inspect
 from easyllm.data.inspection_views import page, show
 from easyllm.data.rows import open_rows
@@ -73,6 +74,28 @@ def test_characters_are_not_cut_where_training_begins(spec: Spec, tmp_path: Path
              for spans in row.documents]  # fmt: skip
     whole = [text for text in texts if text.endswith("<|endoftext|>") and text[0] in "字<"]
     assert whole and not any("\ufffd" in text for text in whole)
+
+
+def test_the_share_of_a_source_is_that_of_the_tokens_of_an_epoch(store: Path, spec: Spec) -> None:
+    weights = {"stories": {"weight": 3.0}, "dialogues": {"weight": 0.5}}
+    data = {"packing": "best_fit", "seq_len": 256, "sources": weights}
+    run = spec(store, data=data, training={"evaluate": {"fraction": 0.1}})
+    found, rows = inspect(run), open_rows(run)
+    cache, _ = open_cache(run)
+    firsts = {name: int(cache.offsets[first]) for name, (first, _) in cache.sources.items()}
+    ends = {name: int(cache.offsets[end]) for name, (_, end) in cache.sources.items()}
+    read = dict.fromkeys(firsts, 0)
+    for number in (0, 1):  # of a weight of a half, two epochs hold every document once
+        plan = rows.plan(number)
+        for name in read:
+            mine = (plan.starts >= firsts[name]) & (plan.starts < ends[name])
+            read[name] += int(plan.lengths[mine].sum())
+    shares = {name: source["share"] for name, source in found.metrics["sources"].items()}
+    assert shares == pytest.approx({n: read[n] / sum(read.values()) for n in read}, abs=1e-6)
+    shown = terminal(found, colours=False)
+    assert "share of an" in shown, "the heading, over lines"
+    for share in shares.values():
+        assert f"{share:.2%}" in shown and f"<td>{share:.2%}</td>" in page(found)
 
 
 def terminal(found: Inspection, colours: bool) -> str:

@@ -84,6 +84,32 @@ def test_rows_hold_each_source_as_often_as_its_weight_says(tmp_path: Path, packi
             assert seen == {2 * WEIGHTS[name]}, "two epochs are whole for every document"
 
 
+@pytest.mark.parametrize("packing", ["best_fit", "concat"])
+def test_no_row_of_an_epoch_holds_a_document_twice(tmp_path: Path, packing: str) -> None:
+    rows = open_rows(weighted(tmp_path, packing))
+    for index in range(4 * rows.per_epoch):
+        row = rows.sample(index)
+        held = [set(piece.tolist()) for piece in np.split(
+            row.input_ids[: rows.filled(index)],
+            np.flatnonzero(row.positions[: rows.filled(index)] == 0)[1:],
+        )]  # fmt: skip
+        assert len(set.union(*held)) == len(held), index
+
+
+def test_rows_laid_by_another_rule_are_other_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint keeps the fingerprint: where a new rule lays rows otherwise, its run is told so
+    instead of going on with other rows; runs that have no copies go on."""
+    run, plain = weighted(tmp_path / "a", "best_fit"), tokens_store(
+        tmp_path / "b", {"once": [shard([[1] * LENGTH], None)]}, data={"seq_len": 20}
+    )  # fmt: skip
+    before = [open_rows(run).fingerprint, open_rows(plain).fingerprint]
+    monkeypatch.setattr("easyllm.data.rows.COPIES_VERSION", 99)
+    after = [open_rows(run).fingerprint, open_rows(plain).fingerprint]
+    assert before[0] != after[0] and before[1] == after[1]
+
+
 @pytest.mark.parametrize("packing", ["best_fit", "concat", "none"])
 def test_what_is_held_out_is_in_no_epoch(tmp_path: Path, packing: str) -> None:
     rows = open_rows(weighted(tmp_path, packing, 0.2))

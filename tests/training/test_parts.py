@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, TrainingArguments, get_scheduler
 
 from easyllm.errors import UserError
 from easyllm.files import write_json
@@ -46,6 +49,54 @@ def test_schedules_warm_up_and_reach_their_floor(schedule: Schedule, at_end: flo
     assert factors[100] == pytest.approx(at_end)
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert type(schedule)(**{**vars(schedule), "warmup": 7}).factor(7, 100) == 1.0
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 7, 40])
+@pytest.mark.parametrize(
+    ("schedule", "theirs", "specific"),
+    [
+        (Constant, "constant_with_warmup", {}),
+        (Linear, "linear", {}),
+        (functools.partial(Cosine, floor=0.0), "cosine", {}),
+        (functools.partial(Cosine, floor=0.1), "cosine_with_min_lr", {"min_lr_rate": 0.1}),
+        (
+            functools.partial(WSD, decay=0.25),
+            "warmup_stable_decay",
+            {"decay_type": "linear"},
+        ),
+    ],
+    ids=["constant", "linear", "cosine", "cosine_with_floor", "wsd"],
+)
+def test_warming_up_from_zero_is_transformers_schedule(
+    schedule: Callable[..., Schedule], theirs: str, specific: dict[str, Any], warmup: int
+) -> None:
+    total = warmup + 60
+    if theirs == "warmup_stable_decay":
+        specific = {**specific, "num_decay_steps": 15}
+    # a peak of 1, so that its learning rates are factors
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    scheduler = get_scheduler(
+        theirs, optimizer, num_warmup_steps=warmup, num_training_steps=total,
+        scheduler_specific_kwargs=specific,
+    )  # fmt: skip
+    mine = schedule(warmup=warmup, warmup_from_zero=True)
+    for step in range(total + 1):
+        (expected,) = scheduler.get_last_lr()
+        assert mine.factor(step, total) == pytest.approx(expected, abs=1e-12), step
+        optimizer.step()
+        scheduler.step()
+    if warmup:
+        assert mine.factor(0, total) == 0.0 < schedule(warmup=warmup).factor(0, total)
+
+
+@pytest.mark.parametrize(("share", "total"), [(0.03, 100), (0.03, 1234), (0.5, 7), (0.07, 100)])
+def test_a_share_of_the_steps_is_rounded_as_transformers_does(
+    tmp_path: Path, share: float, total: int
+) -> None:
+    given = TrainingArguments(output_dir=str(tmp_path), warmup_steps=share, use_cpu=True)
+    warmup = given.get_warmup_steps(total)
+    assert Linear(warmup=share, warmup_from_zero=True).warmup_steps(total) == warmup
+    assert Linear(warmup=share).warmup_steps(total) in (warmup, warmup - 1)
 
 
 def test_wsd_is_stable_until_its_end_falls() -> None:

@@ -86,7 +86,8 @@ class Reader(Component):
     """Turns files into documents."""
 
     weight: PositiveFloat = 1.0
-    """How often a document of this source is seen in an epoch; 2 is twice, 0.5 every other one."""
+    """How often an epoch holds each document of this source: 2 is twice, 0.5 every other one. No
+    share of the mixture; ``stages=[inspect]`` shows each source's share of an epoch's tokens."""
 
     @abc.abstractmethod
     def files(self) -> Sequence[Path | str]:

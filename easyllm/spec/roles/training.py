@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +124,27 @@ class Optimizer(Component):
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Component):
     warmup: NonNegativeFloat = 0.0
-    """Steps of linear warm-up; a number below 1 is a share of all steps."""
+    """Steps of linear warm-up; a number below 1 is a share of all steps. Step ``s`` (from 0) of
+    ``w`` has ``(s + 1) / (w + 1)`` of the peak: no step is lost on a learning rate of 0."""
+    warmup_from_zero: bool = False
+    """Warm up as transformers does: step ``s`` of ``w`` has ``s / w`` of the peak, so the first
+    step changes no weight, and a share of the steps is rounded up where it is rounded down
+    otherwise. ``linear`` then has exactly the learning rates of transformers' ``linear``, and
+    ``cosine`` with ``floor: 0`` those of its ``cosine``."""
 
     def warmup_steps(self, total: int) -> int:
-        return int(self.warmup * total) if self.warmup < 1 else int(self.warmup)
+        if self.warmup >= 1:
+            return int(self.warmup)
+        # as TrainingArguments.get_warmup_steps of transformers 5.19 rounds
+        rounded = math.ceil if self.warmup_from_zero else int
+        return rounded(self.warmup * total)
+
+    def warmup_factor(self, step: int, total: int) -> float | None:
+        """The learning rate of a step of the warm-up as a share of the peak; None after it."""
+        warmup = self.warmup_steps(total)
+        if step >= warmup:
+            return None
+        return step / warmup if self.warmup_from_zero else (step + 1) / (warmup + 1)
 
     @abc.abstractmethod
     def factor(self, step: int, total: int) -> float:
