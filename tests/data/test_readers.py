@@ -380,14 +380,15 @@ def test_rejected_records_are_listed_and_limited(spec: Spec, tmp_path: Path) -> 
         sources = {"dialogues": {"path": str(file)}}
         data = {"sources": sources, "workers": workers, "rows_per_file": 1}
         (metrics,) = work(spec(tmp_path / str(workers), data=data), "tokenize")
-        assert metrics["rejected"] == 2
-        assert "2 rejected (rejected.jsonl)" in _made("tokenize", metrics)
+        assert metrics["rejected"] == 3
+        assert "3 rejected (rejected.jsonl)" in _made("tokenize", metrics)
         made.append((tmp_path / str(workers) / "store/tokens/rejected.jsonl").read_text())
     assert made[0] == made[1]
     entries = [json.loads(line) for line in made[0].splitlines()]
     assert [(e["source"], e["file"], e["line"]) for e in entries] == [
-        ("dialogues", str(file), 2), ("dialogues", str(file), 4),
-    ]  # fmt: skip
+        ("dialogues", str(file), line) for line in (2, 4, 5)
+    ]
+    assert entries[2]["reason"] == "the conversation has no answer to train"
     data = {"sources": {"dialogues": {"path": str(file)}}, "max_rejects": 1}
     with pytest.raises(UserError, match=r"max_rejects=1 .*\n.*bad\.tsv, line 2.*\n.*line 4: not U"):
         work(spec(tmp_path / "over", data=data), "tokenize")
