@@ -1,8 +1,8 @@
 """Records of CSV and TSV: from lines of bytes to fields, whatever is wrong with some of them.
 
-Bytes are decoded before fields are parsed. A byte that is not UTF-8 then stands in its field
-as half of a surrogate pair, and the quotes around it keep their meaning: the record that
-holds it is rejected, and its neighbours are not touched.
+Bytes are decoded before fields are parsed. What is not UTF-8 is left out for that, so that the
+quotes around it keep their meaning: the record that holds it is rejected, wherever it ends,
+and its neighbours are not touched.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Row:
 
 
 class _TooMuch(Exception):
-    """A line that cannot be held, or a record that does not end within what can be held."""
+    """A record that does not end within what can be held."""
 
 
 class Rows:
@@ -92,7 +92,7 @@ class Rows:
                     continue
                 yield _until(broken, feed.held[0][0])
                 broken = None
-            if fields:
+            if fields or any(bad for _, _, bad, _ in feed.held):  # else it is a blank line
                 yield self._row(fields)
         yield from (bad for bad in (broken, feed.damage) if bad)
 
@@ -178,9 +178,8 @@ class _Feed:
         self.held.append(line)
         self._size += line[3]
         if self._size > self._longest:
-            more = len(self.held) > 1
-            self.reason = f"longer than {self._longest:,} bytes" + (
-                ", or a double quote in it does not close" if more else ""
+            self.reason = (
+                f"longer than {self._longest:,} bytes, or a double quote in it does not close"
             )
             raise _TooMuch
         return line[1]
@@ -188,12 +187,13 @@ class _Feed:
     def _read(self) -> Line:
         number, data = next(self._lines)
         if isinstance(data, TooLong):
-            return number, '"' * (data.quotes % 2), data.reason, self._longest + 1
+            # in its place what opens or closes a quote as the line does
+            return number, '"\n' if data.quotes % 2 else "-\n", data.reason, 1
         if isinstance(data, Rejected):
             self.damage = data
             raise StopIteration
         text = text_of(data)
         if isinstance(text, str):
             return number, text + "\n", None, len(data)
-        kept = data.replace(b"\0", b"?").decode(errors="surrogateescape")
+        kept = data.replace(b"\0", b"").decode(errors="ignore")
         return number, kept + "\n", text.args[0], len(data)

@@ -30,11 +30,11 @@ def test_a_bad_byte_costs_its_own_record(tmp_path: Path, wrong: bytes) -> None:
     file = tmp_path / "a.csv"
     file.write_bytes(
         b'id,text\n1,before\n2,"of, several\nbad' + wrong + b'\nlines"\n3,"after\n""it"""\n'
-        b"4" + wrong + b",x\n5,last"
+        b"4" + wrong + b",x\n5,last\n" + wrong + b'\n6,"a' + wrong + b'"\n7,b' + wrong + b"\n"
     )
     good, bad = read(CSV(path=str(file)))
     assert good == [(2, "before"), (6, 'after\n"it"'), (9, "last")]
-    assert [line for line, _ in bad] == [3, 8]
+    assert [line for line, _ in bad] == [3, 8, 10, 11, 12]
     assert bad[0][1].startswith("line 4: ") and "UTF-8" in bad[0][1]
     assert "UTF-8" in bad[1][1] and "line" not in bad[1][1]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_jsonl_holds_texts_or_conversations(tmp_path: Path) -> None:
         (b'{"text": 5}', "'text' is a number, 5, neither a text nor a conversation"),
         (b'{"text": null}', "'text' is null"),
         (b'{"text": []}', "a conversation is a list of messages, not an empty list"),
-        (b'{"text": [{"role": "robot", "content": "x"}]}', "message 1: its role is \"robot\""),
+        (b'{"text": [{"role": "robot", "content": "x"}]}', 'message 1: its role is "robot"'),
         (b'{"text": "a", "text": "b"}', "the key 'text' stands twice"),
         (b'{"text": "gr\xfc\xdfe"}', "not UTF-8"),
         (b'{"text": "\0"}', "NUL"),
@@ -196,6 +197,62 @@ def test_json_is_a_list_or_an_object_of_lists(tmp_path: Path) -> None:
         assert not good and len(rejected) == 1
 
 
+def test_json_lines_under_the_name_json(tmp_path: Path) -> None:
+    """``datasets`` and pandas write such files, and ``datasets`` reads them."""
+    file = tmp_path / "lines.json"
+    for reader in (JSON, JSONL):
+        write(file, '\n{"text": "a"}\n\n{"text": "b"}\noops\n')
+        assert read(reader(path=str(file))) == (
+            ["a", "b"], [(5, "not JSON: Expecting value: line 1 column 1 (char 0)")],
+        )  # fmt: skip
+        write(file, 'oops\n{"text": "a"}\n{"text": "b"}\n')
+        good, ((line, _),) = read(reader(path=str(file)))
+        assert good == ["a", "b"] and line == 1
+        write(file, '{"text": "one alone"}')
+        assert read(reader(path=str(file))) == (["one alone"], [])
+    write(file, json.dumps({"messages": QA}) + "\n")
+    assert read(OpenAI(path=str(file))) == ([QA], [])
+    for indent in (None, 1):
+        write(file, json.dumps({"messages": [QA, QA]}, indent=indent))
+        assert read(OpenAI(path=str(file))) == ([QA, QA], [])
+        write(file, json.dumps([{"text": "a"}], indent=indent))
+        assert read(JSON(path=str(file))) == (["a"], [])
+    write(file, '[{"text": "a"},\n{"text": "b"},\n')
+    _, ((line, reason),) = read(JSON(path=str(file)))
+    assert line == 1 and "not JSON" in reason
+
+
+def test_many_json_lines_under_the_name_json_are_not_held(tmp_path: Path) -> None:
+    import tracemalloc
+
+    line = json.dumps({"text": "words " * 200}) + "\n"
+    file = write(tmp_path / "a.json", line * 20_000)
+    reader = JSON(path=str(file))
+    tracemalloc.start()
+    assert sum(1 for _ in reader.documents(file)) == 20_000
+    assert tracemalloc.get_traced_memory()[1] < 4e6
+    tracemalloc.stop()
+
+
+def test_a_list_under_the_name_jsonl_is_told_its_name(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", json.dumps([{"text": "a"}]))
+    assert read(JSONL(path=str(file)))[1] == [
+        (1, "it is a list, not an object; a file that is one list is named .json")
+    ]
+    write(file, json.dumps([{"text": "a"}], indent=1))
+    assert "a file that is one list is named .json" in read(JSONL(path=str(file)))[1][0][1]
+
+
+def test_names_in_capitals(tmp_path: Path) -> None:
+    for name in ("A.JSONL", "b.Jsonl.GZ", "c.TXT"):
+        write(tmp_path / name, LINES[:200].rpartition(b"\n")[0])
+    assert JSONL(path=str(tmp_path)).files() == [tmp_path / "A.JSONL", tmp_path / "b.Jsonl.GZ"]
+    write(tmp_path / "D.JSON", json.dumps([{"text": "a"}]))
+    assert read(JSON(path=str(tmp_path))) == (["a"], [])
+    pytest.importorskip("datasets")
+    assert len(read(HFDatasets(path=str(tmp_path / "A.JSONL")))[0]) > 5
+
+
 def test_tables(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", b'id,text\n1,"a, ""b""\nc"\n2\n3,gr\xfc\n\n4,d\n')
     good, bad = read(CSV(path=str(tmp_path)))
@@ -213,6 +270,40 @@ def test_tables(tmp_path: Path) -> None:
         read(Parquet(path=str(tmp_path), column="body"))
     write(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()[:-20])
     assert "damaged" in read(Parquet(path=str(tmp_path)))[1][0][1]
+
+
+def test_parquet_values_that_python_has_no_type_for(tmp_path: Path) -> None:
+    """pyarrow 26.0.1 raises OverflowError for such dates, and ValueError for bad UTF-8."""
+    bad = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+    talk = [QA, QA, QA]
+    table = pa.table({
+        "text": bad, "day": pa.array([1, 10**9, None], pa.date32()), "chat": talk,
+        "documents": pa.array([None, 10**15, None], pa.timestamp("s")),
+        "price": [None, None, Decimal("1.5")],
+    })  # fmt: skip
+    file = tmp_path / "a.parquet"
+    pq.write_table(table, file)
+    readers: list[Any] = [lambda name: Parquet(path=str(file), column=name)]
+    try:
+        import datasets  # noqa: F401
+
+        readers.append(lambda name: HFDatasets(path=str(file), field=name))
+    except ImportError:
+        pass
+    for reader in readers:
+        good, ((line, reason),) = read(reader("text"))
+        assert good == ["a", "c"] and line == 2 and "'text' is not UTF-8" in reason
+        # beside a conversation; a column that nothing is read from costs nothing
+        good, ((line, reason),) = read(reader("chat"))
+        assert good == [QA, QA] and line == 2
+        assert "'documents' holds what Python has no type for" in reason
+        for name in ("day", "price"):
+            good, reasons = read(reader(name))
+            assert not good and [line for line, _ in reasons] == [1, 2, 3]
+    assert "a date, " in read(readers[0]("day"))[1][0][1]
+    pq.write_table(table.append_column("text", bad), file)
+    with pytest.raises(UserError, match="has 2 columns 'text'; rename all but one"):
+        read(Parquet(path=str(file)))
 
 
 def test_datasets_are_streamed(tmp_path: Path) -> None:
@@ -289,14 +380,15 @@ def test_rejected_records_are_listed_and_limited(spec: Spec, tmp_path: Path) -> 
         sources = {"dialogues": {"path": str(file)}}
         data = {"sources": sources, "workers": workers, "rows_per_file": 1}
         (metrics,) = work(spec(tmp_path / str(workers), data=data), "tokenize")
-        assert metrics["rejected"] == 2
-        assert "2 rejected (rejected.jsonl)" in _made("tokenize", metrics)
+        assert metrics["rejected"] == 3
+        assert "3 rejected (rejected.jsonl)" in _made("tokenize", metrics)
         made.append((tmp_path / str(workers) / "store/tokens/rejected.jsonl").read_text())
     assert made[0] == made[1]
     entries = [json.loads(line) for line in made[0].splitlines()]
     assert [(e["source"], e["file"], e["line"]) for e in entries] == [
-        ("dialogues", str(file), 2), ("dialogues", str(file), 4),
-    ]  # fmt: skip
+        ("dialogues", str(file), line) for line in (2, 4, 5)
+    ]
+    assert entries[2]["reason"] == "the conversation has no answer to train"
     data = {"sources": {"dialogues": {"path": str(file)}}, "max_rejects": 1}
     with pytest.raises(UserError, match=r"max_rejects=1 .*\n.*bad\.tsv, line 2.*\n.*line 4: not U"):
         work(spec(tmp_path / "over", data=data), "tokenize")

@@ -77,7 +77,7 @@ HARMLESS = frozenset(
         *("model_name", "author", "user_id", "language", "lang", "country", "hashed_ip", "header"),
         *("state", "redacted", "toxic", "toxicity", "detoxify", "score", "scores", "rating"),
         *("quality", "category", "topic", "tags", "labels", "emojis", "review_count"),
-        *("review_result", "deleted", "synthetic", "tree_state", "metadata", "meta", "extra"),
+        *("review_result", "synthetic", "tree_state", "metadata", "meta"),
         *("tokens", "num_tokens", "token_count", "length", "usage", "latency", "logprobs"),
         *("finish_reason", "stop_reason", "annotations", "citations", "cache_control"),
     }

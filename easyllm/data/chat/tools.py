@@ -81,11 +81,12 @@ def _call(call: Any, what: str) -> dict[str, Any]:
     if not isinstance(name, str) or not name:
         raise BadRecord(f"{what} has no name")
     json_value(name, f"the name of {what}")
-    made: dict[str, Any] = {"type": "function"}
+    made: dict[str, Any] = {}  # its keys in OpenAI's order, in which a template may write them
     if not is_empty(id_):
         if not isinstance(id_, str):
             raise BadRecord(f"the id of {what} is {kind(id_)}, {shown(id_)}, not a text")
         made["id"] = json_value(id_, f"the id of {what}")
+    made["type"] = "function"
     made["function"] = {"name": name, "arguments": _arguments(function.get("arguments"), what)}
     return made
 
