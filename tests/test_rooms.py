@@ -58,8 +58,11 @@ def imports(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0, f"{file}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            # what an export carries finds its neighbour wherever it lies
+            carried = file.parent == PACKAGE / "models" / "custom" and node.level == 1
+            assert node.level == 0 or carried, f"{file}: relative import"
+            module = f"easyllm.models.custom.{node.module}" if carried else node.module
+            found |= {f"{module}.{alias.name}" for alias in node.names}
     return {name for name in found if name.startswith("easyllm.")}
 
 

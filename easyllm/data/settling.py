@@ -11,7 +11,6 @@ from easyllm.files import read_json, write_json
 from easyllm.models.compatible import GENERIC, settle_tokenizer
 
 CONFIG, FILE = "tokenizer_config.json", "tokenizer.json"
-BEGIN_END = ("add_bos_token", "add_eos_token")
 
 
 def settle(folder: Path) -> None:
@@ -35,9 +34,6 @@ def settle(folder: Path) -> None:
     if config.get("tokenizer_class") != GENERIC and _built_anew(folder):
         write_json(folder / CONFIG, {**config, "tokenizer_class": GENERIC})
         settle_tokenizer(folder)
-        config = read_json(folder / CONFIG)
-    if config.get("tokenizer_class") == GENERIC and any(key in config for key in BEGIN_END):
-        _write_begin_and_end(folder, config)
 
 
 def of_model(folder: Path) -> Any:
@@ -95,22 +91,3 @@ def _difference(found: Any, right: Any, special: list[str]) -> str | None:
         if one.ids != other.ids:
             return f"{text[:40]!r} gives {one.ids[:8]}, and trained were {other.ids[:8]}"
     return None
-
-
-def _write_begin_and_end(folder: Path, config: dict[str, Any]) -> None:
-    """Move what version 5 makes of the keys that add a begin and an end into
-    ``tokenizer.json``, since version 4 reads them for Llama's own classes only."""
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    made: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    core = Tokenizer.from_file(str(folder / FILE))
-    if _state(made.backend_tokenizer) != _state(core):
-        core.post_processor = made.backend_tokenizer.post_processor
-        core.save(str(folder / FILE))
-    write_json(folder / CONFIG, {k: v for k, v in config.items() if k not in BEGIN_END})
-
-
-def _state(tokenizer: Any) -> bytes | None:
-    processor = tokenizer.post_processor
-    return None if processor is None else processor.__getstate__()

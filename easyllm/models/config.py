@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -175,7 +176,8 @@ def described(config: PretrainedConfig) -> PretrainedConfig:
 
 def _built(model_type: str, values: dict[str, Any]) -> PretrainedConfig:
     try:
-        dimensions = {key: value for key, value in values.items() if key != "model_type"}
+        # a copy: transformers completes the maps that it is given
+        dimensions = {k: copy.deepcopy(v) for k, v in values.items() if k != "model_type"}
         return AutoConfig.for_model(model_type, **dimensions)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise UserError(

@@ -68,9 +68,14 @@ def _other(run: RunSpec, published: dict[str, Any]) -> Iterator[str]:
         theirs = published.get(key)
         if key in DESCRIPTIVE or key in run.model.overrides or None in (ours, theirs):
             continue
-        numbers = isinstance(ours, int | float) and isinstance(theirs, int | float)
-        if not (math.isclose(ours, theirs, rel_tol=1e-6) if numbers else ours == theirs):
+        if not _same(ours, theirs):
             yield f"{key} {json.dumps(theirs)}, model.config.{key} {json.dumps(ours)}"
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, int | float) and isinstance(theirs, int | float):
+        return math.isclose(ours, theirs, rel_tol=1e-6)
+    return bool(ours == theirs)
 
 
 def _architecture(file: Path) -> str | None:

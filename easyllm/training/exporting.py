@@ -83,7 +83,11 @@ def _export_model(
         _copy_beside(checkpoint.weights, aside, *modern)
         settle_tokenizer(aside)  # a checkpoint of before may not be
         write_config(aside, config)
-    told: dict[str, Any] = {"tensors": len(sizes), "shards": len(plan), "bytes": sum(sizes.values())}
+    told: dict[str, Any] = {
+        "tensors": len(sizes),
+        "shards": len(plan),
+        "bytes": sum(sizes.values()),
+    }
     if (target / "tokenizer.json").is_file() and (warning := read_otherwise(target)):
         print(f"{target}: {warning}", file=sys.stderr, flush=True)
         told["warning"] = warning

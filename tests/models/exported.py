@@ -58,7 +58,7 @@ class Exported:
 
 def published_tokenizers(root: Path) -> dict[str, Path]:
     """As transformers 5 writes one; loaded and written by it again; and one of SentencePiece's
-    rules that names Llama's class, and asks for a begin that its ``tokenizer.json`` lacks."""
+    rules that names Llama's class, which transformers 4 has add a begin that 5 does not."""
     byte = Tokenizer(models.BPE())
     byte.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     byte.decoder = decoders.ByteLevel()

@@ -57,16 +57,12 @@ def read(made: dict[str, Exported], to: Path, *first: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def newer(
-    made: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+def newer(made: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return read(made, tmp_path_factory.mktemp("newer"))
 
 
 @pytest.fixture(scope="module")
-def older(
-    made: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+def older(made: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return read(made, tmp_path_factory.mktemp("older"), transformers4())
 
 

@@ -34,7 +34,7 @@ class Ours:
         weights = WeightFiles(folder, self.names)
         specs = family.layers(config, attention)
         shapes = parameter_shapes(specs)
-        tied = [f"{spec.name}.weight" for spec in specs if spec.tied_to]
+        tied = {f"{s.name}.weight": f"{s.tied_to}.weight" for s in specs if s.tied_to}
         assert weights.problems(shapes, shapes, tied) == []
         self.modules: dict[str, nn.Module] = {}
         self.layers: list[tuple[nn.Module, bool]] = []

@@ -251,12 +251,13 @@ def test_exports_compute_what_was_trained(families: Families, tmp_path: Path, na
                 tmp_path / layout, dtype=torch.float32
             ).eval()
             found[layout] = model(input_ids=ids).logits
-            carried = [file.name for file in (tmp_path / layout).glob("*.py")]
+            carried = sorted(file.name for file in (tmp_path / layout).glob("*.py"))
             config = json.loads((tmp_path / layout / "config.json").read_text("utf-8"))
             if layout == "modern" and name in MODERN:
                 assert config["architectures"] == [MODERN[name]] and "auto_map" not in config
             custom = layout == "native" and SMALL[name]["model_type"] in ("qwen", "baichuan")
-            assert carried == ([f"modeling_{SMALL[name]['model_type']}.py"] if custom else [])
+            own = ["both_transformers.py", f"modeling_{SMALL[name]['model_type']}.py"]
+            assert carried == (own if custom else [])
         reference = Reference(name, tmp_path / "native").logits(ids)
     for logits in found.values():
         torch.testing.assert_close(logits, reference, atol=1e-4, rtol=1e-4)

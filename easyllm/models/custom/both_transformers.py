@@ -27,7 +27,7 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def from_fields(config: Config) -> Config:
-    """Let a configuration be made of its annotated fields and ``__post_init__`` in version 4 too."""
+    """A configuration that is made of its fields and ``__post_init__`` in version 4 too."""
     if hasattr(PretrainedConfig, "__post_init__"):
         return config
     fields = {name: getattr(config, name) for name in config.__annotations__}
@@ -45,8 +45,8 @@ class PublishedNames(PreTrainedModel):
     parts of its names and what they are called in the files, ``FUSED`` the tensors of the files
     that hold the rows of several parameters one after the other."""
 
-    RENAMED: Mapping[str, str] = {}  # noqa: RUF012
-    FUSED: Mapping[str, tuple[str, ...]] = {}  # noqa: RUF012
+    RENAMED: Mapping[str, str] = {}
+    FUSED: Mapping[str, tuple[str, ...]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -71,7 +71,8 @@ class PublishedNames(PreTrainedModel):
             patterns = ["*.json", *WEIGHTS]
             revision = kwargs.get("revision")
             folder = Path(snapshot_download(name, allow_patterns=patterns, revision=revision))
-        config = kwargs.pop("config", None) or cls.config_class.from_pretrained(folder)
+        made: Any = cls.config_class
+        config = kwargs.pop("config", None) or made.from_pretrained(folder)
         own = cls._own_names(_tensors(folder))
         model = super().from_pretrained(None, *args, config=config, state_dict=own, **kwargs)
         if (folder / "generation_config.json").exists():

@@ -98,7 +98,7 @@ class QWenConfig(PretrainedConfig):
             max_position_embeddings=min(self.max_position_embeddings, self.seq_length),
             rms_norm_eps=self.layer_norm_epsilon,
             initializer_range=self.initializer_range,
-            rope_theta=float(self.rotary_emb_base),
+            rope_theta=float(self.rotary_emb_base),  # type: ignore[call-arg]  # in 4 and 5
             attention_dropout=self.attn_dropout_prob,
             tie_word_embeddings=self.tie_word_embeddings,
             use_cache=self.use_cache,
