@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from easyllm.data.chunks import checked
 from easyllm.data.tokenizers import CHAT_TEMPLATE, END, SPEAKERS
 from easyllm.errors import UserError
-from easyllm.files import read_json, write_json
+from easyllm.models.tokenizer_files import save
 from easyllm.progress import progress
 from easyllm.spec.roles import Record
 from easyllm.spec.run import RunSpec
@@ -51,23 +50,6 @@ def train(run: RunSpec, folder: Path, vocab_size: int) -> None:
         additional_special_tokens=list(SPEAKERS),
         chat_template=CHAT_TEMPLATE,
     )
-
-
-def save(tokenizer: Any, folder: Path, **settings: Any) -> None:
-    """Write a ``tokenizers.Tokenizer`` in a form that transformers 4 and 5 load as it is."""
-    from transformers import PreTrainedTokenizerFast
-
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        clean_up_tokenization_spaces=False,
-        model_max_length=1 << 30,
-        **settings,
-    ).save_pretrained(folder)
-    # in words that both know
-    config = read_json(folder / "tokenizer_config.json")
-    config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write_json(folder / "tokenizer_config.json", config)
 
 
 def _texts(run: RunSpec) -> Iterator[str]:

@@ -37,14 +37,14 @@ def tokens_identity(run: RunSpec) -> dict[str, Any]:
 def encoding(run: RunSpec) -> dict[str, Any]:
     """What turns the texts into tokens: the tokenizer and the template."""
     tokenizer = run.data.tokenizer
-    return {
-        "tokenizer": {
-            "name": tokenizer.label(run),
-            "settings": write(tokenizer),
-            "files": _fingerprints(tokenizer.files(run)),
-        },
-        "template": write(run.data.template),
+    made = {
+        "name": tokenizer.label(run),
+        "settings": write(tokenizer),
+        "files": _fingerprints(tokenizer.files(run)),
     }
+    if rule := tokenizer.rule(run):
+        made["rule"] = rule
+    return {"tokenizer": made, "template": write(run.data.template)}
 
 
 def check_encoding(run: RunSpec, store: StorePaths, manifest: Manifest) -> None:
@@ -69,6 +69,9 @@ def check_encoding(run: RunSpec, store: StorePaths, manifest: Manifest) -> None:
             if mine[name] != theirs[name]
         ]
         lines.append(f"  fingerprint of the store's tokenizer: {manifest['tokenizer']}")
+    rules = [side["tokenizer"].get("rule") for side in (there, here)]
+    if same and rules[0] != rules[1] and here["tokenizer"]["files"]:
+        lines.append(f"  tokenizer: by the rule {rules[0]} in the store, {rules[1]} in this run")
     if there["template"] != here["template"]:
         lines.append(differences(there["template"], here["template"], "template"))
     if lines:

@@ -7,10 +7,10 @@ import binascii
 from pathlib import Path
 from typing import Any
 
-from easyllm.data.bpe import save
 from easyllm.data.formats import ChatML
 from easyllm.data.tokenizers import END
 from easyllm.errors import UserError
+from easyllm.models.tokenizer_files import save
 
 RANKS = 151_643
 """Tokens in ``qwen.tiktoken``; the special ones follow."""

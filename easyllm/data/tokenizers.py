@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easyllm.data import sentencepiece
-from easyllm.errors import UserError
+from easyllm.errors import Unusable, UserError
 from easyllm.models import source
 from easyllm.paths import RunPaths
 from easyllm.spec.problems import Problem
@@ -55,13 +55,13 @@ def problem(path: str) -> str | None:
     """What is wrong with a tokenizer's path, as far as that shows without loading."""
     try:
         place = source.local(path)
-    except source.Unusable as error:
+    except Unusable as error:
         return error.what
     if place is None or place.suffix == ".tiktoken":
         return None
     if place.is_dir():
         return None if tokenizer_files(place) else "the folder holds no tokenizer"
-    return source.problem(path)
+    return source.problem(path) or source.tokenizer_problem(path)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -103,6 +103,10 @@ class Pretrained(Tokenizer):
             return []
         return tokenizer_files(place) if place.is_dir() else [place]
 
+    def rule(self, run: RunSpec) -> str | None:
+        path = self._path(run)
+        return source.tokenizer_rule(path) if path else None
+
     def make(self, run: RunSpec, folder: Path) -> None:
         path = self._path(run)
         assert path, "checked by problems()"
@@ -111,6 +115,8 @@ class Pretrained(Tokenizer):
             return _convert(origin, folder)
         if origin is None or not origin.is_dir():
             origin = source.folder(path, RunPaths(run).models, with_weights=False)
+        if told := source.without_tokenizer(origin):
+            raise UserError(told)
         files = tokenizer_files(origin)
         ranks = [file for file in files if file.suffix == ".tiktoken"]
         if ranks and origin / "tokenizer.json" not in files:

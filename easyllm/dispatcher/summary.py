@@ -128,11 +128,14 @@ def _next(run: RunSpec) -> list[tuple[str, str]]:
     ideas = [("read its metrics", f"tail -n 3 {shown(paths.metrics)}")]
     if not paths.metrics.exists():
         ideas.clear()
-    if (paths.export / "config.json").is_file():  # an adapter alone has none
+    written = paths.export / f"{run.name}.gguf"
+    if not written.is_file():
+        written = paths.export
+    if written != paths.export or (written / "config.json").is_file():  # an adapter has none
         ideas += [
             ("serve the model", f"{command()} {spec} stages=[serve]"),
             ("ask it something", f"{command()} stages=[infer]{_like(run)} "
-             f"inference.model={shown(paths.export)} inference.prompts.mine='Once upon a time'"),
+             f"inference.model={shown(written)} inference.prompts.mine='Once upon a time'"),
         ]  # fmt: skip
     elif "train" not in run.stages and not paths.export.is_dir():
         ideas.append(("train on it", f"{command()} {spec} stages=[train,export]"))

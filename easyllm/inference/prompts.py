@@ -37,6 +37,8 @@ def model_path(run: RunSpec) -> str:
     export = RunPaths(run).export
     if (export / "config.json").exists():
         return str(export)
+    if len(files := list(export.glob("*.gguf"))) == 1:
+        return str(files[0])
     if "train" in run.stages or RunPaths(run).checkpoints.is_dir():
         raise UserError(
             f"the run's trained model is not exported to {export}: add export to stages, or give "
@@ -51,8 +53,11 @@ def model_path(run: RunSpec) -> str:
 
 
 def model_folder(run: RunSpec) -> Path:
-    """The model to generate with, as a folder in Hugging Face's format."""
-    return source.folder(model_path(run), RunPaths(run).models)
+    """The model to generate with, as a folder in Hugging Face's format. Raises UserError."""
+    folder = source.folder(model_path(run), RunPaths(run).models)
+    if told := source.without_tokenizer(folder):
+        raise UserError(told)
+    return folder
 
 
 def model_files(run: RunSpec) -> list[Path]:

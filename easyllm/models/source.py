@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
 from easyllm import files
-from easyllm.errors import UserError
+from easyllm.errors import Unusable, UserError
 from easyllm.models import tensor_files
 
 PACKAGE = "package:"
@@ -21,16 +20,10 @@ FORMATS = (
 MERGED = "export it with export.adapter=merged, and give that folder"
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 """Configuration and tokenizer of a repository on the hub."""
+NO_TOKENIZER = "no_tokenizer.txt"
+"""Of a converted folder without tokenizer: why it has none."""
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """Weights of a repository on the hub; the first that it has are fetched."""
-
-
-class Unusable(UserError):
-    """A model path behind which there is no model: what is wrong, and the remedy."""
-
-    def __init__(self, path: str | Path, what: str, remedy: str = ""):
-        super().__init__(f"{path}: {what}; {remedy}" if remedy else f"{path}: {what}")
-        self.what = what
 
 
 def local(path: str) -> Path | None:
@@ -57,6 +50,42 @@ def problem(path: str) -> str | None:
     except Unusable as error:
         return error.what
     return None
+
+
+def tokenizer_problem(path: str) -> str | None:
+    """Why the tokenizer of a GGUF file cannot be made, as far as that shows at once."""
+    rule = _rule(path)
+    return rule.what if isinstance(rule, Unusable) else None
+
+
+def tokenizer_rule(path: str) -> str | None:
+    """The rule by which the text of a GGUF file's model becomes tokens, in words; None for
+    another format, whose tokenizer is taken as it is, or where there is none."""
+    rule = _rule(path)
+    return rule if isinstance(rule, str) else None
+
+
+def without_tokenizer(folder: Path) -> str | None:
+    """Why a converted folder has no tokenizer, where it has none."""
+    try:
+        return (folder / NO_TOKENIZER).read_text("utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def _rule(path: str) -> str | Unusable | None:
+    try:
+        place = local(path)
+    except Unusable:
+        return None
+    if place is None or place.suffix != ".gguf" or not place.is_file():
+        return None
+    from easyllm.models.gguf import header, tokenizer
+
+    try:
+        return tokenizer.rule_of(header.read(place, arrays=False))
+    except Unusable as unusable:
+        return unusable
 
 
 def local_config(path: str) -> dict[str, Any] | None:
@@ -105,6 +134,10 @@ def _checked(path: str) -> Path | None:
         raise Unusable(path, "is neither a folder nor a .gguf file", FORMATS)
     elif importlib.util.find_spec("gguf") is None:
         raise Unusable(path, "reading GGUF needs the gguf package: pip install 'easyllm[gguf]'")
+    else:
+        from easyllm.models.gguf import header
+
+        header.read(place, arrays=False)
     return place
 
 
@@ -171,7 +204,9 @@ def _downloaded(hub_id: str, with_weights: bool) -> Path:
 
 def _converted(file: Path, cache: Path) -> Path:
     """The folder that holds the model of a GGUF file, made where it is not there yet."""
-    identity = files.digest([file.name, files.fingerprint(file)])
+    from easyllm.models.gguf import CONVERSION
+
+    identity = files.digest([file.name, files.fingerprint(file), CONVERSION])
     target = cache / f"{file.stem}-{identity}"
     if not target.exists():
         with files.exclusive(cache / f".{target.name}.lock"):
@@ -182,23 +217,16 @@ def _converted(file: Path, cache: Path) -> Path:
 
 
 def _convert(file: Path, aside: Path) -> None:
-    """Write model and tokenizer of a GGUF file into ``aside``.
+    """Write model and tokenizer of a GGUF file into ``aside``. Raises UserError.
 
-    In float32, which holds the value of every quantized weight.
+    Where the tokenizer cannot be made, what keeps it stands in its place: with another, given
+    by ``data.tokenizer.path``, the model can be trained all the same.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from easyllm.models.gguf import header, model, tokenizer
 
-    source = {"gguf_file": file.name, "local_files_only": True}
+    found = header.read(file)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **source)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(file.parent),
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-            **source,
-        )
-    except (ValueError, LookupError, OSError, NotImplementedError, struct.error) as error:
-        raise Unusable(file, f"transformers cannot read it: {error}") from error
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
+        tokenizer.convert(found, aside)
+    except UserError as error:
+        (aside / NO_TOKENIZER).write_text(str(error), "utf-8")
+    model.convert(found, aside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from easyllm.data import tokenizers
@@ -24,6 +25,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
     tokenizer = getattr(run.data.tokenizer, "path", None)
     if isinstance(tokenizer, str) and (complaint := tokenizers.problem(tokenizer)):
         yield Problem("data.tokenizer.path", tokenizer, complaint, tokenizers.PATHS)
+    yield from _model_tokenizer(run)
     yield from _inference(run)
     if "serve" in run.stages:
         yield from _serving(run)
@@ -32,6 +34,11 @@ def problems(run: RunSpec) -> Iterator[Problem]:
         yield Problem(
             "export.checkpoint", checkpoint, "is not a checkpoint",
             "give RUN_DIR/checkpoints/step-N, or null for the run's newest",
+        )  # fmt: skip
+    if "export" in run.stages and run.export.format == "gguf" and find_spec("gguf") is None:
+        yield Problem(
+            "export.format", "gguf", "writing GGUF needs the gguf package",
+            "pip install 'easyllm[gguf]'",
         )  # fmt: skip
     for key, folder in (
         ("run_dir", run.run_dir),
@@ -63,6 +70,16 @@ def _weights(run: RunSpec, path: str) -> Iterator[Problem]:
             )
 
 
+def _model_tokenizer(run: RunSpec) -> Iterator[Problem]:
+    """The tokenizer of the model at ``model.path``, where it is the one that is asked for."""
+    taken = "tokenize" in run.stages and getattr(run.data.tokenizer, "path", "") is None
+    if taken and run.model.path and (complaint := source.tokenizer_problem(run.model.path)):
+        yield Problem(
+            "model.path", run.model.path, complaint,
+            "give data.tokenizer.path=<a folder or hub id with the model's published tokenizer>",
+        )  # fmt: skip
+
+
 def _inference(run: RunSpec) -> Iterator[Problem]:
     prompts, model = run.inference.prompts, run.inference.model
     local = isinstance(prompts, str) and "://" not in prompts
@@ -78,7 +95,7 @@ def _inference(run: RunSpec) -> Iterator[Problem]:
         )
     if not model or not {"infer", "serve"} & set(run.stages):
         return
-    if complaint := source.problem(model):
+    if complaint := source.problem(model) or source.tokenizer_problem(model):
         yield Problem("inference.model", model, complaint, "give a folder or a hub id")
     elif (folder := source.local(model)) and folder.is_dir():
         for complaint in tensor_files.problems(folder):

@@ -13,6 +13,8 @@ from easyllm.spec.run import STAGES, RunSpec
 
 ON_CUDA = ("flash_attention_2", "flex_attention")
 """Attention that trains on CUDA devices only: of the second torch has no backward pass on a CPU."""
+IN_GGUF = ("llama", "mistral", "qwen2", "qwen3")
+"""``model_type`` of the models that are written as GGUF."""
 BYTES = {"float32": 4, "bfloat16": 2}
 """Bytes of a number by dtype."""
 
@@ -23,6 +25,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
     yield from _batch(run)
     yield from _training(run)
     yield from _adapter(run)
+    yield from _gguf(run)
     yield from _model(run)
     yield from _data(run)
     yield from _inference(run)
@@ -174,6 +177,34 @@ def _adapter(run: RunSpec) -> Iterator[Problem]:
             key, run.export.adapter, f"{' and '.join(sorted(generating))} would find no model",
             "give export.adapter=merged, or inference.model=<folder or hub id>",
             also=("inference.model",),
+        )  # fmt: skip
+
+
+def _gguf(run: RunSpec) -> Iterator[Problem]:
+    export, key = run.export, "export.format"
+    if export.format != "gguf":
+        if export.gguf_type:
+            yield Problem(
+                "export.gguf_type", export.gguf_type, "is of export.format=gguf only",
+                "give export.format=gguf, or export.dtype", also=(key,),
+            )  # fmt: skip
+        return
+    if export.adapter == "adapter":
+        yield Problem(
+            key, "gguf", "of an adapter alone no GGUF file is written",
+            "give export.adapter=merged, or export.format=safetensors", also=("export.adapter",),
+        )  # fmt: skip
+    if export.dtype:
+        yield Problem(
+            "export.dtype", export.dtype, "is of export.format=safetensors only",
+            "give export.gguf_type", also=(key,),
+        )  # fmt: skip
+    family = run.model.family
+    if family and export.layout == "native" and family.model_type not in IN_GGUF:
+        yield Problem(
+            key, "gguf", f"{family.model_type} is not written, only {', '.join(IN_GGUF)}",
+            "give export.layout=modern, or export.format=safetensors",
+            also=("model.family", "export.layout"),
         )  # fmt: skip
 
 

@@ -107,6 +107,13 @@ class ExportSpec:
     """The checkpoint to convert; null takes the run's newest."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the exported weights; null keeps the checkpoint's."""
+    format: Literal["safetensors", "gguf"] = "safetensors"
+    """``safetensors`` writes a folder in Hugging Face's format; ``gguf`` one file with model,
+    tokenizer and chat template, which llama.cpp and Ollama run: of Llama, Mistral, Qwen2 and
+    Qwen3, and of Qwen and Baichuan with ``layout=modern``."""
+    gguf_type: Literal["f32", "bf16", "f16", "q8_0"] | None = None
+    """Type of the matrices in a GGUF file, ``q8_0`` with a scale for 32 numbers of 8 bits each;
+    null keeps the checkpoint's. Norms and biases are float32."""
     adapter: Literal["merged", "adapter"] = "merged"
     """What ``training.adapter`` is exported as: added to the weights of its model, a model like
     any other; or the folder that peft puts on the model at ``model.path``."""

@@ -1,4 +1,4 @@
-"""Turns a checkpoint into a plain Hugging Face folder, in one process."""
+"""Turns a checkpoint into a plain Hugging Face folder or a GGUF file, in one process."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Export(Stage):
 
     def outputs(self, run: RunSpec) -> list[Path]:
         alone = run.export.adapter == "adapter"
+        if run.export.format == "gguf" and not alone:
+            return [self.paths(run).export / f"{run.name}.gguf"]
         return [self.paths(run).export / ("adapter_config.json" if alone else "config.json")]
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:

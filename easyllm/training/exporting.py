@@ -67,6 +67,10 @@ def _export_model(
     settings = run.export
     config, layout = _layout(checkpoint.weights, run, adapter)
     config["dtype"] = settings.dtype or config["dtype"]
+    if settings.format == "gguf":
+        from easyllm.training import gguf_export
+
+        return gguf_export.export(checkpoint.weights, target, run, config, *layout)
     dtype = DTYPES[config["dtype"]]
     sizes = {name: shape.numel() * dtype.itemsize for name, shape in layout.shapes.items()}
     plan = plan_shards(sizes, settings.max_shard_gb * 1e9)

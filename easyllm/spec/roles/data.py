@@ -121,6 +121,11 @@ class Tokenizer(Component):
     def files(self, run: RunSpec) -> list[Path]:
         """Local files its identity depends on, the sources' not counted."""
 
+    def rule(self, run: RunSpec) -> str | None:
+        """The conversion that makes the tokenizer of its files, in words, with a version: where
+        it changes, the same files give other ids. None where they are taken as they are."""
+        return None
+
     @abc.abstractmethod
     def make(self, run: RunSpec, folder: Path) -> None:
         """Write the tokenizer into ``folder`` in Hugging Face's format."""
