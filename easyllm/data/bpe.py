@@ -57,11 +57,9 @@ def save(tokenizer: Any, folder: Path, **settings: Any) -> None:
     """Write a ``tokenizers.Tokenizer`` in a form that transformers 4 and 5 load as it is."""
     from transformers import PreTrainedTokenizerFast
 
+    settings = {"model_max_length": 1 << 30, **settings}
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        clean_up_tokenization_spaces=False,
-        model_max_length=1 << 30,
-        **settings,
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **settings
     ).save_pretrained(folder)
     # in words that both know
     config = read_json(folder / "tokenizer_config.json")
