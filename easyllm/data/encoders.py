@@ -57,7 +57,7 @@ class HuggingFace(Encoder):
 
         def encode(texts: list[str]) -> tuple[Int32, Int64]:
             rows = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            return _joined([np.fromiter(row.ids, np.int32, len(row)) for row in rows])
+            return joined([np.fromiter(row.ids, np.int32, len(row)) for row in rows])
 
         return encode
 
@@ -100,7 +100,7 @@ class Gigatoken(Encoder):
                 text = 0
             if size >= LONG * len(texts):
                 # what a batch gives needs the package awkward, whose import takes 0.2 s
-                return _joined([tokenizer.encode(text) for text in texts])
+                return joined([tokenizer.encode(text) for text in texts])
             rows = tokenizer.encode_batch(texts, parallel=False).layout
             offsets = rows.offsets.data.astype(np.int64)
             return rows.content.data[offsets[0] : offsets[-1]].view(np.int32), offsets - offsets[0]
@@ -182,7 +182,7 @@ def _resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _joined(rows: list[Any]) -> tuple[Int32, Int64]:
+def joined(rows: list[Any]) -> tuple[Int32, Int64]:
     """Rows of ids end to end, and their offsets."""
     import numpy as np
 

@@ -80,8 +80,16 @@ def vocabulary(tokenizer: Any) -> Iterator[str]:
         yield "".join(texts[first : first + 100])
 
 
-def difference(reference: Encode, encode: Encode, texts: list[str]) -> str | None:
-    """Where ``encode`` gives other ids than ``reference``, and which; None where nowhere."""
+def difference(
+    reference: Encode,
+    encode: Encode,
+    texts: list[str],
+    names: tuple[str, str] = ("it", "Hugging Face's tokenizers"),
+) -> str | None:
+    """Where ``encode`` gives other ids than ``reference``, and which; None where nowhere.
+
+    ``names`` are what the two are called: ``encode``, and ``reference``.
+    """
     import numpy as np
 
     (right, places), (found, starts) = reference(texts), encode(texts)
@@ -94,8 +102,8 @@ def difference(reference: Encode, encode: Encode, texts: list[str]) -> str | Non
             at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
             at = max(0, at - 2)
             return (
-                f"of {_short(text)} it makes {_ids(b, at)}, and Hugging Face's tokenizers make "
-                f"{_ids(a, at)}"
+                f"of {_short(text)} {names[0]} makes {_ids(b, at)}, and {names[1]} "
+                f"{'make' if names[1].endswith('s') else 'makes'} {_ids(a, at)}"
             )
     return None
 

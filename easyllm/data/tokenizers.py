@@ -9,7 +9,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from easyllm.data import sentencepiece
 from easyllm.errors import Unusable, UserError
 from easyllm.models import source
 from easyllm.paths import RunPaths
@@ -112,7 +111,7 @@ class Pretrained(Tokenizer):
         assert path, "checked by problems()"
         origin = source.local(path)
         if origin is not None and origin.suffix == ".tiktoken":
-            return _convert(origin, folder)
+            return _from_ranks(origin, folder, run)
         if origin is None or not origin.is_dir():
             origin = source.folder(path, RunPaths(run).models, with_weights=False)
         if told := source.without_tokenizer(origin):
@@ -120,13 +119,17 @@ class Pretrained(Tokenizer):
         files = tokenizer_files(origin)
         ranks = [file for file in files if file.suffix == ".tiktoken"]
         if ranks and origin / "tokenizer.json" not in files:
-            return _convert(ranks[0], folder)
+            return _from_ranks(ranks[0], folder, run)
         if not files:
             raise UserError(
                 f"{path} holds no tokenizer; give data.tokenizer.path=<folder or hub id>"
             )
-        if sentencepiece.asks_for_code(origin):
-            return sentencepiece.convert(origin, folder)
+        if (origin / "tokenizer.model").is_file():
+            from easyllm.data.tokenizer_conversion import comparison, sentencepiece
+
+            if sentencepiece.applies(origin):
+                return sentencepiece.convert(origin, folder, comparison.first_documents(run))
+            sentencepiece.notice_disagreement(origin)
         # copied as they are: what transformers saves anew older versions cannot always read
         for file in files:
             to = folder / file.relative_to(origin)
@@ -138,10 +141,10 @@ class Pretrained(Tokenizer):
         return self.path or run.model.path
 
 
-def _convert(file: Path, folder: Path) -> None:
-    from easyllm.data.qwen import convert
+def _from_ranks(file: Path, folder: Path, run: RunSpec) -> None:
+    from easyllm.data.tokenizer_conversion import comparison, qwen
 
-    convert(file, folder)
+    qwen.convert(file, folder, comparison.first_documents(run))
 
 
 @dataclass(frozen=True, kw_only=True)

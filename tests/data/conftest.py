@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from easyllm.data.encoding import Vocabulary, by_transformers
-from easyllm.data.qwen import convert
 from easyllm.data.templates import end_of_sequence
+from easyllm.data.tokenizer_conversion.qwen import convert
 from easyllm.models import source
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load

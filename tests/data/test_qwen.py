@@ -11,7 +11,7 @@ import tiktoken
 
 from easyllm.data.encoding import load_tokenizer
 from easyllm.data.exactness import sample
-from easyllm.data.qwen import PATTERN, RANKS, SPECIAL, convert, ranks
+from easyllm.data.tokenizer_conversion.qwen import PATTERN, RANKS, SPECIAL, convert, ranks
 from easyllm.data.tokenizers import Pretrained, problem
 from easyllm.errors import UserError
 from easyllm.models import source

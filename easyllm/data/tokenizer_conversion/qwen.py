@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib.util
+import itertools
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from easyllm.data.exactness import sample, vocabulary
 from easyllm.data.formats import ChatML
+from easyllm.data.tokenizer_conversion import comparison
 from easyllm.data.tokenizers import END
 from easyllm.errors import UserError
 from easyllm.models.tokenizer_files import save
@@ -27,12 +33,18 @@ SPECIAL = (END, *TURNS, *(f"<|extra_{number}|>" for number in range(205)))
 turn of the chat models."""
 
 
-def convert(file: Path, folder: Path) -> None:
+def convert(file: Path, folder: Path, documents: Iterable[str] = ()) -> None:
     """Write into ``folder`` the tokenizer of a ``qwen.tiktoken``: same ids, no code of its own.
 
     Raises UserError for a file that is another vocabulary's, whose pattern and special tokens
-    are not known.
+    are not known, and where hard texts, the tokens' own texts or ``documents`` have other ids
+    than tiktoken gives.
     """
+    if importlib.util.find_spec("tiktoken") is None:
+        raise UserError(
+            f"{file} is compared with tiktoken, which is not installed: "
+            "pip install 'easyllm[tiktoken]'"
+        )
     from tokenizers import normalizers
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -52,6 +64,25 @@ def convert(file: Path, folder: Path) -> None:
         additional_special_tokens=list(TURNS),
         chat_template=ChatML().chat_template(None),
     )
+    texts = itertools.chain(sample(SPECIAL), _vocabulary(folder), documents)
+    comparison.check(file, folder, "tiktoken", _original(file), texts)
+
+
+def _vocabulary(folder: Path) -> Iterator[str]:
+    from easyllm.data.encoding import load_tokenizer
+
+    return vocabulary(load_tokenizer(folder))
+
+
+def _original(file: Path) -> comparison.Rows:
+    """tiktoken, with the names of special tokens as words."""
+    import tiktoken
+
+    encoding = tiktoken.Encoding(
+        "qwen", pat_str=PATTERN, mergeable_ranks=ranks(file), special_tokens={}
+    )
+    # the published tokenizer does this before it calls tiktoken
+    return lambda texts: [encoding.encode_ordinary(unicodedata.normalize("NFC", t)) for t in texts]
 
 
 def ranks(file: Path) -> dict[bytes, int]:
