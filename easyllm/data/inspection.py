@@ -56,6 +56,9 @@ class Inspection:
     long_conversations: str
     """How many of those are conversations, and what becomes of them."""
     rows: list[ShownRow]
+    chats: dict[str, Any]
+    """Counts of the conversations, of those that became several documents, and of the tokens
+    that these repeat: see ``encoding.ChatCounts``."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class Inspection:
             **self.packings[self.packing],
             "packings": self.packings,
             "longer_than_a_row": self.longer_than_a_row,
+            "chats": self.chats,
             "sources": self.sources,
             "lengths": [list(step) for step in self.histogram],
         }
@@ -116,6 +120,7 @@ def inspect(run: RunSpec) -> Inspection:
         ),
         longer_than_a_row=int(np.count_nonzero(split.lengths > rows.seq_len)),
         rows=list(_shown(run, rows)),
+        chats=manifest["chats"],
     )
 
 

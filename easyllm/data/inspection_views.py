@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -135,10 +136,25 @@ def _tables(found: Inspection) -> list[tuple[str, list[str], _Rows]]:
         + (f", {found.long_conversations}" if found.long_conversations else "")
     )
     return [
-        ("Sources", ["source", *(heading for _, heading, _ in SOURCES)], sources),
+        (
+            f"Sources{_chats(found.chats)}",
+            ["source", *(heading for _, heading, _ in SOURCES)],
+            sources,
+        ),
         (LENGTHS, ["tokens", "documents"], lengths),
         (packed, ["packing", "rows", "fill"], packings),
     ]
+
+
+def _chats(counts: dict[str, Any]) -> str:
+    """What the chat template made of the conversations, where it made more of some."""
+    if not counts.get("unrolled"):
+        return ""
+    return (
+        f"; {counts['unrolled']:,} of {counts['conversations']:,} conversations are several "
+        f"documents, since the chat template writes earlier turns in another way later on, and "
+        f"repeat {counts['repeated_tokens']:,} tokens"
+    )
 
 
 def _heading(row: ShownRow) -> str:
