@@ -97,7 +97,8 @@ def _laid(histogram: Int64, seq_len: int, most: Int64 | None) -> list[_Fit]:
                 return fits
             # a few short documents, many times over: where the fullest row is filled first, their
             # copies run out of rows
-            if fits := _fits(histogram, seq_len, np.minimum(at_most, -(-histogram // count)), count):
+            fewest = np.minimum(at_most, -(-histogram // count))
+            if fits := _fits(histogram, seq_len, fewest, count):
                 return fits
         limits *= 2  # in the end there is no limit, and these are the plain ones
 
@@ -106,9 +107,7 @@ def _rows(fits: list[_Fit]) -> int:
     return max((fit.row + -(-fit.pieces // fit.per_row) for fit in fits), default=0)
 
 
-def _fits(
-    histogram: Int64, seq_len: int, limits: Int64 | None = None, even: int = 0
-) -> list[_Fit]:
+def _fits(histogram: Int64, seq_len: int, limits: Int64 | None = None, even: int = 0) -> list[_Fit]:
     """Best-fit decreasing: the longest piece first, each into the fullest row that holds it.
 
     Once a piece has gone into a row, that row is the fullest that can hold another as long,

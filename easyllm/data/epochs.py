@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from easyllm.data.cache import Cache
 from easyllm.data.best_fit import pieces, rows_needed
+from easyllm.data.cache import Cache
 from easyllm.data.packing import Packing, Plan, slots_taken
 from easyllm.data.random import generator
 from easyllm.data.shards import Bool, Int64, UInt64, mix
