@@ -97,9 +97,8 @@ def _laid(histogram: Int64, seq_len: int, most: Int64 | None) -> list[_Fit]:
                 return fits
             # a few short documents, many times over: where the fullest row is filled first, their
             # copies run out of rows
-            if fits := _fits(
-                histogram, seq_len, np.minimum(at_most, -(-histogram // count)), count
-            ):
+            fewest = np.minimum(at_most, -(-histogram // count))
+            if fits := _fits(histogram, seq_len, fewest, count):
                 return fits
         limits *= 2  # in the end there is no limit, and these are the plain ones
 
