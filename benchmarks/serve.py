@@ -41,6 +41,8 @@ ENGINES = {
     "transformers": "easyllm.inference.engines.Transformers",
     "vllm": "easyllm.inference.engines.VLLM",
 }
+CACHE_GB = 8
+"""For keys and values on a GPU, of which two servers at a time would else want all."""
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",  # the other core is the server's
@@ -48,7 +50,9 @@ ENVIRONMENT = {
     # of two that do the same one may be a tenth slower
     "MALLOC_MMAP_THRESHOLD_": "100000000",
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
-    "PYTHONPATH": str(Path(__file__).parents[1]),
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    ),
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -97,10 +101,11 @@ def direct(asked: argparse.Namespace) -> None:
     from easyllm.spec.inference import SamplingSpec
     from easyllm.spec.schema import read
 
+    cache = {"kv_cache_gb": CACHE_GB} if asked.device == "cuda" else {}
     run, problems = read(
-        {"model": {"dtype": "float32"}, "hardware": {"device": "cpu"},
+        {"model": {"dtype": "float32"}, "hardware": {"device": asked.device},
          "inference": {"batch_size": asked.concurrency,
-                       "engine": {"_target_": ENGINES["transformers"]}}},
+                       "engine": {"_target_": ENGINES["transformers"], **cache}}},
         resolver(),
     )  # fmt: skip
     assert not problems
@@ -178,13 +183,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def easyllm(model: Path, engine: str, port: int, concurrency: int) -> list[str]:
-    extra = [] if engine == "transformers" else [
-        f"+inference.engine.max_model_len={CONTEXT}", "+inference.engine.enforce_eager=true"
-    ]  # fmt: skip
+def easyllm(
+    model: Path, engine: str, port: int, concurrency: int, device: str = "cpu"
+) -> list[str]:
+    extra = [f"+inference.engine.kv_cache_gb={CACHE_GB}"] if device == "cuda" else []
+    if engine == "vllm":
+        extra = [
+            f"+inference.engine.max_model_len={CONTEXT}",
+            "+inference.engine.enforce_eager=true",
+        ]
     return [
         sys.executable, "-m", "easyllm", "stages=[serve]", f"inference.model={model}",
-        "hardware=cpu", "model.dtype=float32", f"serving.port={port}", "serving.model_name=tiny",
+        f"hardware.device={device}", "model.dtype=float32", f"serving.port={port}",
+        "serving.model_name=tiny",
         f"inference.engine._target_={ENGINES[engine]}", f"inference.batch_size={concurrency}",
         f"run_dir={model.parent}/{engine}", *extra,
     ]  # fmt: skip
@@ -246,10 +257,12 @@ class Bench:
 
     def over_engine(self) -> float:
         port = free_port()
-        command = easyllm(self.model, "transformers", port, self.asked.concurrency)
+        command = easyllm(
+            self.model, "transformers", port, self.asked.concurrency, self.asked.device
+        )
         own = [sys.executable, __file__, "--direct", str(self.model),
                *(f"--{key}={getattr(self.asked, key)}"
-                 for key in ("requests", "concurrency", "tokens"))]  # fmt: skip
+                 for key in ("requests", "concurrency", "tokens", "device"))]  # fmt: skip
         with serving("easyllm-transformers", command, port, self.folder) as server:
             pipe = subprocess.PIPE
             with subprocess.Popen(
@@ -293,6 +306,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu",
+                        help="of our transformers engine")  # fmt: skip
     parser.add_argument("--only", choices=sorted(ENGINES))
     parser.add_argument("--direct", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -300,9 +315,8 @@ def main() -> int:
         direct(asked)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its servers end too
-    engines = [name for name in ENGINES if asked.only in (None, name)]
-    if find_spec("vllm") is None:
-        engines.remove("vllm")
+    engines = [name for name in ENGINES if asked.only in (None, name)
+               and (name != "vllm" or find_spec("vllm"))]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(asked, Path(folder))
         over_engine = bench.over_engine() if "transformers" in engines else None

@@ -31,7 +31,7 @@ CPU_CACHE_GB = 2.0
 APART, APART_MOST = 0.002, 0.1
 """Seconds between the pieces of an answer at least: for each other answer under way, and of
 all of them at most."""
-INSTEAD = {"flex_attention": "sdpa"}
+INSTEAD = {"flex_attention": "sdpa", "varlen": "sdpa"}
 """Attention that transformers does not batch continuously, and what computes the same."""
 PAGE = {"cpu": 32, "cuda": 256}
 """Tokens a page of keys and values; flash attention asks for multiples of 256."""

@@ -12,13 +12,17 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from easyllm.errors import UserError
 from easyllm.models.custom.modeling_baichuan import alibi_slopes
 from easyllm.models.flex import attend_by_flex
+from easyllm.models.varlen import attend_by_varlen
 
 BY_DOCUMENT = "easyllm_sdpa"
 """The name in transformers' attention interface of torch's attention, document by document."""
 BY_FLEX = "easyllm_flex"
 """The same by torch's flex attention."""
+BY_VARLEN = "easyllm_varlen"
+"""The same by torch's flash attention over sequences of any lengths."""
 FLASH_ALIBI = "easyllm_flash_alibi"
 """The same of flash-attn's kernel with ALiBi, which transformers does not pass on."""
 
@@ -34,6 +38,9 @@ class Documents:
     """``(documents + 1,)``, int32: where they begin in the rows laid end to end, and the end."""
     lengths: list[int]
     """Of all documents, row by row."""
+    longest: int
+    """The length of the longest. A field, so that compiled code depends on this number alone,
+    not on each of ``lengths``."""
     shared: dict[str | tuple[str, Any], Any] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -44,7 +51,8 @@ class Documents:
         flat = positions.flatten()
         begins = (flat == 0).nonzero().flatten()
         bounds = torch.cat([begins, begins.new_tensor([flat.numel()])]).to(torch.int32)
-        return cls(positions, bounds, bounds.diff().tolist())
+        lengths = bounds.diff().tolist()
+        return cls(positions, bounds, lengths, max(lengths))
 
     @property
     def one_a_row(self) -> bool:
@@ -52,10 +60,17 @@ class Documents:
 
 
 def implementation(attention: str, alibi: bool = False) -> str:
-    """What computes ``model.attention``, by its name in transformers' attention interface."""
+    """What computes ``model.attention``, by its name in transformers' attention interface.
+    Raises UserError where that cannot add ALiBi."""
     if attention == "flash_attention_2" and alibi:
         return FLASH_ALIBI
-    return {"sdpa": BY_DOCUMENT, "flex_attention": BY_FLEX}.get(attention, attention)
+    if attention == "varlen" and alibi:
+        raise UserError(
+            "model.attention=varlen has no place for ALiBi, which this model has for positions; "
+            "give model.attention=flex_attention, or sdpa"
+        )
+    own = {"sdpa": BY_DOCUMENT, "flex_attention": BY_FLEX, "varlen": BY_VARLEN}
+    return own.get(attention, attention)
 
 
 def arguments(
@@ -69,17 +84,16 @@ def arguments(
     within documents. ``hidden`` is ``(rows, tokens, hidden_size)``; a ``window`` is the
     tokens that a layer looks back at, itself included."""
     name = config._attn_implementation
-    if name in (BY_DOCUMENT, BY_FLEX):
+    if name in (BY_DOCUMENT, BY_FLEX, BY_VARLEN):
         return {"attention_mask": None, "documents": documents, "alibi": alibi}
     if name in ("flash_attention_2", FLASH_ALIBI):  # not run yet: needs a GPU
         # transformers reads boundaries from positions only where there is one row
-        longest = max(documents.lengths)
         return {
             "attention_mask": None,
             "cu_seq_lens_q": documents.bounds,
             "cu_seq_lens_k": documents.bounds,
-            "max_length_q": longest,
-            "max_length_k": longest,
+            "max_length_q": documents.longest,
+            "max_length_k": documents.longest,
         }
     make = create_sliding_window_causal_mask if window else create_causal_mask
     mask: Any = make(
@@ -198,4 +212,5 @@ def attend_with_flash_alibi(  # not run yet: needs a GPU
 
 AttentionInterface.register(BY_DOCUMENT, attend_by_document)
 AttentionInterface.register(BY_FLEX, attend_by_flex)
+AttentionInterface.register(BY_VARLEN, attend_by_varlen)
 AttentionInterface.register(FLASH_ALIBI, attend_with_flash_alibi)

@@ -288,6 +288,9 @@ class Baichuan(_Declared):
 
         return Names({}, FUSED)
 
+    def alibi(self, config: Mapping[str, Any]) -> bool:
+        return _alibi(config)
+
     def native_only(self, config: Mapping[str, Any]) -> str:
         return "its ALiBi positions exist in no other layout" if _alibi(config) else ""
 

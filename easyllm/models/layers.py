@@ -89,10 +89,10 @@ class _Causal:
 
     def forward(self, hidden: torch.Tensor, documents: Documents) -> torch.Tensor:
         """``hidden`` and the result are ``(rows, tokens, hidden_size)``."""
-        layer: Any = super()
         if "rotary" not in documents.shared:
             documents.shared["rotary"] = self.rotary(hidden, documents.positions)
-        return layer.forward(  # type: ignore[no-any-return]
+        # called at once: torch 2.11 compiles no name that super() is given first
+        return super().forward(  # type: ignore[misc,no-any-return]
             hidden,
             position_embeddings=documents.shared["rotary"],
             **arguments(self.config, hidden, documents, self.window, self.alibi),

@@ -16,6 +16,8 @@ ON_DEVICE = {"train", "infer", "serve"}
 """Stages that use the devices."""
 FUSED_LOSS = (2, 13)
 """The torch that brought ``linear_cross_entropy``."""
+VARLEN = (2, 11)
+"""The torch whose ``varlen_attn`` takes a scale and a window."""
 
 
 def problems(run: RunSpec) -> Iterator[Problem]:
@@ -34,7 +36,13 @@ def problems(run: RunSpec) -> Iterator[Problem]:
         if run.model.attention == "flash_attention_2" and find_spec("flash_attn") is None:
             yield Problem(
                 "model.attention", run.model.attention, "the package flash-attn is not installed",
-                "pip install 'easyllm[flash-attn]', or give model.attention=sdpa",
+                "pip install 'easyllm[flash-attn]', or give model.attention=varlen",
+            )  # fmt: skip
+        if run.model.attention == "varlen" and _numbers(version("torch")) < VARLEN:
+            yield Problem(
+                "model.attention", run.model.attention,
+                f"torch has it from 2.11 on, and this is {version('torch')}",
+                "give model.attention=sdpa, or pip install 'torch>=2.11'",
             )  # fmt: skip
     if "train" in run.stages:
         yield from _loss_problems(run)

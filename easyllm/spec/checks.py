@@ -6,13 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from easyllm.spec import trainable
+from easyllm.spec import attention, trainable
 from easyllm.spec.problems import ABSENT, Problem, near
 from easyllm.spec.roles import Component, Family, ModelShape
 from easyllm.spec.run import STAGES, RunSpec
 
-ON_CUDA = ("flash_attention_2", "flex_attention")
-"""Attention that trains on CUDA devices only: of the second torch has no backward pass on a CPU."""
 IN_GGUF = ("llama", "mistral", "qwen2", "qwen3")
 """``model_type`` of the models that are written as GGUF."""
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -254,18 +252,7 @@ def _model(run: RunSpec) -> Iterator[Problem]:
             "model.path", None, "there are no weights to start from",
             "give a folder or a hub id, or model.init=random", also=("model.init",),
         )  # fmt: skip
-    if model.attention in ON_CUDA and run.hardware.device == "cpu":
-        yield Problem(
-            "model.attention", model.attention, "needs a CUDA device",
-            "give model.attention=sdpa", also=("hardware.device",),
-        )  # fmt: skip
-    dropout = {**model.config, **model.overrides}.get("attention_dropout")
-    if model.attention == "flex_attention" and dropout:
-        yield Problem(
-            "model.attention", model.attention, f"drops nothing, and attention_dropout={dropout}",
-            "give model.attention=sdpa, or model.overrides.attention_dropout=0",
-            also=("model.overrides", "model.config"),
-        )  # fmt: skip
+    yield from attention.problems(run)
     if model.family is None:
         return
     yield from config_problems(run, model.family)

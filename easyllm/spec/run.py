@@ -53,9 +53,10 @@ class ModelSpec:
     """Start from the weights at ``path``, or from random ones drawn with ``seed``."""
     dtype: DType = "bfloat16"
     """The type weights are held in during training."""
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """The attention implementation, by its name in transformers. ``flash_attention_2`` and
-    ``flex_attention`` need a CUDA device."""
+    attention: Literal["sdpa", "eager", "varlen", "flex_attention", "flash_attention_2"] = "sdpa"
+    """The attention implementation, by its name in transformers, or ``varlen``, torch's own
+    flash attention over documents of any lengths. The last three need a CUDA device, and
+    ``varlen`` and ``flash_attention_2`` 16-bit numbers."""
     compile: bool = False
     """Compile for training by ``torch.compile``: each decoder layer but for its attention, and
     the loss."""

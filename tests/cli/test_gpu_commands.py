@@ -39,6 +39,6 @@ def test_the_gpu_tests_run_what_easyllm_takes(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("size", ["0.4b", "1.3b", "3b"])
 def test_the_gpu_benchmark_runs_what_easyllm_takes(size: str, tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").touch()
-    asked = Namespace(device="cuda", attention="sdpa", seq_len=2048, accumulation=4, steps=25)
+    asked = Namespace(device="cuda", attention="sdpa", seq_len=2048, recompute=False)
     words = benchmark().words(asked, size, tmp_path / "text.jsonl", tmp_path / "run")
     sound(tmp_path, [word for word in words if not word.startswith("stages=")])

@@ -233,6 +233,30 @@ REFUSALS = {
         ["+recipe=demo", "model.attention=flex_attention"],
         ["model.attention = flex_attention", "needs a CUDA device", "model.attention=sdpa"],
     ),
+    "attention of torch's own that needs a GPU": (
+        ["+recipe=demo", "model.attention=varlen", "model.dtype=bfloat16"],
+        ["model.attention = varlen", "needs a CUDA device", "model.attention=sdpa"],
+    ),
+    "attention that takes 16 bits": (
+        ["+recipe=llama3_8b", "model.attention=varlen", "model.dtype=float32"],
+        ["model.attention = varlen", "takes no float32", "model.dtype=bfloat16"],
+    ),
+    "flash attention that takes 16 bits": (
+        ["+recipe=llama3_8b", "model.attention=flash_attention_2", "model.dtype=float32"],
+        ["model.attention = flash_attention_2", "takes no float32", "model.dtype=bfloat16"],
+    ),
+    "attention without ALiBi": (
+        ["+recipe=baichuan2_13b", "model.attention=varlen"],
+        ["model.attention = varlen", "ALiBi", "model.attention=flex_attention"],
+    ),
+    "torch's own attention drops nothing": (
+        [
+            "+recipe=llama3_8b",
+            "model.attention=varlen",
+            "model.overrides.attention_dropout=0.1",
+        ],
+        ["model.attention = varlen", "attention_dropout=0.1"],
+    ),
     "attention that drops nothing": (
         [
             "+recipe=llama3_8b",
@@ -311,6 +335,16 @@ def test_a_package_that_is_not_installed(empty, capsys, monkeypatch):
     message = " ".join(capsys.readouterr().err.split())
     assert "LoRA" in message and "needs the package peft" in message
     assert "pip install 'easyllm[lora]'" in message
+
+
+def test_attention_that_an_older_torch_has_not(empty, capsys, monkeypatch):
+    monkeypatch.setattr("easyllm.preflight.machine.version", lambda name: "2.10.0+cu130")
+    monkeypatch.setattr("easyllm.preflight.machine.cuda_devices", lambda: 8)
+    assert main(["+recipe=llama3_8b", "model.attention=varlen"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "model.attention = varlen" in message
+    assert "from 2.11 on, and this is 2.10.0+cu130" in message
+    assert "model.attention=sdpa" in message
 
 
 def test_a_loss_that_an_older_torch_has_not(empty, capsys, monkeypatch):

@@ -14,7 +14,11 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 5
+TRAINED = "stages=[tokenize,shuffle,repartition,train]"
 ONE = ["parallelism=zero", "~parallelism.pipeline_stages", "hardware=h100"]
+PIPE = ["hardware=h100x8", "hardware.devices_per_node=2"]
+ONE_CARD = {"PYTHONPATH": str(Path(__file__).parent / "one_card"), "CUDA_VISIBLE_DEVICES": "0,1"}
+"""With it two ranks share the first device."""
 WORDS = {
     "cuda": ONE,
     "bf16": [*ONE, "model.dtype=bfloat16"],
@@ -25,8 +29,13 @@ WORDS = {
     },
     "compiled": [*ONE, "model.compile=true"],
     "flex": [*ONE, "model.attention=flex_attention"],
-    "long": [*ONE, "model.dtype=bfloat16", "training.steps=60", "training.checkpoint.every=10"],
-    "pipe": ["hardware=h100x8", "hardware.devices_per_node=2"],
+    "varlen": [*ONE, "model.dtype=bfloat16", "model.attention=varlen"],
+    "varlen-compiled": [*ONE, "model.dtype=bfloat16", "model.attention=varlen",
+                        "model.compile=true"],
+    "long": [*ONE, "model.dtype=bfloat16", "model.attention=varlen", "model.compile=true",
+             "training.steps=60", "training.checkpoint.every=10"],
+    "pipe": PIPE,
+    "pipe-varlen": [*PIPE, "model.dtype=bfloat16", "model.attention=varlen", "model.compile=true"],
 }  # fmt: skip
 """What is run on devices; ``tests/cli/test_gpu_commands.py`` holds that it is sound."""
 
@@ -36,8 +45,12 @@ def command(run_dir: str, *words: str) -> list[str]:
             f"run_dir={run_dir}", *words]  # fmt: skip
 
 
-def run(folder: Path, words: list[str]) -> None:
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+def run(folder: Path, words: list[str], **environment: str) -> None:
+    paths = [environment.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, env={**os.environ, **environment}
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
@@ -47,8 +60,8 @@ def logged(folder: Path, run_dir: str) -> list[float]:
     return [json.loads(line)["loss"] for line in lines if line.endswith("\n")]
 
 
-def losses(folder: Path, run_dir: str, *words: str) -> list[float]:
-    run(folder, command(run_dir, *words))
+def losses(folder: Path, run_dir: str, *words: str, **environment: str) -> list[float]:
+    run(folder, command(run_dir, TRAINED, *words), **environment)
     return logged(folder, run_dir)
 
 
@@ -59,7 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def on_cpu(folder: Path) -> list[float]:
-    return losses(folder, "cpu")
+    run(folder, command("cpu"))
+    return logged(folder, "cpu")
 
 
 def check(folder: Path, on_cpu: list[float], name: str, within: float = 1e-3) -> None:
@@ -93,9 +107,25 @@ def test_flex_attention_trains_as_the_cpu_does(folder, on_cpu):
 
 
 @pytest.mark.gpu(devices=1)
+@pytest.mark.parametrize("name", ["varlen", "varlen-compiled"])
+def test_varlen_attention_trains_as_the_cpu_does(folder, on_cpu, name):
+    check(folder, on_cpu, name, 2e-2)
+
+
+@pytest.mark.gpu(devices=1)
+@pytest.mark.parametrize(
+    ("name", "like", "within"),
+    [("pipe", "cuda", 1e-3), ("pipe-varlen", "varlen-compiled", 2e-3)],
+)
+def test_two_ranks_on_one_device_train_as_one_does(folder, name, like, within):
+    found = losses(folder, f"{name}-shared", *WORDS[name], **ONE_CARD)
+    assert found == pytest.approx(losses(folder, f"{name}-alone", *WORDS[like]), rel=within)
+
+
+@pytest.mark.gpu(devices=1)
 def test_a_killed_run_goes_on_to_the_same_bits(folder):
     undisturbed = losses(folder, "undisturbed", *WORDS["long"])
-    words = command("killed", *WORDS["long"])
+    words = command("killed", TRAINED, *WORDS["long"])
     started = subprocess.Popen(words, cwd=folder, start_new_session=True)
     while len(logged(folder, "killed")) < 15:
         assert started.poll() is None

@@ -47,7 +47,7 @@ def expected(folder: Path, prompt: list[int], sampling: SamplingSpec, **more: An
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, FIRM])
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention", "varlen"])
 def test_greedy_is_transformers_own(folder: Path, sampling: SamplingSpec, attention: str) -> None:
     engine = load(folder, model={"attention": attention})
     made = generate(engine, encode(engine), sampling)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch._dynamo.testing import CompileCounter
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from easyllm.errors import UserError
 from easyllm.models.attention import Documents, arguments
@@ -23,8 +24,10 @@ from easyllm.models.layers import (
     unprojected,
 )
 from easyllm.models.weights import RandomWeights, WeightFiles, fill
+from tests.models.varlen_on_cpu import register
 from tests.support import LLAMA
 
+register()
 VARIANTS = {
     "grouped": {},
     "tied": {"tie_word_embeddings": True, "pad_token_id": 0},
@@ -90,7 +93,7 @@ def packed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return ids, positions, labels
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention", "varlen"])
 def test_packed_documents_are_as_by_themselves(tmp_path: Path, attention: str) -> None:
     model = saved(tmp_path)
     ids, positions, labels = packed()
@@ -109,7 +112,7 @@ def test_packed_documents_are_as_by_themselves(tmp_path: Path, attention: str) -
     assert float(causal_loss(logits, labels)) / trained == pytest.approx(loss / trained, abs=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention", "varlen"])
 def test_a_document_does_not_see_the_others_of_its_row(tmp_path: Path, attention: str) -> None:
     model = saved(tmp_path)
     ids, positions, _ = packed()
@@ -124,14 +127,18 @@ def test_a_document_does_not_see_the_others_of_its_row(tmp_path: Path, attention
     assert not differs.any()
 
 
-def test_gradients_are_those_of_a_mask_over_the_row(tmp_path: Path) -> None:
-    config = LlamaConfig(**LLAMA)
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("attention", ["sdpa", "varlen"])
+def test_gradients_are_those_of_a_mask_over_the_row(attention: str, window: int | None) -> None:
+    config: Any = LlamaConfig(**LLAMA)
+    if window:
+        config = MistralConfig(**{**LLAMA, "model_type": "mistral", "sliding_window": window})
     ids, positions, _ = packed()
     documents = Documents.of(positions)
     hidden = torch.randn(*ids.shape, 32)
     found = []
-    for attention in ("sdpa", "eager"):
-        spec = decoder_layers(config, attention)[1]
+    for name in (attention, "eager"):
+        spec = decoder_layers(config, name)[1]
         layer = spec.build()
         fill(layer, spec.name, RandomWeights(config, 0), torch.float32, torch.device("cpu"))
         given = hidden.clone().requires_grad_()
@@ -139,6 +146,23 @@ def test_gradients_are_those_of_a_mask_over_the_row(tmp_path: Path) -> None:
         found.append([given.grad, *(parameter.grad for parameter in layer.parameters())])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+def test_compiled_layers_are_compiled_once_for_documents_of_any_lengths() -> None:
+    """One graph for a layer with varlen attention in it: nothing but the numbers of documents and
+    the length of the longest, which torch makes variables of when they change, may reach it."""
+    spec = decoder_layers(LlamaConfig(**LLAMA), "varlen")[1]
+    layer = fill(
+        spec.build(), spec.name, RandomWeights(LlamaConfig(**LLAMA), 0), torch.float32,
+        torch.device("cpu"),
+    )  # fmt: skip
+    graphs = CompileCounter()
+    layer.compile(backend=graphs, fullgraph=True)
+    hidden = torch.randn(1, 40, 32)
+    for lengths in ([40], [7, 1, 32], [12, 28], [5, 5, 5, 25], [39, 1], [3, 30, 4, 3], [20, 20]):
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        layer(hidden, Documents.of(positions))
+    assert graphs.frame_count <= 3  # as it is, with a variable number, with a variable length
 
 
 def test_flash_attention_is_told_where_documents_lie() -> None:

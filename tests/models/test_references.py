@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import easyllm.models.custom  # noqa: F401
+from easyllm.errors import UserError
 from easyllm.models.attention import Documents, arguments
 from easyllm.models.custom.modeling_baichuan import AlibiAttention, alibi_slopes
 from easyllm.models.families import family_named
@@ -19,7 +20,9 @@ from easyllm.models.names import Names
 from easyllm.models.weights import WeightFiles, fill
 from tests.models.small import SMALL, WRITTEN_OUT, Reference, paper_slopes, save
 from tests.models.test_layers import PACKED, packed
+from tests.models.varlen_on_cpu import register
 
+register()
 CPU = torch.device("cpu")
 
 
@@ -103,11 +106,15 @@ def test_logits_and_gradients(saved: tuple[str, Path], attention: str) -> None:
         close(gradient, expected)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention", "varlen"])
 def test_packed_rows_are_as_documents_by_themselves(
     saved: tuple[str, Path], attention: str
 ) -> None:
     name, folder = saved
+    if attention == "varlen" and getattr(AutoConfig.from_pretrained(folder), "alibi", False):
+        with pytest.raises(UserError, match="varlen has no place for ALiBi"):
+            Ours(folder, attention)
+        return
     ours, theirs = Ours(folder, attention), Reference(name, folder)
     ids, positions, _ = packed()
     with torch.no_grad():

@@ -50,6 +50,10 @@ class Family(Component):
         ``easyllm.models.names.Names``; None where they have the layers' own names."""
         return None
 
+    def alibi(self, config: Mapping[str, Any]) -> bool:
+        """Whether positions are ALiBi's, which are added to the scores of attention."""
+        return False
+
     def native_only(self, config: Mapping[str, Any]) -> str:
         """Why the model has no layout but its own; empty where ``modern`` gives one."""
         return ""

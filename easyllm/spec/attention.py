@@ -1,0 +1,43 @@
+"""What implementations of attention need and leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from easyllm.spec.problems import Problem
+from easyllm.spec.run import RunSpec
+
+ON_CUDA = ("varlen", "flex_attention", "flash_attention_2")
+"""Attention that trains on CUDA devices only: of flex torch has no backward pass on a CPU."""
+IN_16_BITS = ("varlen", "flash_attention_2")
+"""Attention whose kernels take 16-bit numbers only."""
+WITHOUT_DROPOUT = ("varlen", "flex_attention")
+"""Attention that torch gives no dropout."""
+
+
+def problems(run: RunSpec) -> Iterator[Problem]:
+    """What ``model.attention`` does not compute."""
+    model = run.model
+    config = {**model.config, **model.overrides}
+    if model.attention in ON_CUDA and run.hardware.device == "cpu":
+        yield Problem(
+            "model.attention", model.attention, "needs a CUDA device",
+            "give model.attention=sdpa", also=("hardware.device",),
+        )  # fmt: skip
+    if model.attention in IN_16_BITS and model.dtype == "float32":
+        yield Problem(
+            "model.attention", model.attention, f"takes no {model.dtype}",
+            "give model.dtype=bfloat16, or model.attention=sdpa", also=("model.dtype",),
+        )  # fmt: skip
+    dropout = config.get("attention_dropout")
+    if model.attention in WITHOUT_DROPOUT and dropout:
+        yield Problem(
+            "model.attention", model.attention, f"drops nothing, and attention_dropout={dropout}",
+            "give model.attention=sdpa, or model.overrides.attention_dropout=0",
+            also=("model.overrides", "model.config"),
+        )  # fmt: skip
+    if model.attention == "varlen" and model.family and model.family.alibi(config):
+        yield Problem(
+            "model.attention", model.attention, "has no place for ALiBi, this model's positions",
+            "give model.attention=flex_attention, or sdpa", also=("model.family",),
+        )  # fmt: skip
