@@ -106,8 +106,8 @@ def vocabulary(header: Header) -> Vocabulary:
         scores=_whole(header, "scores", 0.0, len(tokens)),
         merges=None if merges is None else [_pair(header, merge) for merge in merges],
         special=special,
-        # llama.cpp begins every text of Gemma 4 with it, whatever the file says
-        bos=bool(add_bos) or name == "gemma4",
+        # llama.cpp begins every text of this kind with it, whatever the file says
+        bos=bool(add_bos) or name in ("gemma4", "granite-embed-multi-311m"),
         eos=bool(header.of_tokenizer("add_eos_token", kind == "t5")),
         prefix=bool(header.of_tokenizer("add_space_prefix", kind in ("llama", "t5")))
         and kind != "gpt2",
