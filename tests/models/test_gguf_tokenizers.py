@@ -18,7 +18,7 @@ from easyllm.data.exactness import SPACES, WORDS, sample
 from easyllm.data.identity import check_encoding, encoding
 from easyllm.errors import Unusable, UserError
 from easyllm.models import gguf, source
-from easyllm.models.gguf import header, splitting, tokenizer, vocabulary
+from easyllm.models.gguf import header, splitting, tokenizer, writing
 from easyllm.paths import RunPaths
 from easyllm.preflight.places import problems
 from tests.models import gguf_files
@@ -348,9 +348,7 @@ def test_a_tokenizer_is_described_as_it_was(tmp_path: Path, name: str) -> None:
     file = write(tmp_path / "a.gguf", pre=name, bos_token_id=0, chat_template=None)
     loaded = converted(file, tmp_path / "a")
     size = len(loaded)
-    described, differs = vocabulary.metadata(
-        loaded, size + 3, sample(list(loaded.get_added_vocab()))
-    )
+    described, differs = writing.metadata(loaded, size + 3, sample(list(loaded.get_added_vocab())))
     read = header.read(file).metadata
     assert described["ggml.pre"] == name and differs is None
     assert described["ggml.merges"] == read["tokenizer.ggml.merges"]
@@ -362,7 +360,7 @@ def test_a_tokenizer_is_described_as_it_was(tmp_path: Path, name: str) -> None:
 
 def test_smollm2_is_described_as_its_publisher_did(smollm2: Path) -> None:
     loaded = AutoTokenizer.from_pretrained(smollm2)
-    described, differs = vocabulary.metadata(loaded, len(loaded), sample([END]))
+    described, differs = writing.metadata(loaded, len(loaded), sample([END]))
     read = header.read(smollm2_file()).metadata
     own = {key: read.get(f"tokenizer.{key}") for key in described}
     assert described == {**own, "ggml.add_eos_token": False} and differs is None
@@ -370,7 +368,7 @@ def test_smollm2_is_described_as_its_publisher_did(smollm2: Path) -> None:
 
 def test_sentencepiece_is_described_by_scores(tmp_path: Path, sentences: Any) -> None:
     loaded = converted(write(tmp_path / "a.gguf", **spm_keys(sentences)), tmp_path / "a")
-    described, differs = vocabulary.metadata(loaded, len(loaded), [*SPOKEN, "a</s>b"])
+    described, differs = writing.metadata(loaded, len(loaded), [*SPOKEN, "a</s>b"])
     assert (described["ggml.model"], described["ggml.add_space_prefix"]) == ("llama", True)
     assert described["ggml.token_type"] == spm_keys(sentences)["token_type"] and differs is None
 
@@ -382,9 +380,9 @@ def test_what_llama_cpp_cannot_be_told_is_refused(tmp_path: Path) -> None:
         [pre_tokenizers.Split("q", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     with pytest.raises(UserError, match="no pre-tokenizer that"):
-        vocabulary.metadata(loaded, len(loaded), ["aqa", *sample([])])
+        writing.metadata(loaded, len(loaded), ["aqa", *sample([])])
     with pytest.raises(UserError, match=r"has tokens up to \d+, and the model has 3"):
-        vocabulary.metadata(converted(tmp_path / "a.gguf", tmp_path / "b"), 3, sample([]))
+        writing.metadata(converted(tmp_path / "a.gguf", tmp_path / "b"), 3, sample([]))
 
 
 def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
