@@ -80,10 +80,10 @@ def _rule(path: str) -> str | Unusable | None:
         return None
     if place is None or place.suffix != ".gguf" or not place.is_file():
         return None
-    from easyllm.models.gguf import header, tokenizer
+    from easyllm.models.gguf import header, vocabulary
 
     try:
-        return tokenizer.rule_of(header.read(place, arrays=False))
+        return vocabulary.rule_of(header.read(place, arrays=False))
     except Unusable as unusable:
         return unusable
 

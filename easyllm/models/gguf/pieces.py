@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from easyllm.errors import Unusable
-from easyllm.models.gguf.tokenizer import (
+from easyllm.models.gguf.vocabulary import (
     BYTE,
     BYTES,
     CONTROL,

@@ -1,214 +1,183 @@
-"""A tokenizer of Hugging Face's format in the words of GGUF.
-
-What is written is read back and compared with the tokenizer, so that a file never holds one that
-llama.cpp would run otherwise.
-"""
+"""What a GGUF file says of its tokenizer, checked."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyllm.errors import Unusable, UserError
-from easyllm.models.gguf import tokenizer as reading
+from easyllm.errors import Unusable
+from easyllm.models.gguf import CONVERSION
 from easyllm.models.gguf.header import Header
 from easyllm.models.gguf.splitting import RULES, Rule
-from easyllm.models.gguf.tokenizer import (
-    BYTE,
-    BYTES,
-    CONTROL,
-    NORMAL,
-    SPACE,
-    SPECIAL,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""What ``tokenizer.ggml.token_type`` says of a token."""
+SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "mask": "mask"}
+"""Special tokens by transformers' names, and by those of GGUF."""
+SPACE = "▁"
+REMEDY = (
+    "give data.tokenizer.path=<a folder or hub id with the model's published tokenizer>, and as "
+    "model.path a folder in Hugging Face's format"
 )
-
-REMEDY = "give export.format=safetensors"
-FIRST = ("gpt-2", "llama-bpe", "qwen2", "smollm", "gpt-4o", "deepseek-v3")
-"""Of the names of one rule, those that are taken before others."""
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def metadata(tokenizer: Any, size: int, texts: Sequence[str]) -> tuple[dict[str, Any], str | None]:
-    """The keys below ``tokenizer.`` for a fast tokenizer of transformers and a model of ``size``
-    tokens; and where llama.cpp's ids differ around special tokens, None where they do not.
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a file says of its tokenizer, checked."""
 
-    ``texts`` are those on which it is compared; of those without special tokens every id is the
-    same. Raises UserError for a tokenizer that llama.cpp cannot be told.
+    file: Path
+    kind: str
+    """``tokenizer.ggml.model``: gpt2, llama, t5 or gemma4."""
+    name: str
+    """``tokenizer.ggml.pre``; empty for those that have no pre-tokenizer."""
+    rule: Rule
+    tokens: list[str]
+    types: list[int]
+    scores: list[float]
+    merges: list[tuple[str, str]] | None
+    special: Mapping[str, int]
+    """The ids of the special tokens that the file names, by transformers' names."""
+    bos: bool
+    """Whether texts begin with the begin-of-sequence token."""
+    eos: bool
+    """Whether texts end with the end-of-sequence token."""
+    prefix: bool
+    """Whether a space is put before a text."""
+    squeezed: bool
+    """Whether spaces at the ends and repeated ones are removed."""
+    suffix: bool
+    """Whether a token's space stands behind it."""
+    charsmap: bytes
+    """SentencePiece's compiled normalisation; empty where text is taken as it is."""
+    templates: Mapping[str, str]
+
+    def ids(self, *types: int) -> list[int]:
+        return [number for number, of in enumerate(self.types) if of in types]
+
+
+def rule_of(header: Header) -> str:
+    """The rule by which a file's text becomes tokens, in words, with its version.
+
+    Raises UserError where llama.cpp knows none.
     """
-    if not tokenizer.is_fast:
-        raise _cannot("it has no tokenizer.json")
-    described = json.loads(tokenizer.backend_tokenizer.to_str())
-    if described["model"]["type"] != "BPE":
-        raise _cannot(f"it is no byte-pair encoding but {described['model']['type']}")
-    if not described["model"]["merges"]:
-        raise _cannot("it has no merges")
-    byte_level = "ByteLevel" in json.dumps(described["pre_tokenizer"])
-    found = (
-        _byte_level(tokenizer, described, texts) if byte_level else _pieces(tokenizer, described)
-    )
-    found |= _tokens(tokenizer, size, found) | _special(tokenizer) | _templates(tokenizer)
-    return found, _compared(tokenizer, found, texts)
+    kind, name, _ = _rule(header)
+    return f"GGUF, conversion {CONVERSION}: {kind}{name and f', cut as {name}'}"
 
 
-def _byte_level(tokenizer: Any, described: Mapping[str, Any], texts: Sequence[str]) -> Any:
-    merges = described["model"]["merges"]
-    return {
-        "ggml.model": "gpt2",
-        "ggml.pre": _name(tokenizer, described, texts),
-        "ggml.merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in merges],
-    }
-
-
-def _name(tokenizer: Any, described: Mapping[str, Any], texts: Sequence[str]) -> str:
-    """The name of the rule that cuts ``texts`` as the tokenizer does."""
-    whole = bool(described["model"].get("ignore_merges"))
-    pieces = list(_cut(tokenizer.backend_tokenizer, texts))
-    # where text is cut in the same way, the same treatment of whole words goes first
-    names = sorted(
-        (name for name, rule in RULES.items() if not rule.characters),
-        key=lambda name: (RULES[name].whole != whole, name not in FIRST),
-    )
-    seen: dict[Rule, bool] = {}
-    for name in names:
-        rule = RULES[name]
-        if rule not in seen:
-            cut = _cut(_ruled(rule), texts)
-            seen[rule] = all(a == b for a, b in zip(pieces, cut, strict=True))
-        if seen[rule]:
-            return name
-    raise _cannot(
-        f"no pre-tokenizer that llama.cpp knows cuts text as its own does "
-        f"({json.dumps(described['pre_tokenizer'])[:300]})"
-    )
-
-
-def _ruled(rule: Rule) -> Any:
-    from tokenizers import Tokenizer, models
-
-    made = Tokenizer(models.BPE())
-    reading.cut(made, rule)
-    return made
-
-
-def _cut(core: Any, texts: Sequence[str]) -> Iterator[list[str]]:
-    normal, cut = core.normalizer, core.pre_tokenizer
-    for text in texts:
-        whole = normal.normalize_str(text) if normal else text
-        yield [piece for piece, _ in cut.pre_tokenize_str(whole)]
-
-
-def _pieces(tokenizer: Any, described: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a tokenizer of SentencePiece's kind: in place of merges llama.cpp takes scores."""
-    vocabulary: Mapping[str, int] = described["model"]["vocab"]
-    if not set(BYTES) <= vocabulary.keys():
-        raise _cannot("it is neither byte-level nor has it a token for each byte")
-    merges = described["model"]["merges"]
-    rank: dict[str, int] = {}
-    for number, pair in enumerate(merges):
-        left, right = pair.split(" ") if isinstance(pair, str) else pair
-        rank.setdefault(left + right, number)
-    scores = {token: -float(rank.get(token, len(merges))) for token in vocabulary}
-    begun = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens
-    return {
-        "ggml.model": "llama",
-        "ggml.pre": "default",
-        "ggml.add_space_prefix": bool(begun) and begun[0].startswith(SPACE),
-        "ggml.scores": scores,
-    }
-
-
-def _tokens(tokenizer: Any, size: int, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokens by their ids with type and score; places that have none are unused."""
-    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
-    if len(by_id) and max(by_id) >= size:
-        raise _cannot(f"it has tokens up to {max(by_id)}, and the model has {size}")
-    added = tokenizer.added_tokens_decoder
-    unknown = tokenizer.unk_token_id
-    pieces = found["ggml.model"] == "llama"
-    tokens, types = [], []
-    for number in range(size):
-        token = by_id.get(number)
-        if token is None:
-            tokens.append(f"[PAD{number}]")
-            types.append(UNUSED)
-            continue
-        tokens.append(token)
-        if pieces and number == unknown:
-            types.append(UNKNOWN)
-        elif number in added:
-            types.append(CONTROL if added[number].special else USER_DEFINED)
-        else:
-            types.append(BYTE if pieces and token in BYTES else NORMAL)
-    made: dict[str, Any] = {"ggml.tokens": tokens, "ggml.token_type": types}
-    if pieces:
-        scores = found["ggml.scores"]
-        made["ggml.scores"] = [scores.get(token, 0.0) for token in tokens]
-    return made
-
-
-def _special(tokenizer: Any) -> dict[str, Any]:
-    """The ids of special tokens, and which of them begin and end a text."""
-    ids = {which: getattr(tokenizer, f"{which}_token_id") for which in SPECIAL}
-    found: dict[str, Any] = {
-        f"ggml.{theirs}_token_id": ids[ours]
+def vocabulary(header: Header) -> Vocabulary:
+    """Raises UserError for a tokenizer that cannot be made exactly, and says why."""
+    kind, name, rule = _rule(header)
+    tokens = header.of_tokenizer("tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise _unusable(header, "it holds no tokens")
+    tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]
+    if len(set(tokens)) < len(tokens):
+        twice = next(token for token, times in Counter(tokens).items() if times > 1)
+        raise _unusable(header, f"it has the token {twice!r} twice")
+    special = {
+        ours: number
         for ours, theirs in SPECIAL.items()
-        if ids[ours] is not None
+        if isinstance(number := header.of_tokenizer(f"{theirs}_token_id"), int)
+        and number < len(tokens)
     }
-    plain = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.backend_tokenizer.encode("a").ids
-    at = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), len(whole))
-    before, behind = whole[:at], whole[at + len(plain) :]
-    if before not in ([], [ids["bos"]]) or behind not in ([], [ids["eos"]]):
-        names = tokenizer.convert_ids_to_tokens([*before, *behind])
-        raise _cannot(f"it puts {' '.join(names)} around a text")
-    return found | {"ggml.add_bos_token": bool(before), "ggml.add_eos_token": bool(behind)}
-
-
-def _templates(tokenizer: Any) -> dict[str, Any]:
-    given = tokenizer.chat_template
-    if not given:
-        return {}
-    if isinstance(given, str):
-        return {"chat_template": given}
-    others = {f"chat_template.{name}": text for name, text in given.items() if name != "default"}
-    made = {"chat_template": given["default"]} if "default" in given else {}
-    return made | others | {"chat_templates": sorted(name for name in given if name != "default")}
-
-
-def _compared(tokenizer: Any, found: Mapping[str, Any], texts: Sequence[str]) -> str | None:
-    """Where what was written gives other ids around special tokens. Raises UserError where it
-    gives other ids of a text that has none."""
-    header = Header(
-        Path("the tokenizer"), {f"tokenizer.{key}": value for key, value in found.items()}, {}
+    if kind == "llama":  # the ids that llama.cpp takes where the file names none
+        special = {"bos": 1, "eos": 2, "unk": 0} | special
+    merges = header.of_tokenizer("merges")
+    if merges is None and kind in ("gpt2", "gemma4"):
+        raise _unusable(header, "it holds no merges")
+    add_bos = header.of_tokenizer("add_bos_token", kind == "llama" or rule.bos)
+    found = Vocabulary(
+        file=header.file,
+        kind=kind,
+        name=name,
+        rule=rule,
+        tokens=tokens,
+        types=_whole(header, "token_type", NORMAL, len(tokens)),
+        scores=_whole(header, "scores", 0.0, len(tokens)),
+        merges=None if merges is None else [_pair(header, merge) for merge in merges],
+        special=special,
+        # llama.cpp begins every text of this kind with it, whatever the file says
+        bos=bool(add_bos) or name in ("gemma4", "granite-embed-multi-311m"),
+        eos=bool(header.of_tokenizer("add_eos_token", kind == "t5")),
+        prefix=bool(header.of_tokenizer("add_space_prefix", kind in ("llama", "t5")))
+        and kind != "gpt2",
+        squeezed=bool(header.of_tokenizer("remove_extra_whitespaces", False)) and kind == "t5",
+        suffix=bool(header.of_tokenizer("treat_whitespace_as_suffix", False)),
+        charsmap=bytes(number & 255 for number in header.of_tokenizer("precompiled_charsmap", ())),
+        templates=_templates(header),
     )
-    try:
-        core = reading.core(header, reading.vocabulary(header))
-    except Unusable as error:
-        raise _cannot(error.what) from None
-    named = list(tokenizer.get_added_vocab())
-    told = None
-    original = tokenizer.backend_tokenizer
-    for text, mine, theirs in zip(
-        texts, original.encode_batch(list(texts)), core.encode_batch(list(texts)), strict=True
-    ):
-        if mine.ids == theirs.ids:
-            continue
-        at = next(
-            (n for n, (a, b) in enumerate(zip(mine.ids, theirs.ids, strict=False)) if a != b), 0
-        )
-        what = (
-            f"of {text[:40]!r} it makes … {mine.ids[at : at + 6]}, and llama.cpp would make "
-            f"… {theirs.ids[at : at + 6]}"
-        )
-        if not any(name in text for name in named):
-            raise _cannot(what)
-        told = told or what
-    return told
+    for which, added in (("bos", found.bos), ("eos", found.eos)):
+        if added and which not in special:
+            raise _unusable(header, f"it adds a {which} token and does not say which one")
+    return found
 
 
-def _cannot(why: str) -> UserError:
-    return UserError(f"export.format=gguf: llama.cpp cannot run this tokenizer: {why}; {REMEDY}")
+def _rule(header: Header) -> tuple[str, str, Rule]:
+    """Kind, name and rule of a file's tokenizer. Raises UserError where there is none."""
+    kind, name = header.of_tokenizer("model", ""), header.of_tokenizer("pre", "")
+    if kind in ("llama", "t5"):
+        return kind, "", Rule((), characters=True)
+    if kind == "gemma4":
+        return kind, "gemma4", RULES["gemma4"]
+    if kind != "gpt2":
+        what = f"tokenizer.ggml.model={kind}" if kind else "it holds no tokenizer.ggml.model"
+        raise _unusable(header, f"{what}; of the kinds gpt2, llama, t5 and gemma4 it can be made")
+    if not name:
+        raise _unusable(
+            header, "it does not say how text is cut into words: it has no tokenizer.ggml.pre"
+        )
+    if name not in RULES:
+        raise _unusable(
+            header, f"tokenizer.ggml.pre={name} is not known, so how text is cut into words is not"
+        )
+    return kind, name, RULES[name]
+
+
+def _unusable(header: Header, what: str) -> Unusable:
+    return Unusable(header.file, f"its tokenizer cannot be made: {what}", REMEDY)
+
+
+def _whole(header: Header, key: str, default: Any, count: int) -> list[Any]:
+    found = header.of_tokenizer(key)
+    if found is None:
+        return [default] * count
+    if len(found) != count:
+        raise _unusable(header, f"it has {count} tokens and {len(found)} of tokenizer.ggml.{key}")
+    return list(found)
+
+
+def _pair(header: Header, merge: str) -> tuple[str, str]:
+    # a token may itself be a space, so the first character is never what separates
+    at = merge.find(" ", 1)
+    if at < 0:
+        raise _unusable(header, f"its merge {merge!r} is not two tokens")
+    return merge[:at], merge[at + 1 :]
+
+
+def _templates(header: Header) -> dict[str, str]:
+    begin = "tokenizer.chat_template"
+    return {
+        key.removeprefix(begin).removeprefix(".") or "default": value
+        for key, value in header.metadata.items()
+        if (key == begin or key.startswith(f"{begin}.")) and isinstance(value, str)
+    }
+
+
+def merges_within(merges: list[tuple[str, str]], tokens: set[str]) -> list[tuple[str, str]]:
+    """The merges whose parts and result are tokens; the others can never give an id."""
+    return [
+        (left, right)
+        for left, right in merges
+        if left in tokens and right in tokens and left + right in tokens
+    ]
+
+
+def spelt(texts: list[str]) -> Iterator[str]:
+    """Texts to compare two tokenizers on: each token's, and many of them in a row."""
+    yield from texts
+    for first in range(0, len(texts), 50):
+        yield "".join(texts[first : first + 50])
