@@ -12,6 +12,8 @@ import importlib.metadata
 import io
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,19 @@ TOKENIZER = "tokenizer.json"
 
 REMEMBERED, WATCHED = 1 << 30, 1 << 25
 """Bytes of memory that an engine's words may take, and characters after which that is seen to."""
+
+NEWER_MARKS = (
+    "\u07fd\u0898-\u089f\u08ca-\u08d3\u09fe\u0c3c\u0d3b\u0d3c\u0eba\u1715\u1abf-\u1aff\u1df6-\u1dfa"
+    "\ua82c"
+)
+"""Combining marks that came with Unicode 10 and later: NFC of tokenizers 0.23 has Unicode 9's
+order of marks, that of gigatoken 0.10 and quicktok 0.4 a newer one."""
+
+NEWER_ASTRAL = (
+    "\U00010000-\U0001d3ff\U0001d800-\U0001efff\U0001fb00-\U0001ffff\U0002a6de-\U0002a6ff"
+    "\U0002b739-\U0002b73f\U0002ebe1-\U0002f7ff\U0003134b-\U0003ffff"
+)
+"""Beyond the Basic Multilingual Plane all but emoji, mathematical letters and ideographs."""
 
 LONG = 2000
 """Characters of a text, on average, from which a call for each costs nothing."""
@@ -74,6 +89,12 @@ class Gigatoken(Encoder):
 
     def prepare(self, folder: Path) -> None:
         content = json.loads((folder / TOKENIZER).read_bytes())
+        for token in content["added_tokens"]:
+            if token["single_word"] and not token["special"]:
+                raise UserError(
+                    f"gigatoken finds {token['content']!r} within words too, and single_word=true "
+                    "asks for whole words"
+                )
         # it would find them in texts, where they are words
         content["added_tokens"] = [t for t in content["added_tokens"] if not t["special"]]
         merges = content["model"].get("merges", [])
@@ -87,6 +108,7 @@ class Gigatoken(Encoder):
         tokenizer = _gigatoken(folder)
         text, begun = 0, _resident()
 
+        @_newer_apart(folder)
         def encode(texts: list[str]) -> tuple[Int32, Int64]:
             nonlocal tokenizer, text, begun
             size = sum(map(len, texts))
@@ -135,6 +157,7 @@ class QuickTok(Encoder):
 
         tokenizer = Tokenizer("tokenizer", str(folder / "quicktok"))
 
+        @_newer_apart(folder)
         def encode(texts: list[str]) -> tuple[Int32, Int64]:
             ids, offsets = tokenizer.encode_batch(texts, 1)
             return ids.view(np.int32), offsets.astype(np.int64, copy=False)
@@ -162,6 +185,54 @@ def _compact(content: Any) -> str:
 
 FASTEST = (Gigatoken(), QuickTok())
 """Tried in this order where the spec names no engine."""
+
+
+def _newer_apart(folder: Path) -> Callable[[Encode], Encode]:
+    """Gives texts with characters of a newer Unicode to Hugging Face's tokenizers.
+
+    Which of these are letters or marks, and the marks' order, engines have of other editions.
+    """
+
+    def apart(fast: Encode) -> Encode:
+        reference: Encode | None = None
+
+        def encode(texts: list[str]) -> tuple[Int32, Int64]:
+            nonlocal reference
+            newer = {place for place, text in enumerate(texts) if _has_newer(text)}
+            if not newer:
+                return fast(texts)
+            if reference is None:
+                reference = HuggingFace().load(folder)
+            sides = [
+                (fast, [place for place in range(len(texts)) if place not in newer]),
+                (reference, sorted(newer)),
+            ]
+            rows: dict[int, Any] = {}
+            for engine, places in sides:
+                ids, offsets = engine([texts[place] for place in places])
+                for number, place in enumerate(places):
+                    rows[place] = ids[offsets[number] : offsets[number + 1]]
+            return joined([rows[place] for place in range(len(texts))])
+
+        return encode
+
+    return apart
+
+
+def _has_newer(text: str) -> bool:
+    if text.isascii():
+        return False
+    near, far = _newer()
+    # beyond U+FFFF only where UTF-8 has its first byte for it: looking that up is faster
+    return bool(near.search(text)) or (b"\xf0" in text.encode() and bool(far.search(text)))
+
+
+@functools.cache
+def _newer() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What finds the characters up to U+FFFF, and those behind."""
+    unknown = (chr(code) for code in range(0x80, 0x10000))
+    unassigned = "".join(re.escape(c) for c in unknown if unicodedata.category(c) == "Cn")
+    return re.compile(f"[{NEWER_MARKS}{unassigned}]"), re.compile(f"[{NEWER_ASTRAL}]")
 
 
 def _gigatoken(folder: Path) -> Any:

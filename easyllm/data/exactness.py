@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -38,6 +39,9 @@ WORDS = (
     "e\u0301 a\u0300\u0301 o\u0302\u0323 \u0061\u031b\u007a \u1e9b\u0323 \u212b \u2126 ﬁ ﬀ",
     "👋 👋🏽 👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪🇯🇵🇧🇷 ❤️ ☺︎ 1️⃣ 🧑🏿‍🚀🚀🔥",
     "a\u200bb\u200cc\u200dd\ufeffe\u2060f\u00adg \ufffd \uffff \U0010ffff \ue000 \U000e0041",
+    # marks out of order and letters that came with Unicode 10 to 17, and what follows letters
+    "\u0345\u0898 \u08ca\u0619 e\u0302\u1aca \u1df6\u0597 \u0eba\u0334 \U0001e2ae\U0001134d "
+    "\u1ad7's \ua7da's \U00018dd0's \U00010efd\u05bb \U0001e6e3's \U00016d63\U00016d67",
     "≈ç√∫˜µ≤ ∀x∈ℝ: ⌈x⌉ = −⌊−x⌋ 𝔘𝔫𝔦 𝟙𝟚 ①②③ ™©® „Anführung“ «guillemets» – — …",
 )
 """A line for each kind of text that engines have been seen to split otherwise."""
@@ -55,7 +59,10 @@ OWN = 1 << 16
 
 
 def sample(names: Sequence[str]) -> list[str]:
-    """Texts that are hard to get right; ``names`` are those of added tokens, which are words."""
+    """Texts that are hard to get right; ``names`` are those of added tokens, which are words.
+
+    A name is also decomposed: a normalised token is found in such a text, an exact one not.
+    """
     spaced = [
         text
         for gap in SPACES
@@ -64,7 +71,16 @@ def sample(names: Sequence[str]) -> list[str]:
     named = [
         text
         for name in names
-        for text in (name, f"word{name}word", f" {name} \n{name}{name}", name[:-1])
+        for text in (
+            name,
+            f"word{name}word",
+            f"{name}word",
+            f"word{name}",
+            f" {name} \n{name}{name}",
+            f"_{name}1{name}é",
+            name[:-1],
+            unicodedata.normalize("NFD", name),
+        )
     ]
     long = ["a" * 5000, "é" * 3000, "语" * 3000, "🙂" * 500, "ab" * 3000, "7" * 999, "!?" * 500]
     return ["", *WORDS, *spaced, *named, *long, "\n".join(WORDS), " ".join(SPACES)]

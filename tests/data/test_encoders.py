@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
 
-from easyllm.data import encoders, exactness
+from easyllm.data import bpe, encoders, exactness
 from easyllm.data.encoders import Gigatoken, HuggingFace, QuickTok
 from easyllm.data.encoding import by_transformers, load_tokenizer
 from easyllm.data.exactness import choose, difference, load, sample
@@ -77,6 +78,69 @@ def test_any_text_has_the_same_ids(encodes: dict[str, Encode], name: str, texts:
     ids, offsets = encodes[name](texts)
     assert ids.dtype == np.int32 and offsets.dtype == np.int64
     assert difference(encodes["HuggingFace"], encodes[name], [*texts, "".join(texts)]) is None
+
+
+@pytest.mark.parametrize("encoder", ENGINES)
+def test_engines_do_not_see_characters_of_a_newer_unicode(
+    encodes: dict[str, Encode],
+    encoder: Encoder,
+    qwen: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NFC of tokenizers 0.23 orders the marks of Unicode 9, that of gigatoken 0.10 and of
+    quicktok 0.4 those of a newer one; the sample shows an engine that is asked all the same."""
+    folder = choose(None, qwen, "qwen", tmp_path).folder
+    encoder.prepare(folder)
+    texts = [
+        "plain",
+        "\u0345\u0898",
+        "",
+        "\u08f7\u08ca",
+        "e\u0302\u1aca",
+        "\U00010f4a\u0319",
+        "é 語 👋",
+    ]
+    seen: list[str] = []
+    hugging_face = HuggingFace.load
+
+    def watched(self: HuggingFace, folder: Path) -> Encode:
+        encode = hugging_face(self, folder)
+        return lambda texts: seen.extend(texts) or encode(texts)
+
+    monkeypatch.setattr(HuggingFace, "load", watched)
+    encode = encoder.load(folder)
+    encode(["plain", "é 語 👋 𝔘"])
+    assert not seen
+    assert difference(encodes["HuggingFace"], encode, texts) is None
+    assert seen == newer
+    monkeypatch.setattr(encoders, "_has_newer", lambda text: False)
+    why = difference(encodes["HuggingFace"], encoder.load(folder), sample([]))
+    assert why and "\u0898" in why.encode("ascii", "backslashreplace").decode()
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"single_word": True}, "gigatoken finds 'é!' within words too"),
+        ({"normalized": True}, "of 'e\u0301!' it makes"),
+        ({"lstrip": True}, None),
+        ({"rstrip": True}, None),
+    ],
+)
+def test_flags_of_added_tokens_that_gigatoken_ignores(
+    qwen: Path, tmp_path: Path, flags: dict[str, bool], why: str | None
+) -> None:
+    tokenizer = Tokenizer.from_file(str(qwen / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("é!", **{"normalized": False, **flags})])
+    (tmp_path / "own").mkdir()
+    bpe.save(tokenizer, tmp_path / "own", eos_token="<|endoftext|>")
+    engine = choose(None, tmp_path / "own", "own", tmp_path)
+    passed_over = {label.split()[0]: said for label, said in engine.passed_over.items()}
+    if why is None:
+        assert engine.encoder == Gigatoken()
+    else:
+        assert passed_over["gigatoken"].startswith(why)
 
 
 def test_gigatoken_forgets_words_before_they_fill_the_memory(

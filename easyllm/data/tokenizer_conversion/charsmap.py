@@ -85,6 +85,7 @@ class Rules:
 
         self.found = rules(charsmap)
         self.sequences = [key for key in self.found if len(key) > 1]
+        self.pattern = alternatives(self.sequences)
         precompiled = n.Precompiled(charsmap)
         joined = _joined(self.found, precompiled)
         self.joined = _letters(joined)
@@ -112,7 +113,7 @@ class Rules:
         """
         from tokenizers import normalizers as n
 
-        ends = _ends(self.sequences, self.joined, list(symbols))
+        ends = _ends(self.pattern, self.joined, alternatives(symbols))
         return [n.Replace(_regex(ends), BETWEEN), *self.steps]
 
     def _wrong(self, keys: Iterable[str]) -> list[str]:
@@ -128,15 +129,14 @@ class Rules:
 
         early: list[Any] = []
         late: list[Any] = []
-        longer = [key for key in self.sequences if len(key) > min(map(len, keys))]
         plain: list[str] = []
         if len(keys) <= len(PLACEHOLDERS):
             # a plain text is found faster; within another sequence it must not be
+            others = "\0".join(key for key in self.sequences if key not in keys)
             plain = [
                 key
                 for key in sorted(keys, key=len, reverse=True)
-                if not set(self.found[key]) & self.found.keys()
-                and all(key not in other or other in keys for other in longer)
+                if not set(self.found[key]) & self.found.keys() and key not in others
             ]
             early += [n.Replace(key, self.found[key]) for key in plain]
         made: dict[str, list[str]] = {}
@@ -184,17 +184,16 @@ def _codes() -> Iterable[int]:
     yield from range(0xE0000, 0xE1000)
 
 
-def _ends(sequences: Iterable[str], letters: str, symbols: Iterable[str]) -> str:
+def _ends(sequences: str, letters: str, symbols: str) -> str:
     """Matches, with no width, where a unit ends and a character follows that would join it.
 
     A unit is a symbol, the longest sequence with a rule, or one character. A search begins
-    where the last one ended, or before a character that is never within a unit.
+    where the last one ended, or before a character that is never within a unit. ``sequences``
+    and ``symbols`` are patterns, ``letters`` the inside of a character class.
     """
-    parts = list(filter(None, (alternatives(sequences), ".")))
-    unit = f"(?=.[{letters}])(?>{'|'.join(parts)})"
-    symbol = alternatives(symbols)
-    if symbol:
-        unit = f"(?:(?>{symbol})|{unit})"
+    unit = f"(?=.[{letters}])(?>{'|'.join(filter(None, (sequences, '.')))})"
+    if symbols:
+        unit = f"(?:(?>{symbols})|{unit})"
     return rf"(?m:(?:\G|(?=[^{letters}])){unit}\K(?=[{letters}]))"
 
 

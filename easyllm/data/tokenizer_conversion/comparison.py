@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from easyllm.data.chunks import checked
-from easyllm.data.encoders import HuggingFace, version
+from easyllm.data.encoders import HuggingFace, joined, version
 from easyllm.data.exactness import OWN, difference
 from easyllm.data.originals import TokenStore
 from easyllm.errors import UserError
 from easyllm.spec.roles import Reader, Record
 from easyllm.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from easyllm.data.encoders import Encode
 
 Rows = Callable[[list[str]], list[list[int]]]
 """Ids of each text, by an original library."""
@@ -25,13 +29,15 @@ REMEDY = (
 )
 
 
-def check(file: Path, folder: Path, package: str, original: Rows, texts: Iterator[str]) -> None:
+def check(
+    file: Path, folder: Path, package: str, original: Rows, texts: Iterator[str], why: str = ""
+) -> None:
     """Raises UserError where the tokenizer in ``folder``, converted from ``file``, gives other
-    ids than ``package`` does, naming the text and both."""
+    ids than ``package`` does, naming the text and both, and ``why`` where that is known."""
     found = differs(folder, package, original, texts)
     if found:
         raise UserError(
-            f"{file} cannot be converted so that its ids stay the same: {found}; {REMEDY}"
+            f"{file} cannot be converted so that its ids stay the same: {found}{why}; {REMEDY}"
         )
 
 
@@ -71,7 +77,5 @@ def _texts(reader: Reader) -> Iterator[str]:
                 yield from (text for text in contents if isinstance(text, str))
 
 
-def _encode(original: Rows):  # type: ignore[no-untyped-def]
-    from easyllm.data.encoders import joined
-
+def _encode(original: Rows) -> Encode:
     return lambda texts: joined(original(texts))

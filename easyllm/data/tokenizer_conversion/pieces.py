@@ -172,21 +172,25 @@ def _normalizer(pieces: Pieces) -> Any:
     rules = _rules(spec.precompiled_charsmap) if spec.precompiled_charsmap else None
     symbols = pieces.names(USER_DEFINED)
     held = _held(symbols, rules)
-    steps: list[Any] = [n.Prepend(START)]
+    # what begins a text is marked where steps have to know it
+    begin = START if rules or spec.remove_extra_whitespaces or pieces.suffix else space
+    given = pieces.prefix and not pieces.first_only
+    steps: list[Any] = [n.Prepend(begin)] if begin == START or given else []
+    if pieces.suffix and spec.remove_extra_whitespaces:  # a text of spaces only has none
+        blank = {" ", *(key for key, to in rules.found.items() if to == " ")} if rules else {" "}
+        steps.append(n.Replace(Regex(rf"\A{START}{alternatives(blank)}*\z"), ""))
     steps += [n.Replace(symbol, place) for symbol, place in held.items()]
     steps += rules.normalizers(s for s in symbols if s not in held) if rules else []
     # user-defined symbols are not touched; all other spaces are
     if spec.remove_extra_whitespaces:
-        if pieces.suffix:  # a text of spaces only has no suffix
-            steps.append(n.Replace(Regex(rf"\A{START} +\z"), ""))
         steps += [n.Replace(Regex(f"(?<={START}) +"), ""), n.Replace(Regex(" {2,}"), " ")]
-    if pieces.prefix and not pieces.first_only:
+    if given and begin == START:
         steps.append(n.Replace(START, space))
     if spec.remove_extra_whitespaces:
         steps.append(n.Replace(Regex(f"[ {space}]+\\z"), ""))
     if pieces.suffix:
         steps.append(n.Replace(Regex(r"(?m:(?<=.)\z)"), space))
-    if not pieces.prefix or pieces.first_only:
+    if begin == START and not given:
         steps.append(n.Replace(START, ""))
     if space != " ":
         steps.append(n.Replace(" ", space))

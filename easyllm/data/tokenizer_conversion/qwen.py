@@ -6,7 +6,6 @@ import base64
 import binascii
 import importlib.util
 import itertools
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,14 +74,19 @@ def _vocabulary(folder: Path) -> Iterator[str]:
 
 
 def _original(file: Path) -> comparison.Rows:
-    """tiktoken, with the names of special tokens as words."""
+    """tiktoken, with the names of special tokens as words.
+
+    The published tokenizer calls Python's NFC before it, whose edition of Unicode differs by
+    Python's version; here it is that of tokenizers, which orders marks up to Unicode 9.
+    """
     import tiktoken
+    from tokenizers import normalizers
 
     encoding = tiktoken.Encoding(
         "qwen", pat_str=PATTERN, mergeable_ranks=ranks(file), special_tokens={}
     )
-    # the published tokenizer does this before it calls tiktoken
-    return lambda texts: [encoding.encode_ordinary(unicodedata.normalize("NFC", t)) for t in texts]
+    form = normalizers.NFC()
+    return lambda texts: [encoding.encode_ordinary(form.normalize_str(text)) for text in texts]
 
 
 def ranks(file: Path) -> dict[bytes, int]:
