@@ -44,10 +44,10 @@ def tokens_store(
             made[name] = {"dataset": name, "weight": weight, **store.totals(entries)}
         content = {
             "schema": manifest.SCHEMA,
-            "chats": {},
             "made_from": {},
             **dict.fromkeys(manifest.CARRIED, 0),
             "encoding": {},
+            "chats": {},
             "sources": made,
             "metrics": {},
         }
