@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from easyllm.errors import UserError
 from easyllm.models import source
+from easyllm.models.gguf import header
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 
@@ -29,7 +29,7 @@ REMEDY = (
 
 def problems(run: RunSpec) -> Iterator[Problem]:
     """A model of another type, or of other dimensions, than ``model.config`` and
-    ``model.family`` say. Reads ``config.json`` or the first key of a GGUF file; a hub id is
+    ``model.family`` say. Reads ``config.json`` or the header of a GGUF file; a hub id is
     compared when it is downloaded."""
     path, family = run.model.path, run.model.family
     if not path:
@@ -39,12 +39,12 @@ def problems(run: RunSpec) -> Iterator[Problem]:
     try:
         place = source.local(path)
         published = source.local_config(path)
+        architecture = _architecture(place)
     except UserError:  # told with the path
         return
-    if place and place.is_file():
-        architecture = _architecture(place)
-        types = ARCHITECTURES.get(architecture or "", (architecture,))
-        if architecture and stated and stated not in types:
+    if architecture:
+        types = ARCHITECTURES.get(architecture, (architecture,))
+        if stated and stated not in types:
             message = f"its general.architecture is {architecture}, and {key} is {stated}"
             yield _problem(path, message, key)
     if published is None:
@@ -78,20 +78,7 @@ def _same(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def _architecture(file: Path) -> str | None:
-    """``general.architecture``, which GGUF's specification has as the first key; None where it
-    is another."""
-    with file.open("rb") as stream:
-        head = stream.read(4 + 4 + 8 + 8 + 8)  # magic, version, tensors, keys, length of a key
-        if head[:4] != b"GGUF" or len(head) < 32:
-            return None
-        key = stream.read(min(struct.unpack_from("<Q", head, 24)[0], 64))
-        kind = stream.read(4 + 8)
-        if key != b"general.architecture" or len(kind) < 12 or kind[:4] != STRING:
-            return None
-        text = stream.read(min(struct.unpack_from("<Q", kind, 4)[0], 64))
-    return text.decode("utf-8", "replace")
-
-
-STRING = struct.pack("<I", 8)
-"""GGUF's number of the type of texts."""
+def _architecture(place: Path | None) -> str | None:
+    if place is None or place.suffix != ".gguf" or not place.is_file():
+        return None
+    return header.read(place, arrays=False).architecture
