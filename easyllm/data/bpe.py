@@ -63,7 +63,7 @@ def save(tokenizer: Any, folder: Path, **settings: Any) -> None:
     ).save_pretrained(folder)
     # in words that both know
     config = read_json(folder / "tokenizer_config.json")
-    config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(folder / "tokenizer_config.json", config)
 
