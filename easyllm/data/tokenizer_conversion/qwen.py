@@ -47,10 +47,12 @@ def convert(file: Path, folder: Path, documents: Iterable[str] = ()) -> None:
     from tokenizers import normalizers
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
+    tokens = ranks(file)
+
     class Converter(TikTokenConverter):
         @staticmethod
         def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
-            return ranks(Path(tiktoken_url))
+            return tokens
 
     converter: Any = Converter(str(file), PATTERN, extra_special_tokens=list(SPECIAL))
     tokenizer = converter.converted()
@@ -64,7 +66,7 @@ def convert(file: Path, folder: Path, documents: Iterable[str] = ()) -> None:
         chat_template=ChatML().chat_template(None),
     )
     texts = itertools.chain(sample(SPECIAL), _vocabulary(folder), documents)
-    comparison.check(file, folder, "tiktoken", _original(file), texts)
+    comparison.check(file, folder, "tiktoken", _original(tokens), texts)
 
 
 def _vocabulary(folder: Path) -> Iterator[str]:
@@ -73,7 +75,7 @@ def _vocabulary(folder: Path) -> Iterator[str]:
     return vocabulary(load_tokenizer(folder))
 
 
-def _original(file: Path) -> comparison.Rows:
+def _original(tokens: dict[bytes, int]) -> comparison.Rows:
     """tiktoken, with the names of special tokens as words.
 
     The published tokenizer calls Python's NFC before it, whose edition of Unicode differs by
@@ -82,9 +84,7 @@ def _original(file: Path) -> comparison.Rows:
     import tiktoken
     from tokenizers import normalizers
 
-    encoding = tiktoken.Encoding(
-        "qwen", pat_str=PATTERN, mergeable_ranks=ranks(file), special_tokens={}
-    )
+    encoding = tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=tokens, special_tokens={})
     form = normalizers.NFC()
     return lambda texts: [encoding.encode_ordinary(form.normalize_str(text)) for text in texts]
 
