@@ -79,7 +79,7 @@ class TokenizerTemplate(Template):
         return documents(template, text_ids(tokenizer), messages, self.close_empty_reasoning)
 
     def prompt(self, tokenizer: Any, messages: Messages) -> list[int]:
-        from easyllm.data.chat.documents import reasoning_apart
+        from easyllm.data.chat.answers import reasoning_apart
         from easyllm.data.chat.text_ids import text_ids
 
         template = self._template(tokenizer)
