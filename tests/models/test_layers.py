@@ -57,7 +57,7 @@ def chained(
         positions = torch.arange(ids.shape[1]).expand_as(ids)
     weights = WeightFiles(folder)
     layers = decoder_layers(config, attention)
-    assert weights.problems(parameter_shapes(layers), parameter_shapes(layers), []) == []
+    assert weights.problems(parameter_shapes(layers), parameter_shapes(layers), {}) == []
     sources = {spec.name: spec for spec in layers}
     built = []
     for spec in layers:
