@@ -6,6 +6,7 @@ import datetime
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easyllm.errors import BadRecord, UserError
@@ -64,12 +65,10 @@ class TokenizerTemplate(Template):
                 f"{key}.date", self.date, "is no date", "give one as 2025-01-31, or today"
             )
 
-    def chat_template(self, tokenizer: Any) -> str | None:
-        from easyllm.data.chat.template_text import asks_for_date, with_date
+    def prepare(self, folder: Path) -> None:
+        from easyllm.data.chat.template_text import set_date
 
-        if not asks_for_date(tokenizer.chat_template):
-            return None
-        return with_date(tokenizer.chat_template, self.date or TRAINED_DATE)
+        set_date(folder, self.date or TRAINED_DATE)
 
     def encode(self, tokenizer: Any, messages: Messages) -> list[ChatDocument]:
         from easyllm.data.chat.documents import documents

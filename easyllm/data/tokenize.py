@@ -173,6 +173,7 @@ def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
             run.data.tokenizer.make(run, aside)
             settle(aside)
             template = run.data.template
+            template.prepare(aside)
             own = type(template).chat_template is not Template.chat_template
             # loading takes a second, so only where a template may have something to say
             chat_template = template.chat_template(load_tokenizer(aside)) if own else None

@@ -39,15 +39,6 @@ class Turn:
     """Arguments of the template with which the context was rendered."""
 
 
-def says_nothing(message: Message) -> bool:
-    """Whether a message says nothing."""
-    return not (
-        message["content"].strip()
-        or message.get("tool_calls")
-        or str(message.get("reasoning_content") or "").strip()
-    )
-
-
 def reasoning_apart(template: ChatTemplate, messages: Messages) -> list[dict[str, Any]]:
     """The messages with reasoning that stands inline in an answer under its own key, where
     the template knows reasoning."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from easyllm.data.chat.answers import reasoning_apart, says_nothing, turn_at
+from easyllm.data.chat.answers import reasoning_apart, turn_at
 from easyllm.data.chat.completeness import check_nothing_lost
+from easyllm.data.chat.messages import says_something
 from easyllm.data.chat.rendering import ChatTemplate, Messages
 from easyllm.data.chat.text_ids import TextIds
 from easyllm.errors import BadRecord
@@ -31,7 +32,7 @@ def documents(
     rest = ""
     for place, message in enumerate(messages):
         trained = message["role"] == "assistant" and message.get("train", True)
-        if not trained or says_nothing(message):
+        if not trained or not says_something(message):
             continue
         if place == 0:
             raise BadRecord(

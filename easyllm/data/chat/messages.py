@@ -154,7 +154,7 @@ def _message(turn: Any, ignored: Collection[str] | None) -> dict[str, Any]:
         made["reasoning_content"] = reasoning
     made |= _calls(said, role, made)
     made |= _names(said)
-    if not _is_trained(said, role) or (role == "assistant" and not _says_something(made)):
+    if not _is_trained(said, role) or (role == "assistant" and not says_something(made)):
         made["train"] = False
     try:
         _nothing_else(said, USED, HARMLESS)
@@ -293,8 +293,9 @@ def _is_trained(said: Mapping[str, Any], role: str) -> bool:
     return role != "assistant" or False not in asked.values()
 
 
-def _says_something(made: Mapping[str, Any]) -> bool:
-    """Whether there is an answer to train: a template would write its mere end of turn."""
+def says_something(made: Mapping[str, Any]) -> bool:
+    """Whether a message holds an answer to train: of an empty one a template would write the mere
+    end of its turn."""
     return bool(made["content"].strip() or made.get("tool_calls") or made.get("reasoning_content"))
 
 

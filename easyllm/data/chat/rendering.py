@@ -6,12 +6,14 @@ import contextlib
 import functools
 import hashlib
 import json
+import os.path
 import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from easyllm.data.chat.text_ids import token_pattern
 from easyllm.errors import BadRecord, UserError
 from easyllm.spec.roles import Message
 
@@ -237,10 +239,10 @@ class ChatTemplate:
     @functools.cached_property
     def added_tokens(self) -> re.Pattern[str]:
         """Matches the text of each token that is not made of others, longest first."""
-        texts = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
-        texts |= set(self.tokenizer.all_special_tokens)
-        return re.compile("|".join(map(re.escape, sorted(texts - {""}, key=len, reverse=True)))
-                          or r"(?!)")  # fmt: skip
+        return token_pattern(
+            [*map(str, self.tokenizer.added_tokens_decoder.values()),
+             *self.tokenizer.all_special_tokens]
+        )  # fmt: skip
 
     @functools.cached_property
     def answer_end(self) -> str | None:
@@ -341,7 +343,4 @@ def _between(text: str, first: str, second: str) -> str:
 
 def common(first: str, second: str) -> str:
     """What both begin with."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return first[:place]
-    return first[: min(len(first), len(second))]
+    return os.path.commonprefix([first, second])  # noqa: RUF071  (of texts, not of paths)

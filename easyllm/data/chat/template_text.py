@@ -6,7 +6,7 @@ import datetime
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,14 @@ FREE = "use_current_date"
 """An argument of the template with which a fixed date is free again."""
 
 
-def asks_for_date(template: Any) -> bool:
-    """Whether the text of a chat template asks for today's date and does not hold one yet."""
-    texts = template.values() if isinstance(template, dict) else [template or ""]
-    return any("strftime_now(" in text and FREE not in text for text in texts)
-
-
-def with_date(template: Any, date: str) -> str:
-    """The template with ``date``, in ISO form, where it asks for today's.
+def with_date(template: str, date: str) -> str:
+    """The template with ``date``, in ISO form, where it asks for today's and holds none yet.
 
     The argument ``use_current_date=true`` brings today's back. Raises UserError where the
     template asks in a way that cannot be replaced.
     """
-    if isinstance(template, dict):
-        raise UserError(
-            f"the tokenizer has several chat templates ({', '.join(template)}) that ask for "
-            "today's date; keep one of them in the tokenizer's folder"
-        )
+    if "strftime_now(" not in template or FREE in template:
+        return template
     day = datetime.date.fromisoformat(date)
 
     def fixed(found: re.Match[str]) -> str:
@@ -51,6 +42,11 @@ def with_date(template: Any, date: str) -> str:
             "write the date into chat_template.jinja in the tokenizer's folder"
         )
     return made
+
+
+def set_date(folder: Path, date: str) -> None:
+    """``with_date`` on every chat template of a tokenizer's folder."""
+    _change(folder, lambda template: with_date(template, date))
 
 
 @functools.cache  # the same function each time, by which a template is known
@@ -74,11 +70,25 @@ def with_defaults(template: str, arguments: Mapping[str, Any]) -> str:
 
 
 def set_defaults(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """``with_defaults`` on the one chat template of a tokenizer's folder."""
-    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if file.is_file():
-        text = file.read_text("utf-8")
+    """``with_defaults`` on every chat template of a tokenizer's folder."""
+    _change(folder, lambda template: with_defaults(template, arguments))
+
+
+def _change(folder: Path, change: Callable[[str], str]) -> None:
+    """Change the templates of a folder where they stand: in files of their own, or in
+    ``tokenizer_config.json`` as one text or a list of named ones."""
+    for file in [folder / "chat_template.jinja", *folder.glob("additional_chat_templates/*.jinja")]:
+        if file.is_file():
+            file.write_text(change(file.read_text("utf-8")), "utf-8")
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    held = config.get("chat_template")
+    if isinstance(held, str):
+        changed: Any = change(held)
+    elif isinstance(held, list):
+        changed = [{**entry, "template": change(entry["template"])} for entry in held]
     else:
-        text = json.loads(config.read_text("utf-8")).get("chat_template")
-    if isinstance(text, str):  # of several templates a caller chooses one, with its arguments
-        file.write_text(with_defaults(text, arguments), "utf-8")
+        return
+    if changed != held:
+        config["chat_template"] = changed
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -5,10 +5,18 @@ from __future__ import annotations
 import itertools
 import re
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 REMEMBERED = 1 << 22
 """Characters of parts whose ids are kept."""
+
+
+def token_pattern(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches the texts of tokens as a tokenizer finds them: of those that begin at a place the
+    longest."""
+    longest_first = sorted(set(texts) - {""}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 class TextIds:
@@ -31,8 +39,7 @@ class TextIds:
             for text, token in tokens.items()
             if token.special and not (token.lstrip or token.single_word or token.normalized)
         }
-        names = sorted(tokens.keys() - {""}, key=len, reverse=True)
-        self.names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self.names = token_pattern(tokens)
 
     def parts(self, text: str) -> list[str]:
         """The text cut before each special token."""

@@ -190,6 +190,10 @@ class Template(Component):
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         return [last] if last in special else []
 
+    def prepare(self, folder: Path) -> None:
+        """Change the store's tokenizer in ``folder``, which exported models carry, so that it
+        renders what training used; nothing where it already does."""
+
     def chat_template(self, tokenizer: Any) -> str | None:
         """The same as Jinja text, which the store's and the exported tokenizer carry; None
         keeps the tokenizer's own."""

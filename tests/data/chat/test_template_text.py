@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -7,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from easyllm.data.chat.template_text import asks_for_date, set_defaults, with_date, with_defaults
+from easyllm.data.chat.template_text import set_defaults, with_date, with_defaults
 from easyllm.data.encoding import load_tokenizer
 from easyllm.data.templates import TRAINED_DATE, TokenizerTemplate
 from easyllm.errors import UserError
 from tests.data.chat import published
 from tests.data.chat.published import chat, tokenizer_for
+from tests.support import run_spec
 
 TODAY = datetime.datetime.now().astimezone()
 
@@ -26,17 +28,18 @@ def rendered(tokenizer: Any, **arguments: Any) -> str:
     ("name", "form"),
     [("llama3_2", "%d %b %Y"), ("gptoss", "%Y-%m-%d"), ("muse_glimmer", "%Y-%m-%d")],
 )
-def test_the_date_of_training_stays(name: str, form: str) -> None:
+def test_the_date_of_training_stays(tmp_path: Path, name: str, form: str) -> None:
     """In plain transformers too; a server may want today's, or another."""
     tokenizer = tokenizer_for(published.template("trl", name))
     assert TODAY.strftime(form) in rendered(tokenizer)
-    fixed = TokenizerTemplate().chat_template(tokenizer)
-    assert fixed is not None
-    tokenizer.chat_template = fixed
+    tokenizer.save_pretrained(tmp_path)
+    TokenizerTemplate().prepare(tmp_path)
+    fixed = (tmp_path / "chat_template.jinja").read_text()
+    tokenizer = load_tokenizer(tmp_path)
     trained = datetime.date.fromisoformat(TRAINED_DATE).strftime(form)
     assert trained in rendered(tokenizer) and TODAY.strftime(form) not in rendered(tokenizer)
-    assert not asks_for_date(fixed), "it is fixed once"
-    assert TokenizerTemplate().chat_template(tokenizer) is None
+    TokenizerTemplate(date="1999-12-31").prepare(tmp_path)
+    assert (tmp_path / "chat_template.jinja").read_text() == fixed, "it is fixed once"
     for date, expected in (
         ("today", TODAY.strftime(form)),
         ("2031-05-17", datetime.date(2031, 5, 17).strftime(form)),
@@ -45,13 +48,41 @@ def test_the_date_of_training_stays(name: str, form: str) -> None:
         assert expected in tokenizer.decode(ids)
 
 
-def test_a_computed_date_is_refused() -> None:
+def test_other_templates_stay_as_they_are() -> None:
+    plain = published.template("trl", "qwen2_5")
+    assert with_date(plain, "2025-01-01") == plain
     with pytest.raises(UserError, match="format that it computes"):
         with_date("{{ strftime_now(format) }}", "2025-01-01")
-    with pytest.raises(UserError, match="several chat templates"):
-        with_date({"default": "{{ strftime_now('%Y') }}"}, "2025-01-01")
     made = with_date('\n{{ strftime_now("it\'s %Y") }}', "2025-01-01")
     assert rendered(tokenizer_for(made)) == "\nit's 2025"
+
+
+def test_each_of_several_templates_gets_the_date(tmp_path: Path) -> None:
+    tokenizer = tokenizer_for("{{ strftime_now('%Y') }}")
+    tokenizer.chat_template = {"default": "plain", "tool_use": "{{ strftime_now('%Y') }}"}
+    tokenizer.save_pretrained(tmp_path)
+    TokenizerTemplate(date="1999-12-31").prepare(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert rendered(loaded) == "plain"
+    assert rendered(loaded, chat_template="tool_use") == "1999"
+
+
+def test_dates_of_the_spec(tmp_path: Path) -> None:
+    def told(date: str, *stages: str) -> list[str]:
+        run = dataclasses.replace(run_spec(tmp_path, {}), stages=stages)
+        problems = TokenizerTemplate(date=date).problems("data.template", run)
+        return [f"{problem.key}: {problem.message}" for problem in problems]
+
+    assert told("2025-01-31", "tokenize") == told("today", "serve") == []
+    assert told("yesterday") == ["data.template.date: is no date"]
+    assert told("today", "tokenize") == ["data.template.date: a store must not depend on the day"]
+
+
+def test_arguments_reach_the_template() -> None:
+    tokenizer = tokenizer_for("{{ 'off' if enable_thinking is false else 'on' }}")
+    ids = TokenizerTemplate(arguments={"enable_thinking": False}).prompt(tokenizer, chat(1)[:1])
+    assert tokenizer.decode(ids) == "off"
+    assert tokenizer.decode(TokenizerTemplate().prompt(tokenizer, chat(1)[:1])) == "on"
 
 
 @pytest.mark.parametrize("own_file", [True, False])
