@@ -99,6 +99,11 @@ class RunPaths:
         return self.root / "export"
 
     @property
+    def gguf(self) -> Path:
+        """The export as one GGUF file."""
+        return self.export / f"{self.run.name}.gguf"
+
+    @property
     def results(self) -> Path:
         """What batch inference wrote."""
         output = self.run.inference.output

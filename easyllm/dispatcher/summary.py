@@ -128,10 +128,8 @@ def _next(run: RunSpec) -> list[tuple[str, str]]:
     ideas = [("read its metrics", f"tail -n 3 {shown(paths.metrics)}")]
     if not paths.metrics.exists():
         ideas.clear()
-    written = paths.export / f"{run.name}.gguf"
-    if not written.is_file():
-        written = paths.export
-    if written != paths.export or (written / "config.json").is_file():  # an adapter has none
+    written = paths.gguf if paths.gguf.is_file() else paths.export
+    if written.is_file() or (written / "config.json").is_file():  # an adapter has none
         ideas += [
             ("serve the model", f"{command()} {spec} stages=[serve]"),
             ("ask it something", f"{command()} stages=[infer]{_like(run)} "

@@ -98,12 +98,12 @@ def settle_tokenizer(folder: Path) -> None:
         config = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):  # told where the tokenizer is loaded
         return
-    if isinstance(config, dict) and (settled := _settled(config, folder)) != config:
+    if isinstance(config, dict) and (settled := _settled(config)) != config:
         with new_file(file) as aside:
             aside.write_text(json.dumps(settled, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _settled(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _settled(config: dict[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in config.items() if key not in LOCAL}
     if found.get("backend") == "tokenizers":
         del found["backend"]

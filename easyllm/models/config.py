@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import easyllm.models.custom  # noqa: F401  registers what transformers does not have
 from easyllm.errors import UserError
-from easyllm.models.compatible import laid_over, settle_tokenizer, with_older_keys
+from easyllm.models.compatible import laid_over, with_older_keys
 from easyllm.models.families import FAMILIES, family_named
 from easyllm.models.source import folder
 from easyllm.paths import RunPaths
@@ -128,7 +128,6 @@ def write_description(
     described(config).save_pretrained(to)  # with the class of a model that transformers lacks
     write_config(to, json.loads((to / "config.json").read_text("utf-8")))
     shutil.copytree(RunPaths(run).store.tokenizer, to, dirs_exist_ok=True)
-    settle_tokenizer(to)  # a store of before may not be
     source = model_folder(run)
     published = source / "generation_config.json" if source else None
     if published and published.exists() and run.model.init == "pretrained":

@@ -109,7 +109,7 @@ class ExportSpec:
     """Type of the exported weights; null keeps the checkpoint's."""
     format: Literal["safetensors", "gguf"] = "safetensors"
     """``safetensors`` writes a folder in Hugging Face's format; ``gguf`` one file with model,
-    tokenizer and chat template, which llama.cpp and Ollama run: of Llama, Mistral, Qwen2 and
+    tokenizer and chat template, which llama.cpp runs: of Llama, Mistral, Qwen2 and
     Qwen3, and of Qwen and Baichuan with ``layout=modern``."""
     gguf_type: Literal["f32", "bf16", "f16", "q8_0"] | None = None
     """Type of the matrices in a GGUF file, ``q8_0`` with a scale for 32 numbers of 8 bits each;

@@ -27,7 +27,7 @@ class Export(Stage):
     def outputs(self, run: RunSpec) -> list[Path]:
         alone = run.export.adapter == "adapter"
         if run.export.format == "gguf" and not alone:
-            return [self.paths(run).export / f"{run.name}.gguf"]
+            return [self.paths(run).gguf]
         return [self.paths(run).export / ("adapter_config.json" if alone else "config.json")]
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:

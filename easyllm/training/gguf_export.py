@@ -1,4 +1,4 @@
-"""A model as one GGUF file, which llama.cpp and Ollama run."""
+"""A model as one GGUF file, which llama.cpp runs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from easyllm.errors import UserError
 from easyllm.files import new_folder
 from easyllm.models.gguf import names, rope
 from easyllm.models.gguf.writing import metadata
+from easyllm.paths import RunPaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
 
@@ -54,7 +55,7 @@ def export(
     spoken |= _ends(weights, spoken)
     tensors = dict(_tensors(config, shapes))
     with new_folder(target) as aside:
-        file = aside / f"{run.name}.gguf"
+        file = aside / RunPaths(run).gguf.name
         writer = GGUFWriter(file, names.ARCHITECTURES[config["model_type"]])
         _add(writer, {f"{writer.arch}.{key}": value for key, value in described.items()})
         _add(writer, {f"tokenizer.{key}": value for key, value in spoken.items()})

