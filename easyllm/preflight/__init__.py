@@ -13,7 +13,8 @@ from easyllm.parallelism import partition
 from easyllm.parallelism.layouts import Pipeline
 from easyllm.preflight import described, machine, places
 from easyllm.spec import trainable
-from easyllm.spec.checks import config_problems, shape_problems
+from easyllm.spec.checks import config_problems
+from easyllm.spec.dimensions import shape_problems
 from easyllm.spec.problems import Problem, near
 from easyllm.spec.run import RunSpec
 

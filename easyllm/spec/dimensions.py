@@ -1,0 +1,99 @@
+"""Whether a model's dimensions fit each other, the layout and the devices' memory. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from easyllm.spec import trainable
+from easyllm.spec.problems import Problem
+from easyllm.spec.roles import Family, ModelShape
+from easyllm.spec.run import RunSpec
+
+BYTES = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number by dtype."""
+
+
+def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the dimensions in ``config`` do not allow."""
+
+    def at(key: str) -> str:
+        return f"model.overrides.{key}" if key in run.model.overrides else f"model.config.{key}"
+
+    try:
+        shape = family.shape(config)
+    except KeyError as error:
+        yield Problem(at(str(error.args[0])), None, "must be given", f"give {at(error.args[0])}")
+        return
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        yield Problem("model.config", dict(config), f"is not usable: {error}", "mend its values")
+        return
+    if shape.heads % shape.kv_heads:
+        yield Problem(
+            at("num_key_value_heads"), shape.kv_heads,
+            f"does not divide the {shape.heads} attention heads",
+            f"give a divisor of {shape.heads}",
+        )  # fmt: skip
+    modern = run.export.layout == "modern" and "export" in run.stages
+    if modern and (why := family.native_only(config)):
+        yield Problem("export.layout", "modern", why, "give export.layout=native")
+    stages = run.parallelism.stages
+    if stages > shape.layers:
+        yield Problem(
+            "parallelism.pipeline_stages",
+            stages,
+            f"the model has {shape.layers} layers only",
+            f"give at most {shape.layers}",
+            also=("model.overrides.num_hidden_layers",),
+        )
+    if run.data.seq_len > shape.max_positions:
+        yield Problem(
+            "data.seq_len",
+            run.data.seq_len,
+            f"the model has {shape.max_positions} positions",
+            f"give at most {shape.max_positions}",
+            also=(at("max_position_embeddings"),),
+        )
+    yield from _memory(run, family, config, shape)
+
+
+def _memory(
+    run: RunSpec, family: Family, config: Mapping[str, Any], shape: ModelShape
+) -> Iterator[Problem]:
+    """Weights, gradients and optimizer states alone must fit; activations come on top."""
+    limit = run.hardware.memory_gb
+    if limit is None or "train" not in run.stages:
+        return
+    layers = family.outline(config)
+    need = state_bytes(run, shape, trainable.share(run, layers) if layers else 1.0) / 1e9
+    if need > limit:
+        yield Problem(
+            "hardware.memory_gb",
+            limit,
+            f"weights, gradients and optimizer states take {need:.1f} GB a device",
+            "give more pipeline stages, more devices or a higher zero_stage",
+            also=("parallelism.pipeline_stages", "parallelism.zero_stage", "model.dtype"),
+        )
+
+
+def state_bytes(run: RunSpec, shape: ModelShape, trained: float = 1.0) -> float:
+    """Bytes of weights, gradients and AdamW states on the fullest device, where a share of the
+    weights is ``trained``.
+
+    In bfloat16 the optimizer keeps an fp32 copy of the weights and fp32 gradients.
+    """
+    layout = run.parallelism
+    layers = -(-shape.layers // layout.stages) * shape.layer_parameters
+    parameters = layers + shape.embedding_parameters
+    if layout.stages == 1:
+        parameters = shape.parameters
+    replicas = layout.replicas(run.hardware.ranks)
+    optimizer, gradients, weights = (replicas if split else 1 for split in layout.state_shards)
+    master = 4 if run.model.dtype == "bfloat16" else 0
+    states, parts = layout.offloads
+    if states:
+        trained = 0.0
+    return parameters * (
+        (0 if parts else BYTES[run.model.dtype] / weights)
+        + trained * (4 / gradients + (8 + master) / optimizer)
+    )
