@@ -129,7 +129,7 @@ def main() -> int:
             del found
             taken, peak = measured(lambda way=way: way(hidden, weight, labels), (hidden, weight),
                                    device, asked.repeats)  # fmt: skip
-        except Exception:
+        except Exception:  # out of memory, say: it is shown, counted, and the next one tried
             traceback.print_exc()
             wrong += 1
             continue
