@@ -313,11 +313,11 @@ def main() -> int:
         once: dict[str, float] = {}
         for vocabulary, ours, _, _ in wanted.values():
             if vocabulary not in once:
-                once[vocabulary] = prepare(root, vocabulary, ours)
-            for folder in folders.values():
-                for name in (vocabulary, "models"):
-                    if not (folder / name).exists():
-                        (folder / name).symlink_to(root / name)
+                # a conversion is compared on the first documents too, so where there are some
+                once[vocabulary] = prepare(folders[False], vocabulary, ours)
+            for name in (vocabulary, "models"):
+                if not (folders[True] / name).exists():
+                    (folders[True] / name).symlink_to(folders[False].resolve() / name)
         for _ in range(args.pairs):
             for vocabulary, name in rates:
                 whole = name in WHOLE

@@ -17,9 +17,9 @@ import easyllm.models.custom  # noqa: F401
 from easyllm.data.encoders import HuggingFace
 from easyllm.data.encoding import load_tokenizer
 from easyllm.data.exactness import sample
-from easyllm.data.tokenizer_conversion import charsmap
 from easyllm.data.tokenizer_conversion.sentencepiece import convert
 from easyllm.errors import UserError
+from easyllm.models.sentencepiece import charsmap
 from tests.data.spm import (
     LINES,
     SYMBOLS,

@@ -18,7 +18,8 @@ from typing import Any
 
 from easyllm.data.exactness import WORDS, sample
 from easyllm.data.tokenizer_conversion import comparison
-from easyllm.data.tokenizer_conversion.pieces import (
+from easyllm.errors import UserError
+from easyllm.models.sentencepiece.pieces import (
     CONTROL,
     NORMAL,
     USER_DEFINED,
@@ -26,7 +27,6 @@ from easyllm.data.tokenizer_conversion.pieces import (
     Pieces,
     tokenizer,
 )
-from easyllm.errors import UserError
 from easyllm.models.tokenizer_files import save
 
 MODEL = "tokenizer.model"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from easyllm.data.tokenizer_conversion.charsmap import START, Rules, alternatives, escaped
+from easyllm.models.sentencepiece.charsmap import START, Rules, alternatives, escaped
 
 SPACE = "▁"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)

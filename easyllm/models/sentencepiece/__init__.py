@@ -1,0 +1,1 @@
+"""SentencePiece's models as tokenizers of the package tokenizers, whatever file they come from."""
