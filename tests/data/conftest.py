@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,23 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = source.local(QWEN)
     assert file is not None
     convert(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_qwen(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen's tokenizer with its first 4,000 tokens and its special ones, which loads at once."""
+    folder = tmp_path_factory.mktemp("small_qwen")
+    shutil.copytree(qwen, folder, dirs_exist_ok=True)
+    content = json.loads((folder / "tokenizer.json").read_bytes())
+    model, kept = content["model"], 4000
+    model["vocab"] = {token: rank for token, rank in model["vocab"].items() if rank < kept}
+    model["merges"] = [
+        pair for pair in model["merges"] if {*pair, "".join(pair)} <= model["vocab"].keys()
+    ]
+    for number, token in enumerate(content["added_tokens"]):
+        token["id"] = kept + number
+    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
     return folder
 
 
