@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from easyllm.data.chat import beside
 from easyllm.data.chat.values import is_empty, shown
 from easyllm.errors import UserError
 from easyllm.spec.inference import SamplingSpec
@@ -87,6 +88,14 @@ def sampling(record: Mapping[str, Any], default: SamplingSpec) -> SamplingSpec:
         raise UserError(f"min_tokens = {made.min_tokens} is above max_tokens = {made.max_tokens}")
     assert isinstance(made, SamplingSpec)
     return made
+
+
+def without_tools(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``record``, without the choice of none of its tools where it has none to choose from."""
+    if any(not is_empty(record.get(key)) for key in beside.TOOLS):
+        return record
+    choices = ("tool_choice", "function_call")
+    return {key: v for key, v in record.items() if key not in choices or v != "none"}
 
 
 def _is_given(value: Any) -> bool:

@@ -12,11 +12,12 @@ from typing import Any
 from easyllm import files
 from easyllm.data.inputs import is_url
 from easyllm.errors import UserError
-from easyllm.inference.engines import Engine, TokenLogprob
+from easyllm.inference.engines import Engine
 from easyllm.inference.prompts import encode_messages, encode_text, model_files, model_folder
 from easyllm.inference.reading import Prompt, read_prompts
 from easyllm.inference.results import Journal
 from easyllm.inference.text import answer
+from easyllm.inference.token_texts import TokenText
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
 from easyllm.spec.inference import SamplingSpec
@@ -33,9 +34,9 @@ def infer(run: RunSpec) -> dict[str, Any]:
 
     A result holds ``id``, ``prompt``, ``text``, ``finish_reason``, ``prompt_tokens`` and
     ``completion_tokens``; with ``sampling.n`` its ``index``, with ``sampling.logprobs`` the
-    tokens' ``logprobs``. Where a prompt failed, ``error`` says why and the text is null.
-    Prompts that a killed run has answered are not answered again. A record's own fields of
-    sampling are laid over ``inference.sampling``.
+    tokens' ``logprobs``, whose texts, and bytes, are the answer's. Where a prompt failed,
+    ``error`` says why and the text is null. Prompts that a killed run has answered are not
+    answered again. A record's own fields of sampling are laid over ``inference.sampling``.
     """
     count = sum(1 for _ in read_prompts(run))
     if not count:
@@ -120,7 +121,7 @@ async def _results(run: RunSpec, engine: Engine, at: int, prompt: Prompt) -> lis
 
 async def _complete(engine: Engine, prompt: list[int], sampling: SamplingSpec) -> dict[str, Any]:
     text, tokens, reason = "", 0, None
-    logprobs: list[TokenLogprob] = []
+    logprobs: list[TokenText] = []
     async for piece in answer(engine, prompt, sampling):
         text += piece.text
         tokens += len(piece.tokens)
@@ -130,9 +131,10 @@ async def _complete(engine: Engine, prompt: list[int], sampling: SamplingSpec) -
     if sampling.logprobs is not None:
         told["logprobs"] = [
             {
-                "token": engine.tokenizer.decode([one.token]),
+                "token": one.text,
+                "bytes": list(one.bytes or b""),
                 "logprob": one.logprob,
-                "top": [[engine.tokenizer.decode([id_]), value] for id_, value in one.top],
+                "top": [[other.text, other.logprob] for other in one.top],
             }
             for one in logprobs
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,25 @@ def model_path(run: RunSpec) -> str:
         f"inference.model is not given and {export} holds no model: run the stages train "
         "and export first, or give inference.model=<folder or hub id>"
     )
+
+
+def model_name(run: RunSpec) -> str:
+    """What the model to generate with is called, which tells nothing of where it lies.
+
+    The run's name for its own export, else the hub id, or the name of the folder or file; of
+    another run's export it is that run's folder. Raises UserError as ``model_path``.
+    """
+    path = model_path(run)
+    place = source.local(path)
+    if place is None:
+        return path
+    place = Path(os.path.abspath(place))
+    folder = place if place.is_dir() else place.parent
+    if folder == RunPaths(run).export:
+        return run.name
+    if folder.name == "export" and (folder.parent / "run.yaml").is_file():
+        return folder.parent.name
+    return place.name if place.is_dir() else place.stem
 
 
 def model_folder(run: RunSpec) -> Path:
@@ -112,8 +132,8 @@ def encode_messages(
         for key in ("tools", "tool_calls", "reasoning_content"):
             if any(message.get(key) for message in messages):
                 raise UserError(
-                    f"the conversation has {key!r}, and the tokenizer {tokenizer.name_or_path} has "
-                    "no chat_template to put it into words; remove it, or give a model that has one"
+                    f"the conversation has {key!r}, and the tokenizer has no chat_template to put "
+                    "it into words; remove it, or give a model that has one"
                 )
         return encode_text(tokenizer, "\n".join(message["content"] for message in messages))
     return template.prompt(tokenizer, messages)

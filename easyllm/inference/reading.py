@@ -95,7 +95,7 @@ def _read(record: object, default: SamplingSpec) -> tuple[str | list[dict[str, A
         raise UserError(f"has none of {', '.join(FIELDS)}")
     prompt, sampling = given[field], asked.sampling(given, default)
     if isinstance(prompt, list):
-        return conversation(prompt, given), sampling
+        return conversation(prompt, asked.without_tools(given)), sampling
     if not isinstance(prompt, str):
         raise UserError(f"its prompt is {kind(prompt)}, neither a text nor a list of messages")
     for key in beside.KEYS:

@@ -7,7 +7,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from easyllm.inference.engines import Engine, FinishReason, TokenLogprob
+from easyllm.inference.engines import Engine, FinishReason
+from easyllm.inference.token_texts import HALF, TokenText, TokenTexts
 from easyllm.spec.inference import SamplingSpec
 
 
@@ -17,7 +18,9 @@ class Piece:
 
     text: str
     tokens: list[int]
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: list[TokenText] = field(default_factory=list)
+    """Where ``sampling.logprobs`` is given, the tokens whose texts are certain by now. The texts
+    of those of all pieces together are the answer too."""
     finish_reason: FinishReason | None = None
     """Given in the last piece, and only there."""
 
@@ -27,20 +30,28 @@ async def answer(
 ) -> AsyncGenerator[Piece, None]:
     """One answer to a prompt; closing the generator aborts it. Raises as ``Engine.generate``."""
     text = TextStream(engine.tokenizer, sampling.stop)
+    told = None if sampling.logprobs is None else TokenTexts(engine.tokenizer, text.would_add)
     async with aclosing(engine.generate(prompt, sampling)) as steps:
         async for step in steps:
             grown, taken = "", 0
             for token in step.tokens:
+                if told is not None:
+                    told.ask(step.logprobs[taken])
                 grown += text.feed(token)
                 taken += 1
+                if told is not None:
+                    told.grow(text.new)
                 if text.stopped:
                     break
             reason = step.finish_reason
             if not text.stopped and reason is not None:
                 grown += text.finish()
+                if told is not None:
+                    told.end(text.new)
             if text.stopped:
                 reason = "stop"
-            yield Piece(grown, step.tokens[:taken], step.logprobs[:taken], reason)
+            logprobs = [] if told is None else told.certain(len(grown), reason is not None)
+            yield Piece(grown, step.tokens[:taken], logprobs, reason)
             if reason is not None:
                 return
 
@@ -55,42 +66,64 @@ class TextStream:
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
         self.stopped = False
         """Whether a stop text has come; what precedes it has been given."""
+        self.new = ""
+        """What the last token, or the end, has added, before stop texts are looked for."""
         self._tokenizer = tokenizer
         self._stop = tuple(text for text in stop if text)
-        self._ids: list[int] = []
-        self._decoded = ""
+        # As decoders look at a token's neighbours, what is new is what the last tokens that
+        # added something say more with those that came since.
+        self._before: list[int] = []
+        self._since: list[int] = []
         self._held = ""
-        self._stream: Any = None
-        if tokenizer.is_fast:
-            from tokenizers.decoders import DecodeStream
-
-            self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = self._streaming([]) if tokenizer.is_fast else None
 
     def feed(self, token: int) -> str:
         """Text that the token has made certain."""
-        self._ids.append(token)
-        if self._stream is not None:
-            new = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
-        else:
-            new = self._whole().rstrip("\ufffd")[len(self._decoded) :]
-        self._decoded += new
-        return self._search(new)
+        self._since.append(token)
+        self.new = self._step(token)
+        if self.new:
+            self._before, self._since = self._since, []
+        return self._search(self.new)
 
     def finish(self) -> str:
         """What was held back, the answer being over."""
-        whole = self._whole()
-        rest = whole[len(self._decoded) :] if whole.startswith(self._decoded) else ""
-        text = self._search(rest)
+        self.new = self._more([]) if self._since else ""
+        text = self._search(self.new)
         if not self.stopped:
             text, self._held = text + self._held, ""
         return text
 
-    def _whole(self) -> str:
+    def would_add(self, token: int) -> str:
+        """Text that ``token`` would add if it came next; none where it ends in half a character."""
+        more = self._more([token])
+        return "" if more.endswith(HALF) else more
+
+    def _step(self, token: int) -> str:
         if self._stream is not None:
-            text: str = self._tokenizer.backend_tokenizer.decode(self._ids)
-        else:
-            text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        return text
+            try:
+                return self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+            except Exception:  # tokenizers raises nothing narrower
+                # Bytes that are no character also change what the bytes before them are read
+                # as, which was given already; it stays, and the stream begins anew here.
+                self._stream = self._streaming(self._since)
+        more = self._more([])
+        return "" if more.endswith(HALF) else more
+
+    @staticmethod
+    def _streaming(ids: list[int]) -> Any:
+        from tokenizers.decoders import DecodeStream
+
+        return DecodeStream(ids, skip_special_tokens=True)
+
+    def _more(self, tokens: list[int]) -> str:
+        return self._decode([*self._before, *self._since, *tokens])[
+            len(self._decode(self._before)) :
+        ]
+
+    def _decode(self, ids: list[int]) -> str:
+        if self._stream is not None:
+            return str(self._tokenizer.backend_tokenizer.decode(ids))
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def _search(self, new: str) -> str:
         if not self._stop:

@@ -10,7 +10,8 @@ from pathlib import Path
 from easyllm.data import tokenizers
 from easyllm.errors import UserError
 from easyllm.models import source, tensor_files
-from easyllm.serving.keys import VARIABLE, load_keys, local_only
+from easyllm.serving.hosts import host_name, local_only
+from easyllm.serving.keys import VARIABLE, load_keys
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 
@@ -105,6 +106,14 @@ def _inference(run: RunSpec) -> Iterator[Problem]:
 def _serving(run: RunSpec) -> Iterator[Problem]:
     """Keys that can be read, and one where others than this machine can ask."""
     serving = run.serving
+    for host in serving.allowed_hosts:
+        if host_name(host) is None:
+            yield Problem(
+                "serving.allowed_hosts",
+                host,
+                "is no name of a host",
+                "give names as they stand in an address, e.g. chat.example.org",
+            )
     try:
         keys = load_keys(serving)
     except UserError as error:

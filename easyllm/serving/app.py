@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,10 +14,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from easyllm import __version__
+from easyllm.data.chat.values import shown
 from easyllm.serving import generate, openai
 from easyllm.serving.errors import Refused, error_body
 from easyllm.serving.guard import Guard
 from easyllm.serving.keys import Keys
+from easyllm.serving.requests import NOT_OFFERED
 from easyllm.serving.service import Service
 from easyllm.serving.streaming import CLIENT_LEFT, ClientLeft
 
@@ -54,7 +58,9 @@ def _route(path: str) -> str:
 
 def _routes(service: Service) -> FastAPI:
     # FastAPI's own pages of documentation load scripts from elsewhere
-    app = FastAPI(title="easyllm", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="easyllm", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
 
     @app.exception_handler(Refused)
     async def refused(_request: Request, error: Refused) -> JSONResponse:
@@ -66,9 +72,19 @@ def _routes(service: Service) -> FastAPI:
         return JSONResponse(error_body(400, message, param, code), 400)
 
     @app.exception_handler(HTTPException)
-    async def unknown(_request: Request, error: HTTPException) -> JSONResponse:
-        body = error_body(error.status_code, str(error.detail))
-        return JSONResponse(body, error.status_code, error.headers)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        status, message, code = error.status_code, str(error.detail), None
+        path, headers = request.scope["path"], dict(error.headers or {})
+        if status == 404:
+            message, code = f"there is no {path}; /openapi.json has all routes", "unknown_url"
+        elif status == 405:
+            headers["Allow"] = headers["Allow"].replace("GET", "GET, HEAD")
+            message = f"{path} takes {headers['Allow']}"
+        return JSONResponse(error_body(status, message, None, code), status, headers)
+
+    @app.exception_handler(Exception)
+    async def broken(_request: Request, _error: Exception) -> JSONResponse:
+        return JSONResponse(error_body(500, "internal error"), 500)
 
     @app.exception_handler(ClientLeft)
     async def left(_request: Request, _error: ClientLeft) -> Response:
@@ -111,12 +127,45 @@ def _described(error: RequestValidationError) -> tuple[str, str | None, str | No
     """A line for each mistake in a request, the field of the first and a code for it."""
     lines, params, code = [], [], None
     for mistake in error.errors():
-        place = ".".join(str(part) for part in mistake["loc"][1:])
+        place = _field(error.body, mistake["loc"][1:])
         message = mistake["msg"]
         if mistake["type"] == "extra_forbidden":
-            message, code = "this server has no such parameter", "unsupported_parameter"
+            code = "unsupported_parameter"
+            message = _not_offered(place, mistake["input"])
+        elif mistake["type"] == "json_invalid":
+            place = ""
+            message = (
+                f"the body is not JSON: {mistake['ctx']['error']} at character {mistake['loc'][1]}"
+            )
+        elif not place:
+            message = "the body is not a JSON object"
         line = f"{place}: {message}" if place else message
         if line not in lines:
             lines.append(line)
             params.append(place or None)
     return "\n".join(lines[:20]), params[0], code
+
+
+def _field(body: Any, place: Sequence[int | str]) -> str:
+    """The field that a mistake is in, as clients write it: without the names of the types that
+    pydantic has tried there."""
+    found: list[str] = []
+    for at, part in enumerate(place):
+        known = (
+            part in body
+            if isinstance(body, dict)
+            else (isinstance(body, list) and isinstance(part, int) and part < len(body))
+        )
+        if known:
+            body = body[part]
+        if known or (at == len(place) - 1 and isinstance(body, dict)):  # or it is missing
+            found.append(str(part))
+    return ".".join(found)
+
+
+def _not_offered(name: str, value: Any) -> str:
+    neutral = NOT_OFFERED.get(name)
+    if neutral is None:
+        return "this server has no such parameter"
+    instead = f", or give {shown(neutral[0])}" if neutral else ""
+    return f"{shown(value)} is not offered by this server; leave it out{instead}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+TYPES = {429: "rate_limit_error"}
+"""OpenAI's types of errors by status, besides those of 4xx and 5xx."""
 
 
 class Refused(Exception):
@@ -31,6 +32,6 @@ class Refused(Exception):
 def error_body(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
-    """``{"error": {...}}`` as OpenAI's clients read it."""
+    """``{"error": {...}}`` as OpenAI's clients read it; ``param`` names a field of the request."""
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from easyllm.serving.errors import Refused
-from easyllm.serving.requests import GenerateRequest
+from easyllm.serving.requests import GenerateRequest, Sampling
 from easyllm.serving.service import Note, Pieces, Service
 from easyllm.serving.streaming import Stream, unless_gone
 
@@ -24,7 +24,8 @@ def routes(service: Service) -> APIRouter:
         object of that shape, all of the text so far, each time the answer has grown."""
         note: Note = request.scope["easyllm.note"]
         prompt = await service.messages(asked.messages)
-        asks = service.asks([prompt], asked.sampling.over(service.run.inference.sampling))
+        sampling = (asked.sampling or Sampling()).over(service.run.inference.sampling)
+        asks = service.asks([prompt], sampling)
         growing = _texts(service.answer(asks, note), len(asks))
         if service.run.serving.log_prompts:
             note.prompt = asked.messages

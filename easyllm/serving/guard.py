@@ -1,4 +1,4 @@
-"""What stands before every route: keys, sizes, times, headers, the access log."""
+"""What stands before every route: hosts, keys, sizes, times, headers, the access log."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from easyllm.serving.errors import Refused
+from easyllm.serving.hosts import Hosts
 from easyllm.serving.keys import Keys
 from easyllm.serving.service import Note, Service
 from easyllm.serving.streaming import CLIENT_LEFT
@@ -38,11 +39,13 @@ ACCESS = logging.getLogger("easyllm.access")
 
 class Guard:
     """ASGI middleware around the application; the ``Note`` it makes of each request is in
-    the scope, at ``easyllm.note``."""
+    the scope, at ``easyllm.note``. The application sees HEAD as GET, and no path that ends in a
+    slash."""
 
     def __init__(self, app: ASGIApp, service: Service, keys: Keys, files: frozenset[str],
                  routes: Callable[[str], str]):  # fmt: skip
         self.app, self.service, self.keys = app, service, keys
+        self.hosts = Hosts(service.run.serving, bool(keys))
         self.open = OPEN | files
         self.routes = routes
         self.under_way = 0
@@ -52,9 +55,11 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path: str = scope["path"]
+        path: str = scope["path"].rstrip("/") or "/"
         note = Note(uuid.uuid4().hex[:16], self.routes(path))
-        scope["easyllm.note"] = note
+        # what is got can be asked for without its body, which the server does not send then
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        asked = {**scope, "path": path, "method": method, "easyllm.note": note}
         status = 0
 
         async def say(message: Message) -> None:
@@ -75,12 +80,13 @@ class Guard:
                 await _refuse(error, say)
             else:
                 if body is not None:
-                    await self.app(scope, _replay(body, receive), say)
+                    await self.app(asked, _replay(body, receive), say)
         finally:
             self.under_way -= path not in self.open
-            self._log(scope, note, status or CLIENT_LEFT)
+            self._log(scope, path, note, status or CLIENT_LEFT)
 
     def _check(self, scope: Scope, path: str) -> None:
+        self.hosts.check(scope["headers"])
         headers = dict(scope["headers"])
         if path not in self.open and not self.keys.accept(_key(headers)):
             message = "a valid API key is needed: Authorization: Bearer <key>"
@@ -120,11 +126,11 @@ class Guard:
                 headers={"Connection": "close"},
             ) from None  # fmt: skip
 
-    def _log(self, scope: Scope, note: Note, status: int) -> None:
+    def _log(self, scope: Scope, path: str, note: Note, status: int) -> None:
         seconds = time.perf_counter() - note.begun
         self.service.metrics.requests.labels(note.route, status).inc()
         self.service.metrics.request_seconds.labels(note.route).observe(seconds)
-        if scope["path"] in QUIET:
+        if path in QUIET:
             return
         entry: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -149,7 +155,7 @@ class Guard:
 
 def _key(headers: dict[bytes, bytes]) -> str | None:
     kind, _, key = headers.get(b"authorization", b"").partition(b" ")
-    return key.strip().decode("latin-1") if kind.lower() == b"bearer" else None
+    return key.strip().decode("utf-8", "surrogateescape") if kind.lower() == b"bearer" else None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import hmac
-import ipaddress
 import os
+import re
+import shlex
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from easyllm.spec.inference import ServingSpec
 
 VARIABLE = "EASYLLM_API_KEY"
 """Environment variable with a key, or several with commas between."""
+COMMENT = re.compile(r"(^|\s)#.*")
 
 
 class Keys:
@@ -39,13 +43,13 @@ def load_keys(serving: ServingSpec) -> Keys:
     keys = [key.strip() for key in os.environ.get(VARIABLE, "").split(",") if key.strip()]
     if serving.api_key_file is not None:
         try:
-            lines = Path(serving.api_key_file).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = _text(Path(serving.api_key_file)).splitlines()
+        except (OSError, UnicodeError) as error:
             raise UserError(
                 f"serving.api_key_file={serving.api_key_file}: cannot be read: {error}; give a "
                 "file with one key a line"
             ) from None
-        found = [line.strip() for line in lines if line.strip() and line[:1] != "#"]
+        found = [key for line in lines if (key := COMMENT.sub("", line).strip())]
         if not found:
             raise UserError(
                 f"serving.api_key_file={serving.api_key_file}: holds no key; write one a line"
@@ -54,11 +58,22 @@ def load_keys(serving: ServingSpec) -> Keys:
     return Keys(keys)
 
 
-def local_only(host: str) -> bool:
-    """Whether a server at ``host`` is reached from its own machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def exposed(serving: ServingSpec) -> str | None:
+    """What to say of a key file that other users of the machine can read or write."""
+    if serving.api_key_file is None:
+        return None
+    mode = stat.S_IMODE(Path(serving.api_key_file).stat().st_mode)
+    if not mode & 0o066:
+        return None
+    return (
+        f"serving.api_key_file={serving.api_key_file}: other users of this machine can read or "
+        f"write it (mode {mode:o}); chmod 600 {shlex.quote(serving.api_key_file)}"
+    )
+
+
+def _text(file: Path) -> str:
+    """The text of a file, without the byte order marks that editors of Windows write; UTF-8, or
+    UTF-16 where its mark says so."""
+    data = file.read_bytes()
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if marked else "utf-8").replace("\ufeff", "")

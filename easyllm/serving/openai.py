@@ -6,7 +6,7 @@ import abc
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quoted
@@ -14,8 +14,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from easyllm.inference.engines import TokenLogprob
 from easyllm.inference.text import Piece
+from easyllm.inference.token_texts import TokenText
 from easyllm.serving.errors import Refused, error_body
 from easyllm.serving.requests import ChatRequest, CompletionRequest, OpenAIRequest
 from easyllm.serving.service import Ask, Note, Pieces, Service
@@ -143,7 +143,7 @@ async def _events(
                 parts.append(f"{before}{quoted(piece.text)}{after}")
             elif piece.text or piece.logprobs or piece.finish_reason:
                 parts += map(event, shape.deltas(index, piece, lengths[index]))
-            lengths[index] += len(piece.text)
+            lengths[index] += sum(len(one.text) for one in piece.logprobs)
         if not left:
             if usage:
                 last = {**head, "choices": [], "usage": _usage(note)}
@@ -172,7 +172,7 @@ class _Answer:
     """An answer gathered from its pieces."""
 
     text: str = ""
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: list[TokenText] = field(default_factory=list)
     finish_reason: str | None = None
 
     def grow(self, piece: Piece) -> None:
@@ -196,8 +196,6 @@ class _Shape(abc.ABC):
             "created": int(time.time()),
             "model": service.model,
         }
-        tokenizer = service.ready().tokenizer
-        self.decode: Callable[[int], str] = lambda token: str(tokenizer.decode([token]))
 
     def head(self) -> dict[str, Any]:
         return dict(self._head)
@@ -212,7 +210,7 @@ class _Shape(abc.ABC):
 
     @abc.abstractmethod
     def deltas(self, index: int, piece: Piece, offset: int) -> list[dict[str, Any]]:
-        """Choices of the chunks of a piece; ``offset`` is the length of the text before it."""
+        """Choices of the chunks of a piece; ``offset`` is where its first token told begins."""
 
 
 class _Chat(_Shape):
@@ -243,17 +241,16 @@ class _Chat(_Shape):
             chunks.append({"delta": {}, "logprobs": None, "finish_reason": piece.finish_reason})
         return [{"index": index, **chunk} for chunk in chunks]
 
-    def _logprobs(self, logprobs: list[TokenLogprob]) -> dict[str, Any] | None:
+    def _logprobs(self, logprobs: list[TokenText]) -> dict[str, Any] | None:
         if not self.told:
             return None
 
-        def entry(token: int, logprob: float) -> dict[str, Any]:
-            text = self.decode(token)
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        def entry(one: TokenText) -> dict[str, Any]:
+            value = None if one.bytes is None else list(one.bytes)
+            return {"token": one.text, "logprob": one.logprob, "bytes": value}
 
         content = [
-            {**entry(one.token, one.logprob), "top_logprobs": [entry(*top) for top in one.top]}
-            for one in logprobs
+            {**entry(one), "top_logprobs": [entry(other) for other in one.top]} for one in logprobs
         ]
         return {"content": content, "refusal": None}
 
@@ -280,22 +277,35 @@ class _Text(_Shape):
             }
         ]
 
-    def _logprobs(self, logprobs: list[TokenLogprob], offset: int) -> dict[str, Any] | None:
+    def _logprobs(self, logprobs: list[TokenText], offset: int) -> dict[str, Any] | None:
         if not self.told:
             return None
-        texts = [self.decode(one.token) for one in logprobs]
         offsets = []
-        for text in texts:
+        for one in logprobs:
             offsets.append(offset)
-            offset += len(text)
+            offset += len(one.text)
         return {
-            "tokens": texts,
+            "tokens": [one.text for one in logprobs],
             "token_logprobs": [one.logprob for one in logprobs],
-            "top_logprobs": [
-                {self.decode(token): value for token, value in one.top} for one in logprobs
-            ],
+            "top_logprobs": [_by_text(one) for one in logprobs],
             "text_offset": offsets,
         }
+
+
+def _by_text(one: TokenText) -> dict[str, float]:
+    """The log-probabilities at a token's place. Tokens that would be written alike, as those
+    that end within a character are, go by their bytes, the one that came excepted."""
+    found: dict[str, float] = {}
+    for other in sorted(one.top, key=lambda other: other is not one):
+        key = other.text
+        if not key or key in found:
+            key = (
+                key
+                if other is one
+                else "bytes:" + "".join(f"\\x{b:02x}" for b in other.bytes or b"")
+            )
+        found[key] = other.logprob
+    return {key: found[key] for key in sorted(found, key=lambda key: -found[key])}
 
 
 def _usage(note: Note) -> dict[str, int]:

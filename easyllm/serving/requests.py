@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from easyllm.data.chat import beside
+from easyllm.data.chat.values import is_empty
+from easyllm.inference import asked
+from easyllm.serving.errors import Refused
 from easyllm.spec.inference import SamplingSpec
 
 MAX_LOGPROBS = 20
@@ -18,10 +23,51 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
 
 
+NOT_OFFERED: Mapping[str, tuple[Any, ...]] = {
+    **asked.NOT_TAKEN_UP,
+    **beside.DEFAULTS,
+    "tools": (),
+    "functions": (),
+    # without tools these say nothing
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "store": (False,),
+    "verbosity": ("medium",),
+    "audio": (),
+    "moderation": (),
+    "web_search_options": (),
+}
+"""Parameters of OpenAI's and vLLM's servers that this one has not, with the values, besides null
+and empty ones, that ask for nothing."""
+ASKED_BY_EMPTY = frozenset({"web_search_options"})
+"""Parameters that ask for something with an empty object."""
+
+
 class Strict(BaseModel):
-    """Takes known fields of the right type only, so that nothing asked for is passed over."""
+    """Takes known fields of the right type only, so that nothing asked for is passed over.
+
+    What asks for nothing is taken under any name: null, and of a parameter that is not offered
+    an empty value or one of ``not_offered``.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    not_offered: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asking(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {key: value for key, value in given.items() if cls._asks(key, value)}
+
+    @classmethod
+    def _asks(cls, key: str, value: Any) -> bool:
+        if field := cls.model_fields.get(key):
+            return value is not None or field.is_required()
+        if is_empty(value):
+            return value is not None and key in ASKED_BY_EMPTY
+        return value not in cls.not_offered.get(key, ())
 
 
 class Sampling(Strict):
@@ -31,7 +77,8 @@ class Sampling(Strict):
     min_tokens: TokenCount | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=1 << 31)] | None = None
+    """0 and, as vLLM has it, -1 take all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Penalty | None = None
@@ -46,6 +93,8 @@ class Sampling(Strict):
         """The server's sampling with what the request says, and ``more``, laid over it."""
         own = {name: getattr(self, name) for name in Sampling.model_fields}
         asked = {key: value for key, value in {**own, **more}.items() if value is not None}
+        if asked.get("top_k") == -1:
+            asked["top_k"] = 0
         stop = asked.get("stop")
         if isinstance(stop, str):
             asked["stop"] = (stop,)
@@ -60,18 +109,20 @@ class GenerateRequest(Strict):
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     """Turns, oldest first, each ``{"user": TEXT}`` or ``{"role": "user", "content": TEXT}``."""
-    stream: bool = False
-    sampling: Sampling = Sampling()
+    stream: bool | None = None
+    sampling: Sampling | None = None
 
 
 class StreamOptions(Strict):
-    include_usage: bool = False
+    include_usage: bool | None = None
     include_obfuscation: bool | None = None
     """Taken and passed over: nothing here is padded."""
 
 
 class OpenAIRequest(Sampling):
     """What completions and chat completions have in common."""
+
+    not_offered = NOT_OFFERED
 
     model: str | None = None
     """The name that ``/v1/models`` tells; null takes the one there is."""
@@ -80,10 +131,11 @@ class OpenAIRequest(Sampling):
     user: str | None = None
     """Taken for OpenAI's clients, as are the next ones; no effect."""
     metadata: dict[str, Any] | None = None
-    store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
 
     @property
     def usage_in_stream(self) -> bool:
@@ -97,6 +149,10 @@ class ChatRequest(OpenAIRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     def sampling(self, default: SamplingSpec) -> SamplingSpec:
+        """The server's sampling with the request's laid over it. Raises Refused."""
+        if self.top_logprobs and not self.logprobs:
+            message = f"top_logprobs={self.top_logprobs} needs logprobs=true"
+            raise Refused(400, message, "top_logprobs")
         return self.over(
             default,
             max_tokens=self.max_completion_tokens or self.max_tokens,
@@ -107,7 +163,10 @@ class ChatRequest(OpenAIRequest):
 class CompletionRequest(OpenAIRequest):
     prompt: str | list[str] | list[Id] | list[list[Id]]
     """A text or its token ids, or several of either."""
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None,
+        BeforeValidator(lambda value: None if value is False else value),  # as chats have it
+    ] = None
 
     def sampling(self, default: SamplingSpec) -> SamplingSpec:
         return self.over(default, logprobs=self.logprobs)

@@ -13,17 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from easyllm.errors import UserError
 from easyllm.inference.engines import Engine
-from easyllm.inference.prompts import model_folder, model_path
+from easyllm.inference.prompts import model_folder, model_name
 from easyllm.serving.app import Application
 from easyllm.serving.guard import ACCESS
-from easyllm.serving.keys import load_keys
+from easyllm.serving.keys import exposed, load_keys
+from easyllm.serving.protocol import limited
 from easyllm.serving.service import Service
 from easyllm.spec.inference import ServingSpec
 from easyllm.spec.run import RunSpec
@@ -38,6 +38,9 @@ def serve(run: RunSpec) -> dict[str, Any]:
     The server listens while the model is loading; ``/ready`` tells when it is.
     """
     with _bound(run.serving) as listener:
+        load_keys(run.serving)  # what is wrong with them is told before anything is loaded
+        if warning := exposed(run.serving):
+            print(warning, file=sys.stderr, flush=True)
         return (_apart if run.inference.engine.apart else _together)(run, listener)
 
 
@@ -45,7 +48,6 @@ def _apart(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
     """The engine in this process, the API in another."""
     from easyllm.serving.front import Front, Stopped
 
-    load_keys(run.serving)  # what is wrong with them is told here, before anything is loaded
     with Front(run, listener) as front:
         engine = None
         try:
@@ -74,7 +76,7 @@ def _together(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
 def made(run: RunSpec, signals: bool = True) -> Server:
     """The server of a run, without an engine yet; its access log is the standard output."""
     _log_to(sys.stdout)
-    service = Service(run, run.serving.model_name or _name(model_path(run)))
+    service = Service(run, run.serving.model_name or model_name(run))
     return Server(Application(service, load_keys(run.serving)), service, signals)
 
 
@@ -89,11 +91,6 @@ async def _serve(run: RunSpec, server: Server, listener: socket.socket) -> None:
         await serving
         raise
     await serving
-
-
-def _name(path: str) -> str:
-    """What clients call a model: a hub id as it is, a folder or file by its path."""
-    return path if not Path(path).exists() else str(Path(path))
 
 
 def _log_to(stream: Any) -> None:
@@ -114,6 +111,8 @@ class Server(uvicorn.Server):
     def __init__(self, application: Application, service: Service, signals: bool = True):
         config = uvicorn.Config(
             application.asgi,
+            http=limited(service.run.serving),
+            ws="none",  # else whoever asks for a WebSocket gets past the guard
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -84,9 +84,14 @@ class ServingSpec:
     """Address to listen at; 0.0.0.0 for all that reach this machine."""
     port: Port = 8000
     model_name: str | None = None
-    """The model's name in ``/v1/models`` and answers; null takes its folder's or hub id."""
+    """The model's name in ``/v1/models`` and answers; null takes the name of its run, folder or
+    file, or its hub id."""
     api_key_file: Place | None = None
-    """A file of keys, one a line; ``#`` begins a comment."""
+    """A file of keys, one a line; ``#`` begins a comment at a line's start or after a blank."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names in the header Host by which clients may ask, besides localhost and ``host``. Others
+    are refused where names are given, and where a server without a key listens to its own machine
+    only: a browser's page of a site whose name leads to this machine would ask by that name."""
     insecure: bool = False
     """Listen beyond this machine without any key."""
     cors_origins: tuple[str, ...] = ()
@@ -108,6 +113,10 @@ class ServingSpec:
     """Largest body of a request, in 10^6 bytes."""
     body_seconds: PositiveFloat = 30.0
     """Seconds a client may take to send a request's body."""
+    max_header_kb: PositiveFloat = 64.0
+    """Largest headers of a request, in 10^3 bytes."""
+    header_seconds: PositiveFloat = 10.0
+    """Seconds a client may take to send a request's headers."""
     grace_seconds: NonNegativeFloat = 30.0
     """Seconds that answers under way get once the server is asked to stop."""
     log_prompts: bool = False

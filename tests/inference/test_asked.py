@@ -106,8 +106,12 @@ def test_a_field_that_cannot_be_honoured_is_the_prompts_error(
 def test_values_that_say_nothing_change_nothing(tmp_path: Path) -> None:
     columns = {"category": "maths", "stream": False, "logit_bias": {}, "tools": [], "best_of": 1,
                "tool_choice": "auto", "model": "other", "temperature": None}  # fmt: skip
-    (found,) = read(tmp_path, {"messages": HI, **columns})
+    none = {"tool_choice": "none", "function_call": "none"}
+    found, other = read(tmp_path, {"messages": HI, **columns}, {"messages": HI, **none})
     assert found == Prompt(1, HI, spec(tmp_path).inference.sampling)
+    assert other == Prompt(2, HI, spec(tmp_path).inference.sampling)
+    (refused,) = read(tmp_path, {"messages": HI, "tools": [ADD], "tool_choice": "none"})
+    assert "'tool_choice' = \"none\"" in str(refused.error)
 
 
 def test_lines_of_openais_batch_files(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from easyllm.errors import UserError
-from easyllm.serving.keys import Keys, load_keys, local_only
+from easyllm.serving.hosts import local_only
+from easyllm.serving.keys import Keys, exposed, load_keys
 from easyllm.spec.inference import ServingSpec
 from tests.serving.served import Served
 
@@ -50,6 +51,36 @@ def test_where_keys_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for wrong in (file, tmp_path / "none"):
         with pytest.raises(UserError, match=r"serving\.api_key_file=.*one"):
             load_keys(ServingSpec(api_key_file=str(wrong)))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_comments_and_marks_are_no_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.delenv("EASYLLM_API_KEY", raising=False)
+    file = tmp_path / "keys"
+    text = "\ufefffirst\r\n  # ours\r\n\t#theirs\nsecond # of the laptop\n\ufeffth#ird\t#\n"
+    file.write_bytes(text.removeprefix("\ufeff" * (encoding != "utf-16-be")).encode(encoding))
+    keys = load_keys(ServingSpec(api_key_file=str(file)))
+    assert all(map(keys.accept, ("first", "second", "th#ird")))
+    for wrong in ("# ours", "#theirs", "second # of the laptop", "\ufefffirst", "# of the laptop"):
+        assert not keys.accept(wrong)
+    file.write_text("# nothing\n  # but this\n")
+    with pytest.raises(UserError, match="holds no key"):
+        load_keys(ServingSpec(api_key_file=str(file)))
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o644, 0o640, 0o602, 0o700])
+def test_who_else_can_read_the_key_file(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "the keys"
+    file.write_text("sesame\n")
+    file.chmod(mode)
+    said = exposed(ServingSpec(api_key_file=str(file)))
+    if mode & 0o077:
+        assert said and f"(mode {mode:o}); chmod 600 '{file}'" in said and "sesame" not in said
+    else:
+        assert said is None
+    assert exposed(ServingSpec()) is None
 
 
 def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,7 @@ def test_a_slow_reader_holds_nobody_up(served: Served) -> None:
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", served.port))
-        head = POST + f"Host: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = POST + f"Host: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         slow.sendall(head.encode() + body.encode())  # and reads nothing
         time.sleep(0.3)
         begun = time.monotonic()

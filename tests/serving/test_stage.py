@@ -19,12 +19,14 @@ import pytest
 
 from easyllm import runfile
 from easyllm.errors import UserError
+from easyllm.inference.prompts import model_name
 from easyllm.paths import RunPaths
 from easyllm.preflight import problems
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
 from easyllm.stages.base import Rank
 from tests.serving.served import LONG, spec, wait_for
+from tests.support import run_spec
 
 BODY = {"messages": [{"user": "hi"}]}
 
@@ -176,16 +178,43 @@ def test_an_engine_that_breaks_down(tmp_path: Path, model: Path) -> None:
     assert worker.process.wait(15) == 0
 
 
-def test_a_model_that_cannot_be_loaded(tmp_path: Path, model: Path) -> None:
+def test_a_model_that_cannot_be_loaded(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "broken"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):  # and no tokenizer
         (folder / name).write_bytes((model / name).read_bytes())
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    run = spec(tmp_path, folder, serving={"port": port})
+    keys = tmp_path / "keys"
+    keys.write_text("sesame\n")
+    keys.chmod(0o644)
+    run = spec(tmp_path, folder, serving={"port": port, "api_key_file": str(keys)})
     with pytest.raises(UserError, match="transformers cannot load"):
         load("serve").work(run, Rank())
+    assert capsys.readouterr().err.count(f"chmod 600 {keys}\n") == 1
+
+
+def test_a_models_name_tells_nothing_of_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name(path: str | None, **config: Any) -> str:
+        return model_name(run_spec(tmp_path, {"inference": {"model": path}, **config}))
+
+    export = tmp_path / "run" / "export"
+    for folder in (export, tmp_path / "other" / "export", tmp_path / "plain" / "export"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    (tmp_path / "other" / "run.yaml").write_text("name: x")
+    (tmp_path / "tiny-q4.gguf").write_text("")
+    assert name(None, name="demo") == "demo" == name(str(export), name="demo")
+    assert name(str(tmp_path / "other" / "export")) == "other"
+    assert name(str(tmp_path / "plain" / "export") + "/") == "export"
+    assert name(str(tmp_path / "tiny-q4.gguf")) == "tiny-q4"
+    assert name("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
+    monkeypatch.chdir(tmp_path / "other")
+    assert name(".") == "other" and name("../plain") == "plain"
 
 
 @pytest.mark.parametrize(
@@ -214,6 +243,9 @@ def test_beyond_this_machine_a_key_is_needed(
     assert found() == []
     assert found(host="0.0.0.0") == [("serving.host", "0.0.0.0")]
     assert found(host="0.0.0.0", insecure=True) == []
+    assert found(allowed_hosts=["a.org", "http://b.org"]) == [
+        ("serving.allowed_hosts", "http://b.org")
+    ]
     keys = tmp_path / "keys"
     assert found(api_key_file=str(keys)) == [("serving.api_key_file", str(keys))]
     keys.write_text("sesame\n")
