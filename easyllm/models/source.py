@@ -150,7 +150,7 @@ def _config(place: Path) -> dict[str, Any]:
             raise Unusable(place, tensor_files.ALONE, MERGED) from None
         what = "has no config.json, so it is not a model in Hugging Face's format"
         raise Unusable(place, what, FORMATS) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Unusable(place, f"its config.json cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise Unusable(place, "its config.json does not hold a map of keys")

@@ -108,8 +108,8 @@ def _serving(run: RunSpec) -> Iterator[Problem]:
     try:
         keys = load_keys(serving)
     except UserError as error:
-        message = str(error).partition(": ")[2]
-        yield Problem("serving.api_key_file", serving.api_key_file, message)
+        what, _, remedy = str(error).partition(": ")[2].rpartition("; ")
+        yield Problem("serving.api_key_file", serving.api_key_file, what, remedy)
         return
     if not (keys or serving.insecure or local_only(serving.host)):
         yield Problem(
