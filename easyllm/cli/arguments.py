@@ -119,19 +119,19 @@ def _parsed(key: str, word: str, typed: str) -> Any:
 
     parser = OverridesParser.create()
 
-    def fails(word: str) -> bool:
+    def read(word: str) -> Any:
         try:
             found = parser.parse_override(word)
             if not found.is_sweep_override():
                 found.value()
         # of its functions, of numbers too long to be any, of nesting without end
         except (HydraException, ValueError, TypeError, RecursionError):
-            return True
-        return False
+            return None
+        return found
 
-    if key and not fails(word):
-        return parser.parse_override(word)
-    if not key or fails(f"{key}=1"):
+    if key and (found := read(word)):
+        return found
+    if not key or read(f"{key}=1") is None:
         return Problem(
             key or word, typed or ABSENT, "is no key: dotted names of letters, digits and '_' are",
             "give <key>=<value>, e.g. training.steps=5",

@@ -83,7 +83,8 @@ class OfComposition(Origin):
 
     @functools.cached_property
     def _layers(self) -> list[tuple[str, Any, Any]]:
-        return _layers(self.overrides, self.library)
+        words = tuple(o.text for o in self.overrides if o.group)
+        return _layers(words, self.library)
 
     def __call__(self, key: str) -> str:
         given = self._on_command_line(key)
@@ -128,7 +129,8 @@ def _scalar(place: Any, key: str) -> str | None:
     return node.value if isinstance(node, yaml.ScalarNode) else None
 
 
-def _layers(overrides: list[Override], library: Library) -> list[tuple[str, Any, Any]]:
+@functools.cache
+def _layers(words: tuple[str, ...], library: Library) -> list[tuple[str, Any, Any]]:
     """(file, its tree as placed in the spec, its place) in the order in which Hydra merges
     them."""
     import warnings
@@ -138,9 +140,9 @@ def _layers(overrides: list[Override], library: Library) -> list[tuple[str, Any,
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    words = [o.text for o in overrides if o.group]
+    chosen = list(words)
     if library.user is not None:
-        words.append(f"hydra.searchpath=['file://{library.user}']")
+        chosen.append(f"hydra.searchpath=['file://{library.user}']")
     layers = []
     try:
         with warnings.catch_warnings():
@@ -148,7 +150,7 @@ def _layers(overrides: list[Override], library: Library) -> list[tuple[str, Any,
             with initialize_config_dir(str(library.own), version_base="1.3", job_name="easyllm"):
                 hydra = GlobalHydra.instance().hydra
                 assert hydra is not None
-                defaults = hydra.config_loader.compute_defaults_list(ROOT, words, RunMode.RUN)
+                defaults = hydra.config_loader.compute_defaults_list(ROOT, chosen, RunMode.RUN)
         for default in defaults.defaults:
             path = default.config_path
             if path is None or path.startswith("hydra") or path.startswith("_"):

@@ -23,8 +23,8 @@ SHARES = frozenset("attention_dropout attn_dropout_prob emb_dropout_prob".split(
 FLAGS = frozenset(
     "_from_model_config alibi attention_bias bf16 fp16 fp32 gradient_checkpointing "  # noqa: SIM905
     "mlp_bias no_bias norm_head onnx_safe scale_attn_weights softmax_in_fp32 "
-    "tie_word_embeddings use_cache use_cache_kernel use_cache_quantization use_dynamic_ntk use_logn_attn use_mrope "
-    "use_sliding_window".split()
+    "tie_word_embeddings use_cache use_cache_kernel use_cache_quantization use_dynamic_ntk "
+    "use_logn_attn use_mrope use_sliding_window".split()
 )
 TEXTS = frozenset(
     "dtype hidden_act model_type tokenizer_class tokenizer_type torch_dtype "  # noqa: SIM905

@@ -200,9 +200,7 @@ class Draw:
     def command_line(self) -> list[str]:
         """A recipe or none, its stages, and some words."""
         words = [self.word() for _ in range(self.random.choice([1, 1, 1, 2, 3]))]
-        recipe = self.random.choice(
-            ["demo"] * 6 + ["qwen3_8b", "llama13b_pipe", "smollm2_pipe", ""]
-        )
+        recipe = self.random.choice(["demo"] * 6 + ["qwen3_8b", "llama13b_pipe", ""])
         first = [f"+recipe={recipe}"] if recipe else []
         if self.random.random() < 0.1:
             words.append("+smoke=cpu")
