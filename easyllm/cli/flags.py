@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ ABOUT = {
     **dict.fromkeys(INFO, ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
 }
 """What may be asked of the flags that take such a word."""
+COMPLETION = {"--shell-completion", "-sc"}
+SHELL = re.compile(r"(install|uninstall)=(bash|zsh|fish)|query=\w+")
+"""What is asked of shell completion."""
 CONFIG_DIR = {"--config-dir", "-cd"}
 RECIPE = "recipe"
 
@@ -81,6 +85,12 @@ def parse(words: list[str]) -> Arguments:
 
 def _asked(flag: str, given: str, value: str, rest: list[str]) -> list[str]:
     """The word after one of Hydra's flags that belongs to it. Raises SpecError for a wrong one."""
+    if flag in COMPLETION:
+        if rest and SHELL.fullmatch(rest[0]):
+            return [rest.pop(0)]
+        raise SpecError(
+            [Problem(flag, ABSENT, "needs to know for which shell", f"give {flag} install=bash")]
+        )
     if flag not in ABOUT and flag not in PACKAGE:
         return []
     taken = []

@@ -9,20 +9,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from easyllm.cli.arguments import Override
-from easyllm.cli.flags import CFG, Arguments
+from easyllm.cli.flags import CFG, PACKAGE, SHELL, Arguments
 from easyllm.cli.library import ROOT, absent_option
 from easyllm.cli.origins import Origin
 from easyllm.cli.report import refuse
+from easyllm.cli.words import has
 from easyllm.printable import printable
-from easyllm.spec.problems import SpecError
+from easyllm.spec.problems import Problem, SpecError, near
+from easyllm.spec.schema import flatten
 
 INTERRUPTED = 130
 
 
 def inspect(arguments: Arguments, overrides: Sequence[Override]) -> int:
     """Answer ``--cfg``, ``--info``, ``--help`` and their like."""
-    words = [o.text for o in overrides]
-    return _hydra(arguments.hydra_flags, words, arguments, lambda config: None)
+    asked = [flag for flag in arguments.hydra_flags if SHELL.fullmatch(flag)]
+    flags = [flag for flag in arguments.hydra_flags if flag not in asked]
+    words = asked or [o.text for o in overrides]
+    return _hydra(flags, words, arguments, lambda config: None)
 
 
 def sweep(arguments: Arguments, overrides: Sequence[Override]) -> int:
@@ -110,6 +114,23 @@ def checked(arguments: Arguments, overrides: Sequence[Override]) -> None:
     if any(f.partition("=")[0] in CFG for f in arguments.hydra_flags):
         from easyllm.runfile import read_config
 
-        _, found = read_config(compose(list(overrides), arguments.library))
+        config = compose(list(overrides), arguments.library)
+        _, found = read_config(config)
+        found += _absent_package(arguments.hydra_flags, config)
         if found:
             raise SpecError(found)
+
+
+def _absent_package(flags: list[str], config: dict[str, Any]) -> list[Problem]:
+    """What is wrong with the part of the configuration that ``--package`` names."""
+    given = dict(itertools.pairwise(flags)) | dict(
+        flag.split("=", 1) for flag in flags if "=" in flag
+    )
+    return [
+        Problem(
+            flag, name, "is no part of this configuration",
+            near(name, flatten(config)) or f"give {flag} model, or another key that it has",
+        )
+        for flag, name in given.items()
+        if flag in PACKAGE and "job" in flags and not has(config, name)
+    ]  # fmt: skip
