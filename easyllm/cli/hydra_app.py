@@ -25,8 +25,8 @@ def inspect(arguments: Arguments, overrides: Sequence[Override]) -> int:
     """Answer ``--cfg``, ``--info``, ``--help`` and their like."""
     asked = [flag for flag in arguments.hydra_flags if SHELL.fullmatch(flag)]
     flags = [flag for flag in arguments.hydra_flags if flag not in asked]
-    words = asked or [o.text for o in overrides]
-    return _hydra(flags, words, arguments, lambda config: None)
+    words = [o.text for o in overrides if not (asked or "--hydra-help" in flags)]
+    return _hydra(flags, asked or words, arguments, lambda config: None)
 
 
 def sweep(arguments: Arguments, overrides: Sequence[Override]) -> int:
