@@ -31,6 +31,11 @@ def main(words: list[str]) -> int:
             return 0
         if problems := arguments.library.problems():
             raise SpecError(problems)
+        if {"--help", "-h"} & set(arguments.hydra_flags):
+            from easyllm.cli.front import help_page
+
+            print(help_page(arguments.library))
+            return 0
         if arguments.empty:
             from easyllm.cli.front import page
 

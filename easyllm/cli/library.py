@@ -104,11 +104,14 @@ class Library:
         return clashes
 
     def line(self, group: str, option: str) -> str:
-        """What an option is, from the first comment of its file."""
+        """What an option is, from the first sentence of the first comment of its file."""
+        text = ""
         for line in self.file(f"{group}/{option}").read_text("utf-8").splitlines():
             if line.startswith("#") and not line.startswith("# @package"):
-                return line.lstrip("# ").strip()
-        return ""
+                text = f"{text} {line.lstrip('# ').strip()}".strip()
+            if text and (text.endswith(".") or not line.startswith("#")):
+                break
+        return text
 
 
 def absent_option(library: Library, group: str, value: str) -> Problem:

@@ -10,11 +10,14 @@ from typing import Any
 
 from easyllm.cli.origins import COMMAND_LINE, Origin
 from easyllm.printable import printable
+from easyllm.progress import columns
 from easyllm.spec.problems import ABSENT, TEXT, UNKNOWN, Problem
 
 REFUSED = 2
 LONGEST = 120
 """Characters of a value that are shown."""
+WIDEST = 96
+"""Columns of a line."""
 
 
 def refuse(problems: Sequence[Problem], origin: Origin) -> int:
@@ -43,10 +46,11 @@ def _lines(problem: Problem, origin: Origin) -> list[str]:
         remedies.append(f"to leave out what the recipe gives, add '~{problem.key}'")
     head = _shortened(problem.key) + (f" = {value}" if value else "")
     lines = [f"  {head}" + (f"   ({place})" if place else "")]
+    width = min(columns(WIDEST), WIDEST)
     for text in (problem.message, "; ".join(remedies)):
         if text:
             lines += textwrap.wrap(
-                printable(text), 96, initial_indent="    ", subsequent_indent="    ",
+                printable(text), width, initial_indent="    ", subsequent_indent="    ",
                 break_long_words=False, break_on_hyphens=False,
             )  # fmt: skip
     return lines

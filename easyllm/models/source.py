@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,10 @@ def _converted(file: Path, cache: Path) -> Path:
     if not target.exists():
         with files.exclusive(cache / f".{target.name}.lock"):
             if not target.exists():
+                print(
+                    f"converting {file.name} to Hugging Face's format, once; kept in {target}",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
                 with files.new_folder(target) as aside:
                     _convert(file, aside)
     return target
