@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from easyllm.cli import arguments as command_line
-from easyllm.cli import origins
-from easyllm.cli.arguments import Arguments, Override
-from easyllm.cli.compose import with_model
+from easyllm.cli import flags
+from easyllm.cli.arguments import Override, line_breaks_not_meant, read
+from easyllm.cli.compose import complete
+from easyllm.cli.flags import Arguments
+from easyllm.cli.origins import OfComposition, OfFile, OfWords, Origin
 from easyllm.cli.report import refuse
 from easyllm.errors import UserError
+from easyllm.printable import printable
 from easyllm.spec.problems import SpecError
 from easyllm.spec.run import RunSpec
 
@@ -19,9 +21,9 @@ INTERRUPTED = 130
 
 def main(words: list[str]) -> int:
     """Carry out a command line; returns the exit status."""
-    origin: origins.Origin = lambda key: ""  # noqa: E731
+    origin: Origin = OfWords()
     try:
-        arguments = command_line.parse(words)
+        arguments = flags.parse(words)
         if arguments.version:
             from easyllm import __version__
 
@@ -29,23 +31,30 @@ def main(words: list[str]) -> int:
             return 0
         if problems := arguments.library.problems():
             raise SpecError(problems)
+        if {"--help", "-h"} & set(arguments.hydra_flags):
+            from easyllm.cli.front import help_page
+
+            print(help_page(arguments.library))
+            return 0
         if arguments.empty:
             from easyllm.cli.front import page
 
             print(page(arguments.library))
             return 0
-        overrides = command_line.read(arguments.overrides, arguments.library, arguments.sweep)
+        overrides = read(arguments.overrides, arguments.library, arguments.sweep)
+        for line in line_breaks_not_meant(overrides):
+            print(printable(f"easyllm | {line}", keep=""), file=sys.stderr)
         if arguments.spec_file is None:
-            origin = origins.of_composition(overrides, arguments.library)
-            overrides = with_model(overrides, arguments.library)
+            origin = OfComposition(overrides, arguments.library)
+            overrides = complete(overrides, arguments.library)
+            origin = OfComposition(overrides, arguments.library)
+        else:
+            origin = OfFile(arguments.spec_file, overrides)
         if arguments.sweep or arguments.hydra_flags:
-            origin = origins.of_composition(overrides, arguments.library)
             return _hydra(arguments, overrides)
         if arguments.spec_file is not None:
-            origin = origins.of_file(str(arguments.spec_file), overrides)
             run = _again(arguments, arguments.spec_file, overrides)
         else:
-            origin = origins.of_composition(overrides, arguments.library)
             run = _composed(arguments, overrides)
         return _start(run)
     except SpecError as error:
@@ -107,7 +116,7 @@ def _start(run: RunSpec) -> int:
 
         return dispatch(run)
     except UserError as error:
-        print(f"easyllm: {error}", file=sys.stderr)
+        print(printable(f"easyllm: {error}"), file=sys.stderr)
         return 1
 
 

@@ -73,7 +73,7 @@ def resolver(allow: Iterable[str] = (), path: Iterable[str] = ()) -> Resolve:
             raise UnknownComponent(
                 f"cannot be imported: {type(error).__name__}: {error}", f"mend {module_name}"
             ) from error
-        cls = getattr(module, name, None)
+        cls = None if name.startswith("_") else getattr(module, name, None)
         if cls is None:
             raise UnknownComponent(f"{module_name} has no {name}", near_target(target, role))
         if not (inspect.isclass(cls) and issubclass(cls, role)) or inspect.isabstract(cls):
@@ -88,7 +88,7 @@ def shipped(role: type[Component] = Component) -> list[type[Component]]:
     found = []
     for name in FACES:
         for cls in vars(importlib.import_module(name)).values():
-            ours = inspect.isclass(cls) and cls.__module__ == name
+            ours = inspect.isclass(cls) and cls.__module__ == name and cls.__name__[0] != "_"
             if ours and issubclass(cls, role) and not inspect.isabstract(cls):
                 found.append(cls)
     return found

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from easyllm.spec.run import RunSpec
 
+RUNS = "runs"
+"""The folder, below the current one, that holds what no key names a place for."""
+
 
 @dataclass(frozen=True)
 class StorePaths:

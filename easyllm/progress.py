@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 ON_TERMINAL = "EASYLLM_ON_TERMINAL"
-"""Set for ranks, whose output goes through a pipe, when the parent has a terminal."""
+"""Set for ranks, whose output goes through a pipe, when the parent has a terminal, to its
+columns."""
+WIDTH, NARROWEST = 80, 20
+"""Columns of a line where no terminal says, and those below which none is believed."""
 
 SCALED = ("B", "char", "tok")
 """Units that come in millions."""
@@ -18,6 +21,16 @@ SCALED = ("B", "char", "tok")
 
 def on_terminal() -> bool:
     return ON_TERMINAL in os.environ or sys.stderr.isatty()
+
+
+def columns(otherwise: int = WIDTH) -> int:
+    """Columns of the terminal that standard error reaches; ``otherwise`` where there is none."""
+    try:
+        found = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # a pipe, a file, or what stands in for one
+        told = os.environ.get(ON_TERMINAL, "")
+        found = int(told) if told.isdecimal() else 0
+    return found if found > NARROWEST else otherwise
 
 
 def progress(label: str, total: float | None, unit: str, visible: bool = True) -> tqdm[Any]:
@@ -36,6 +49,7 @@ def progress(label: str, total: float | None, unit: str, visible: bool = True) -
         delay=2,
         mininterval=0.2 if on_terminal() else 10,
         maxinterval=1 if on_terminal() else 10,
-        dynamic_ncols=True,
+        dynamic_ncols=sys.stderr.isatty(),
+        ncols=None if sys.stderr.isatty() else columns() - 1,
         disable=not visible,
     )

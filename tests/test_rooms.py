@@ -33,7 +33,7 @@ ORDER = (
     ("launchers",),
     ("runfile",),
     ("components",),
-    ("paths", "progress", "files", "errors"),
+    ("paths", "progress", "files", "errors", "printable"),
     ("spec",),
 )
 """From the top of the house to its ground; rooms of one floor do not know each other."""

@@ -1,92 +1,30 @@
-"""What stands on the command line."""
+"""The ``key=value`` words of the command line, read by Hydra's grammar."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from easyllm.cli.library import Library, shipped_folder
-from easyllm.spec.problems import Problem, SpecError, near
+from easyllm.cli import spelling
+from easyllm.cli.library import Library
+from easyllm.spec.problems import ABSENT, Problem, SpecError
 from easyllm.spec.schema import TARGET, role_at
 
-SWEEP = {"-m", "--multirun"}
-HYDRA = {"--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--help", "-h",
-         "--hydra-help", "--shell-completion", "-sc"}  # fmt: skip
-"""Flags that ask Hydra about the configuration; nothing runs."""
-TAKES_VALUE = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
-CONFIG_DIR = {"--config-dir", "-cd"}
 BRACKETED = re.compile(r"[\w./:-]+\[[\w.,*]*\]")
 """A value such as ``local[4]``, which Hydra's grammar takes within quotes only."""
-
-
-@dataclass(frozen=True)
-class Arguments:
-    overrides: list[str] = field(default_factory=list)
-    """``key=value`` words, as typed."""
-    spec_file: Path | None = None
-    """A resolved spec to run again."""
-    config_dir: Path | None = None
-    hydra_flags: list[str] = field(default_factory=list)
-    sweep: bool = False
-    version: bool = False
-
-    @property
-    def library(self) -> Library:
-        return Library(shipped_folder(), self.config_dir)
-
-    @property
-    def empty(self) -> bool:
-        return not (self.overrides or self.spec_file or self.hydra_flags or self.sweep)
-
-
-def parse(words: list[str]) -> Arguments:
-    """Sort the words; raises SpecError for one that is none of what can stand there."""
-    found: dict[str, Any] = {"overrides": [], "hydra_flags": []}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        flag, given, value = word.partition("=")
-        if flag in CONFIG_DIR:
-            folder = value if given else rest.pop(0) if rest else None
-            if not folder:
-                raise SpecError([Problem(flag, None, "needs a folder", f"give {flag} FOLDER")])
-            found["config_dir"] = Path(folder).absolute()
-        elif word in SWEEP:
-            found["sweep"] = True
-        elif word == "--version":
-            found["version"] = True
-        elif flag in HYDRA:
-            found["hydra_flags"].append(word)
-            if flag in TAKES_VALUE and not given and rest and rest[0].isalpha():
-                found["hydra_flags"].append(rest.pop(0))
-        elif word.startswith("-"):
-            flags = sorted(SWEEP | HYDRA | CONFIG_DIR | {"--version"})
-            raise SpecError(
-                [Problem(word, None, "no such flag", near(word, flags) or ", ".join(flags))]
-            )
-        elif not given and not word.startswith("~") and word.endswith((".yaml", ".yml")):
-            found["spec_file"] = Path(word)
-        elif not given and not word.startswith("~"):
-            raise SpecError([_not_an_override(word)])
-        else:
-            found["overrides"].append(word)
-    return Arguments(**found)
-
-
-def _not_an_override(word: str) -> Problem:
-    library = Library(shipped_folder())
-    if word in library.options("recipe"):
-        return Problem(word, None, "is a recipe", f"give +recipe={word}")
-    return Problem(
-        word, None, "is neither key=value nor a run.yaml", "give +recipe=NAME key=value …"
-    )
+IN_ROOT = {"model", "data", "parallelism", "hardware"}
+"""Groups of which each run has an option."""
+TOGETHER = {"data", "tracker"}
+"""Groups of which several options stand beside each other."""
+ALONE = (IN_ROOT | {"recipe", "engine", "smoke"}) - TOGETHER
+"""Groups of which a run has one option at most."""
 
 
 @dataclass(frozen=True)
 class Override:
-    """One ``key=value`` of the command line, read by Hydra's grammar."""
+    """One ``key=value`` of the command line."""
 
     key: str
     text: str
@@ -97,6 +35,13 @@ class Override:
     delete: bool
     choices: tuple[str, ...] = ()
     """The values of a sweep."""
+    typed: str | None = None
+    """The value as it was typed; None where no value was."""
+
+    @property
+    def options(self) -> list[Any]:
+        """The options that are chosen of a group."""
+        return list(self.value) if isinstance(self.value, list) else [self.value]
 
 
 def read(words: list[str], library: Library, sweep: bool = False) -> list[Override]:
@@ -106,52 +51,43 @@ def read(words: list[str], library: Library, sweep: bool = False) -> list[Overri
     Groups get the sign that Hydra wants, values get ``++``: whether a key exists is the
     validator's to say, which says it together with all other problems. A word that names a
     component puts it in place of the one that stood there; it comes first, whatever the order,
-    so that ``schedule=linear schedule.floor=0.2`` are fields of the new one.
+    so that ``schedule=linear schedule.floor=0.2`` are fields of the new one. Raises SpecError.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    in_root = {"model", "data", "parallelism", "hardware"}
     named: list[Override] = []
-    overrides, problems = [], []
+    overrides: list[Override] = []
+    problems: list[Problem] = []
     for word in words:
-        key, given, text = word.lstrip("+~").partition("=")
+        head, given, typed = word.partition("=")
+        key = head.lstrip("+~")
+        text = spelling.with_line_breaks(typed)
         if given and BRACKETED.fullmatch(text):
             text = f"'{text}'"
-            word = f"{word.partition('=')[0]}={text}"
-        try:
-            parsed = parser.parse_override(word)
-        except HydraException as error:
-            reason = str(error).splitlines()[0].partition(":")[0].lower()
-            problems.append(
-                Problem(key, text, f"cannot be read ({reason})", f"quote it: '{key}=\"{text}\"'")
-            )
+        parsed = _parsed(key, head + given + text, typed)
+        if isinstance(parsed, Problem):
+            problems.append(parsed)
             continue
         swept = parsed.is_sweep_override()
-        if swept and not sweep:
-            problems.append(
-                Problem(
-                    key, text, "is several values",
-                    "add -m to run each of them, or give a list: [a,b]",
-                )
-            )  # fmt: skip
-            continue
-        group = library.is_group(key) and not isinstance(parsed.value(), dict | list)
         value = None if swept else parsed.value()
+        group = library.is_group(key) and not isinstance(value, dict)
+        if problem := _several(key, typed, group, swept and not sweep, value):
+            problems.append(problem)
+            continue
         if not (group or parsed.is_delete()) and _names_component(key, value):
             named += [
                 Override(key, f"++{key}=null", None, group=False, delete=False),
-                Override(key, f"++{key}={{{TARGET}: {value}}}", {TARGET: value}, False, False),
-            ]
+                Override(
+                    key, f"++{key}={{{TARGET}: {value}}}", {TARGET: value}, False, False,
+                    typed=typed,
+                ),
+            ]  # fmt: skip
             continue
-        body = f"{key}={text}" if "=" in word else key
+        body = f"{key}={text}" if given else key
         if parsed.is_delete():
             sign = "~"
-        elif key.startswith("hydra"):
+        elif of_hydra(key):
             sign = ""
         elif group:
-            sign = "" if key in in_root or "@" in key else "+"
+            sign = "" if key in IN_ROOT or "@" in key else "+"
         else:
             sign = "++"
         overrides.append(
@@ -162,13 +98,106 @@ def read(words: list[str], library: Library, sweep: bool = False) -> list[Overri
                 group=group,
                 delete=parsed.is_delete(),
                 choices=tuple(parsed.sweep_string_iterator()) if swept else (),
+                typed=typed if given else None,
             )
         )
-    if problems:
+    overrides, repeated = _once(overrides)
+    if problems := [*problems, *repeated]:
         raise SpecError(problems)
     return named + overrides
+
+
+def of_hydra(key: str) -> bool:
+    """Whether a key is one of Hydra's own settings."""
+    return re.match(r"hydra([./@]|$)", key) is not None
+
+
+def _parsed(key: str, word: str, typed: str) -> Any:
+    """The word as Hydra reads it, or the Problem that keeps it from being read."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+
+    def read(word: str) -> Any:
+        try:
+            found = parser.parse_override(word)
+            if not found.is_sweep_override():
+                found.value()
+        # of its functions, of numbers too long to be any, of nesting without end
+        except (HydraException, ValueError, TypeError, RecursionError):
+            return None
+        return found
+
+    if key and (found := read(word)):
+        return found
+    if not key or read(f"{key}=1") is None:
+        return Problem(
+            key or word, typed or ABSENT, "is no key: dotted names of letters, digits and '_' are",
+            "give <key>=<value>, e.g. training.steps=5",
+        )  # fmt: skip
+    why = spelling.unreadable(typed)
+    return Problem(key, typed, f"cannot be read: {why}", f"quote it: {spelling.quoted(key, typed)}")
+
+
+def _several(key: str, typed: str, group: bool, swept: bool, value: Any) -> Problem | None:
+    """What is wrong with several values where one is taken."""
+    if swept:
+        together = "" if group and key in ALONE else f", or together as a list: {key}=[{typed}]"
+        return Problem(key, typed, "is several values", f"add -m to run each of them{together}")
+    if not group or not isinstance(value, list):
+        return None
+    options = [option for option in value if isinstance(option, str)]
+    if key in ALONE:
+        return Problem(
+            key, typed, "is several options, and a run has one of this group",
+            f"give {key}={options[0] if options else '<option>'}, or "
+            f"-m {key}={','.join(options) or '<option>,<option>'} for a run with each",
+        )  # fmt: skip
+    if len(options) < len(value) or not value:
+        return Problem(
+            key, typed, "is no list of options", f"give {key}=[<option>,<option>]"
+        )  # fmt: skip
+    return None
+
+
+def _once(overrides: list[Override]) -> tuple[list[Override], list[Problem]]:
+    """Groups that were given more than once: the last counts, or all where several can."""
+    kept: dict[Any, Override] = {}
+    problems = []
+    for number, override in enumerate(overrides):
+        simple = override.group and not (override.delete or override.choices)
+        at: Any = override.key if simple else number
+        before = kept.pop(at, None)
+        if before is None or override.key in IN_ROOT:
+            kept[at] = override
+        elif override.key in TOGETHER:
+            both = [*before.options, *override.options]
+            kept[at] = replace(
+                override, value=both, text=f"+{override.key}=[{','.join(map(str, both))}]"
+            )
+        else:
+            kept[at] = before
+            problems.append(
+                Problem(
+                    override.key, override.typed, f"is given twice; the other is {before.typed}",
+                    "leave one of them out",
+                )
+            )  # fmt: skip
+    return list(kept.values()), problems
 
 
 def _names_component(key: str, value: Any) -> bool:
     name = isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.]*", value)
     return bool(name) and role_at(key) is not None
+
+
+def line_breaks_not_meant(overrides: list[Override]) -> Iterator[str]:
+    """What to say of values in which a backslash and an ``n`` stand where a line break may have
+    been meant."""
+    for override in overrides:
+        if override.typed and not override.group and spelling.plain_escape(override.typed):
+            yield (
+                f"{override.key}={override.typed}: the \\n in it is a backslash and an n; between "
+                "double quotes, as in 'stop=[\"\\n\"]', it is a line break"
+            )

@@ -20,6 +20,7 @@ def check(config: dict[str, Any], library: Library) -> RunSpec:
         _add_user_folder(config, str(library.user))
     run, own = runfile.read_config(config)
     run = preflight.settled(run)
+    own += preflight.of_model(run)
     if run.smoke is not None and not own:
         from easyllm.smoke import shrink
 

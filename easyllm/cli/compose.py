@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.cli.arguments import Override
+from easyllm.cli import diagnosis, interpolation, spelling
+from easyllm.cli.arguments import Override, of_hydra
 from easyllm.cli.library import ROOT, Library, absent_option
-from easyllm.spec.problems import Problem, SpecError
+from easyllm.cli.words import has, lay
+from easyllm.spec.problems import ABSENT, Problem, SpecError
+from easyllm.spec.schema import flatten
 
 MODEL = "model"
 """The group that is chosen for a run that names none of its options."""
@@ -21,9 +24,20 @@ FROM_PATH, SMALLEST = "from_path", "tiny"
 def compose(overrides: list[Override], library: Library) -> dict[str, Any]:
     """The configuration of the root file, the chosen groups and the overrides.
 
-    Raises SpecError where Hydra or OmegaConf cannot make one of them.
+    Raises SpecError with all that keeps it from being made.
     """
-    return _composed(overrides, library)[0]
+    config, _ = _composed(overrides, library)
+    found: list[Problem] = []
+    config = interpolation.resolved(config, found)
+    if found:
+        raise SpecError(found)
+    return config
+
+
+def complete(overrides: list[Override], library: Library) -> list[Override]:
+    """``overrides`` with what they leave open: the model group, and that groups chosen on the
+    command line win over a recipe. Raises SpecError as ``compose`` does."""
+    return with_groups(with_model(overrides, library), library)
 
 
 def with_model(overrides: list[Override], library: Library) -> list[Override]:
@@ -44,50 +58,76 @@ def with_model(overrides: list[Override], library: Library) -> list[Override]:
     model = config.get(MODEL)
     if not (swept or (isinstance(model, dict) and model.get("path"))):
         return [*overrides, _chosen(SMALLEST)]
-    idle = [o for o in within if not _has(config, o.key)]
+    idle = [o for o in within if not has(config, o.key)]
     return [*(o for o in overrides if o not in idle), _chosen(FROM_PATH)]
+
+
+def _given(key: str, value: Any) -> Override:
+    return Override(key, f"++{key}={spelling.spelled(value)}", value, group=False, delete=False)
 
 
 def _chosen(option: str) -> Override:
     return Override(MODEL, f"{MODEL}={option}", option, group=True, delete=False)
 
 
-def _has(config: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(config, dict) or part not in config:
-            return False
-        config = config[part]
-    return True
+def with_groups(overrides: list[Override], library: Library) -> list[Override]:
+    """``overrides`` with the keys of the groups chosen among them that a recipe gives as well.
+
+    Hydra lays a recipe over all groups, those of the command line too, whose values would be
+    lost without a word. Raises SpecError as ``compose`` does.
+    """
+    chosen = [
+        o for o in overrides
+        if o.typed and o.group and not (o.delete or o.choices) and "@" not in o.key
+        if o.key not in ("recipe", "smoke")
+    ]  # fmt: skip
+    if not chosen or not any(o.group and o.key == "recipe" for o in overrides):
+        return overrides
+    groups = [o for o in overrides if o.group and not o.choices]
+    config, _ = _composed(groups, library)
+    there = flatten(config)
+    found = []
+    for override in chosen:
+        for option in override.options:
+            package = library.package(override.key, option)
+            for name, value in flatten(library.tree(override.key, option)).items():
+                key = f"{package}.{name}".strip(".")
+                left_open = value == "???" or "$" in str(value) or not name
+                if not left_open and (key not in there or there[key] != value):
+                    found.append(_given(key, value))
+    return [*found, *overrides]
 
 
 def _composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration, and the option that was chosen of each group."""
-    import yaml
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    problems = [
-        absent_option(library, o.key, "null" if o.value is None else str(o.value))
+    """The configuration, not yet interpolated, and the option that was chosen of each group."""
+    absent = [
+        absent_option(library, o.key, "null" if option is None else str(option))
         for o in overrides
         if o.group and not o.delete and not o.choices and "@" not in o.key
-        if o.value is None or not library.file(f"{o.key}/{o.value}").is_file()
+        for option in o.options
+        if option is None or not library.has(o.key, str(option))
     ]
-    if problems:
-        raise SpecError(problems)
-    words = [o.text for o in overrides]
+    if absent:
+        raise SpecError(absent)
+    groups = [o for o in overrides if o.group or of_hydra(o.key)]
+    words = [o.text for o in groups]
     if library.user is not None:
         words.append(f"hydra.searchpath=['file://{library.user}']")
     try:
-        return copy.deepcopy(_by_hydra(library.own, tuple(words)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise SpecError([_composition_problem(error, overrides, library)]) from error
-    except yaml.YAMLError as error:
-        raise SpecError([_yaml_problem(error)]) from error
+        config, chosen = copy.deepcopy(_by_hydra(library.own, tuple(words)))
+    except Exception as error:  # Hydra, OmegaConf and YAML have many, ValueError among them
+        raise SpecError(diagnosis.problems(error, groups, library)) from error
+    if library.user is not None and (told := diagnosis.several(groups, library)):
+        raise SpecError(told)
+    problems = [lay(config, o) for o in overrides if o not in groups and not o.choices]
+    if found := [problem for problem in problems if problem]:
+        raise SpecError(found)
+    return config, chosen
 
 
 @functools.cache
 def _by_hydra(folder: Path, words: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Cached, since a command composes once to see its model and once to run."""
+    """Cached, since a command composes more than once, with other values of the same groups."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf, open_dict
@@ -96,54 +136,35 @@ def _by_hydra(folder: Path, words: tuple[str, ...]) -> tuple[dict[str, Any], dic
         config = hydra_compose(ROOT, list(words), return_hydra_config=True)
     with open_dict(config):
         chosen = dict(config.pop("hydra").runtime.choices)
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain: Any = OmegaConf.to_container(config)
     return dict(plain), chosen
 
 
 def from_file(file: Path, overrides: list[Override]) -> dict[str, Any]:
-    """The configuration in a resolved spec with the overrides laid over it."""
-    import yaml
+    """The configuration in a resolved spec with the overrides laid over it. Raises SpecError."""
+    config = _loaded(file)
+    found = [problem for o in overrides if (problem := lay(config, o))]
+    config = interpolation.resolved(config, found)
+    if found:
+        raise SpecError(found)
+    return config
+
+
+def _loaded(file: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+
+    def wrong(message: str, remedy: str = "give RUN_DIR/run.yaml") -> SpecError:
+        return SpecError([Problem(str(file), ABSENT, message, remedy)])
 
     if not file.is_file():
-        raise SpecError([Problem(str(file), None, "no such file", "give RUN_DIR/run.yaml")])
+        raise wrong("no such file")
     try:
-        config = OmegaConf.load(file)
-        if not OmegaConf.is_dict(config):
-            raise SpecError([Problem(str(file), None, "is not a spec", "give RUN_DIR/run.yaml")])
-        for override in overrides:
-            OmegaConf.update(config, override.key, override.value, force_add=True)
-        plain = OmegaConf.to_container(config, resolve=True)
-    except yaml.YAMLError as error:
-        raise SpecError([_yaml_problem(error, str(file))]) from error
-    except (OmegaConfBaseException, UnicodeDecodeError) as error:
-        message = str(error).splitlines()[0]
-        raise SpecError([Problem(str(file), None, message, "mend the file")]) from error
-    return dict(plain)  # type: ignore[arg-type]
-
-
-def _yaml_problem(error: Any, file: str = "") -> Problem:
-    mark = getattr(error, "problem_mark", None)
-    where = mark.name if mark and mark.name != "<unicode string>" else file
-    line = f" in line {mark.line + 1}" if mark else ""
-    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return Problem(where or "YAML", None, f"is not YAML{line}: {reason}", "mend the file")
-
-
-def _composition_problem(error: Exception, overrides: list[Override], library: Library) -> Problem:
-    """Hydra's complaint, told by the key it is about."""
-    from hydra.errors import MissingConfigException
-
-    cause = error.__cause__ or error
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    missing = getattr(error, "missing_cfg_file", None)
-    if isinstance(error, MissingConfigException) and missing:
-        group, _, name = str(missing).rpartition("/")
-        return absent_option(library, group or "defaults", name)
-    key = getattr(cause, "full_key", None)
-    if not key:
-        quoted = re.findall(r"'([^']+)'", text)
-        key = next((q for q in quoted if any(o.key == q for o in overrides)), "spec")
-    message = re.split(r" full_key: | object_type=", text)[0]
-    return Problem(str(key), next((o.value for o in overrides if o.key == key), None), message)
+        loaded: Any = OmegaConf.load(file)
+    except Exception as error:  # of YAML, OmegaConf, the file system
+        raise SpecError([diagnosis.of_file(file, error)]) from error
+    if not OmegaConf.is_dict(loaded):
+        raise wrong("holds a list, and a spec is a map of keys")
+    plain: Any = OmegaConf.to_container(loaded)
+    if not isinstance(plain, Mapping):
+        raise wrong("holds no map of keys, which a spec is")
+    return dict(plain)

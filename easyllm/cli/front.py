@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 from easyllm import __version__
 from easyllm.cli.library import Library
+from easyllm.progress import columns
 from easyllm.spec.run import STAGES, RunSpec
 
 FIRST = (("python -m easyllm +recipe=demo", "the whole way, offline, on 2 CPU cores"),)
@@ -17,29 +19,61 @@ THEN = (
     ("python -m easyllm RUN_DIR/run.yaml", "a run again"),
     ("python -m easyllm --cfg job +recipe=NAME", "every key of a spec"),
 )
+FLAGS = (
+    ("-m", "run each combination of the values that keys are given, as in seed=1,2"),
+    ("--config-dir FOLDER", "recipes and groups of your own, beside these"),
+    ("--cfg job", "print the configuration; --package KEY a part of it"),
+    ("--info defaults", "print the files that it is composed of"),
+    ("--hydra-help", "what else Hydra, which composes it, can be asked"),
+    ("--version", "print the version"),
+)
+WIDEST = 100
+"""Columns of a line at most, on a wide terminal."""
 
 
 def page(library: Library) -> str:
-    recipes = library.options("recipe")
-    width = max(map(len, recipes)) + 2
     lines = [
-        f"easyllm {__version__}: raw text to a served language model, from one spec.",
+        *_wrapped(f"easyllm {__version__}:", "raw text to a served language model, from one spec."),
         "",
-        f"Stages: {' -> '.join(STAGES)}",
+        *_wrapped("Stages:", " -> ".join(STAGES)),
         "",
         "Recipes",
-    ]
-    for name in recipes:
-        lines += textwrap.wrap(
-            library.line("recipe", name), 98,
-            initial_indent=f"  {name:<{width}}", subsequent_indent=" " * (width + 2),
-        )  # fmt: skip
-    lines += ["", "First", *_columns(FIRST), "Then", *_columns(THEN)]
+        *_table([(name, library.line("recipe", name)) for name in library.options("recipe")]),
+        "", "First", *_table(FIRST), "Then", *_table(THEN),
+    ]  # fmt: skip
     return "\n".join(lines)
 
 
-def _columns(rows: tuple[tuple[str, str], ...]) -> list[str]:
-    return [f"  {command:<48} {what}" for command, what in rows]
+def help_page(library: Library) -> str:
+    """What ``--help`` says: the page, the groups with their options, the flags."""
+    groups = [(name, ", ".join(library.options(name))) for name in library.groups()]
+    shown = [(f"{name}=", options) for name, options in groups if name != "recipe"]
+    return "\n".join(
+        [
+            page(library),
+            "",
+            "Groups, each with its options",
+            *_table(shown),
+            "Flags",
+            *_table(FLAGS),
+        ]
+    )
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Two columns, the second wrapped between words."""
+    first = max(len(name) for name, _ in rows) + 2
+    lines = []
+    for name, text in rows:
+        lines += _wrapped(f"  {name:<{first}}".removesuffix(" "), text, " " * (first + 2))
+    return lines
+
+
+def _wrapped(first: str, text: str, indent: str = "  ") -> list[str]:
+    return textwrap.wrap(
+        text, min(columns(), WIDEST), initial_indent=f"{first} ", subsequent_indent=indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def sound(run: RunSpec) -> str:

@@ -1,33 +1,32 @@
-"""What ``hydra.main`` serves: sweeps, and questions about the configuration."""
+"""Sweeps, and questions about the configuration, which ``hydra.main`` answers."""
 
 from __future__ import annotations
 
-import os
+import itertools
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from easyllm.cli.arguments import Arguments, Override
+from easyllm.cli.arguments import Override
+from easyllm.cli.flags import CFG, PACKAGE, SHELL, Arguments
 from easyllm.cli.library import ROOT, absent_option
+from easyllm.cli.origins import Origin
 from easyllm.cli.report import refuse
-from easyllm.spec.problems import Problem, SpecError
+from easyllm.cli.words import has
+from easyllm.printable import printable
+from easyllm.spec.problems import Problem, SpecError, near
+from easyllm.spec.schema import flatten
 
 INTERRUPTED = 130
-QUIET = (
-    "hydra/job_logging=disabled",
-    "hydra/hydra_logging=disabled",
-    "hydra.output_subdir=null",
-    "hydra.job.chdir=false",
-    "hydra.sweep.subdir=.",
-)
 
 
 def inspect(arguments: Arguments, overrides: Sequence[Override]) -> int:
     """Answer ``--cfg``, ``--info``, ``--help`` and their like."""
-    words = [o.text for o in overrides]
-    return _hydra(arguments.hydra_flags, words, arguments, lambda config: None)
+    asked = [flag for flag in arguments.hydra_flags if SHELL.fullmatch(flag)]
+    flags = [flag for flag in arguments.hydra_flags if flag not in asked]
+    words = [o.text for o in overrides if not (asked or "--hydra-help" in flags)]
+    return _hydra(flags, asked or words, arguments, lambda config: None)
 
 
 def sweep(arguments: Arguments, overrides: Sequence[Override]) -> int:
@@ -37,38 +36,30 @@ def sweep(arguments: Arguments, overrides: Sequence[Override]) -> int:
     all were done, 1 otherwise.
     """
     absent = _absent_choices(arguments, overrides)
-    words = [_without(o, absent) for o in overrides]
     failed = [f"{group}={value}" for group, value in absent]
     for group, value in absent:
-        refuse([absent_option(arguments.library, group, value)], lambda key: "command line")
-    number, status = 0, 0
-
-    def point(config: Any) -> None:
-        nonlocal number
-        from hydra.core.hydra_config import HydraConfig
-
-        number += 1
-        own = list(HydraConfig.get().overrides.task)
-        shown = " ".join(word.lstrip("+") if "=" in word else word for word in own)
-        print(f"\neasyllm | point {number}: {shown}", file=sys.stderr, flush=True)
-        ended = _run_point(arguments, own)
+        refuse([absent_option(arguments.library, group, value)], Origin(list(overrides)))
+    points = list(itertools.product(*(_words(o, absent) for o in overrides)))
+    if not arguments.overrides and arguments.spec_file is None:
+        points = []
+    for number, words in enumerate(points, 1):
+        shown = " ".join(word.lstrip("+") if "=" in word else word for word in words)
+        print(printable(f"\neasyllm | point {number}: {shown}"), file=sys.stderr, flush=True)
+        ended = _run_point(arguments, list(words))
         if ended == INTERRUPTED:
             raise KeyboardInterrupt
         if ended:
             failed.append(shown)
-
-    folder = f"runs/sweeps/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    quiet = [f"hydra.sweep.dir={folder}", *QUIET]
-    if not any(word is None for word in words):
-        status = _hydra(["--multirun"], [*quiet, *filter(None, words)], arguments, point)
-    done = number - (len(failed) - len(absent))
-    say = f"\neasyllm | sweep: {done} of {number + len(absent)} points done"
-    print(say + "".join(f"\n  not done: {point}" for point in failed), file=sys.stderr)
-    return 1 if failed or status else 0
+    done = len(points) - (len(failed) - len(absent))
+    say = f"\neasyllm | sweep: {done} of {len(points) + len(absent)} points done"
+    told = say + "".join(f"\n  not done: {point}" for point in failed)
+    print(printable(told), file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _run_point(arguments: Arguments, words: list[str]) -> int:
-    command = [sys.executable, "-m", "easyllm", *words]
+    file = [] if arguments.spec_file is None else [str(arguments.spec_file)]
+    command = [sys.executable, "-m", "easyllm", *file, *words]
     if arguments.config_dir is not None:
         command += ["--config-dir", str(arguments.config_dir)]
     process = subprocess.Popen(command)
@@ -80,24 +71,23 @@ def _run_point(arguments: Arguments, words: list[str]) -> int:
 
 
 def _absent_choices(arguments: Arguments, overrides: Sequence[Override]) -> list[tuple[str, str]]:
-    """Options of a swept group that no file has: Hydra would refuse the whole sweep for one."""
+    """Options of a swept group that no file has."""
     library = arguments.library
     return [
         (o.key, choice)
         for o in overrides
         if library.is_group(o.key)
         for choice in o.choices
-        if not library.file(f"{o.key}/{choice}").is_file()
+        if not library.has(o.key, choice)
     ]
 
 
-def _without(override: Override, absent: list[tuple[str, str]]) -> str | None:
-    """The override without absent choices; None when no choice is left."""
-    gone = [value for group, value in absent if group == override.key]
-    if not gone:
-        return override.text
-    left = [choice for choice in override.choices if choice not in gone]
-    return f"{override.text.partition('=')[0]}={','.join(left)}" if left else None
+def _words(override: Override, absent: list[tuple[str, str]]) -> list[str]:
+    """The word of each point, in the order of its values, absent options left out."""
+    if not override.choices:
+        return [override.text]
+    key = override.text.partition("=")[0]
+    return [f"{key}={c}" for c in override.choices if (override.key, c) not in absent]
 
 
 def _hydra(flags: list[str], words: list[str], arguments: Arguments, task: Any) -> int:
@@ -121,12 +111,26 @@ def checked(arguments: Arguments, overrides: Sequence[Override]) -> None:
     """Refuse a wrong spec before Hydra prints it. Raises SpecError."""
     from easyllm.cli.compose import compose
 
-    if arguments.sweep:
-        flag = arguments.hydra_flags[0]
-        raise SpecError([Problem("-m", None, f"cannot go with {flag}", "leave one of them out")])
-    if any(f in ("--cfg", "-c") for f in arguments.hydra_flags):
+    if any(f.partition("=")[0] in CFG for f in arguments.hydra_flags):
         from easyllm.runfile import read_config
 
-        _, found = read_config(compose(list(overrides), arguments.library))
+        config = compose(list(overrides), arguments.library)
+        _, found = read_config(config)
+        found += _absent_package(arguments.hydra_flags, config)
         if found:
             raise SpecError(found)
+
+
+def _absent_package(flags: list[str], config: dict[str, Any]) -> list[Problem]:
+    """What is wrong with the part of the configuration that ``--package`` names."""
+    given = dict(itertools.pairwise(flags)) | dict(
+        flag.split("=", 1) for flag in flags if "=" in flag
+    )
+    return [
+        Problem(
+            flag, name, "is no part of this configuration",
+            near(name, flatten(config)) or f"give {flag} model, or another key that it has",
+        )
+        for flag, name in given.items()
+        if flag in PACKAGE and "job" in flags and not has(config, name)
+    ]  # fmt: skip

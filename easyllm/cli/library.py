@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from easyllm.spec.problems import ABSENT, Problem
 
 ROOT = "config"
 """The file every run begins with."""
+
+
+PACKAGE = "# @package "
+"""Begins the line that says where a file's keys are placed."""
 
 
 def shipped_folder() -> Path:
@@ -31,8 +37,11 @@ class Library:
 
     def is_group(self, key: str) -> bool:
         """Whether an override of ``key`` chooses a file rather than setting a value."""
-        path = key.partition("@")[0].replace(".", "/")
-        return any((folder / path).is_dir() for folder in self.folders) and bool(path)
+        parts = [part for part in re.split(r"[./]", key.partition("@")[0]) if part]
+        try:
+            return bool(parts) and any(f.joinpath(*parts).is_dir() for f in self.folders)
+        except OSError:  # a name longer than a file's can be
+            return False
 
     def groups(self) -> list[str]:
         found = {p.name for folder in self.folders for p in folder.iterdir() if p.is_dir()}
@@ -47,6 +56,28 @@ class Library:
         """The file that Hydra takes for ``config_path``, e.g. ``recipe/demo``."""
         files = [folder / f"{config_path}.yaml" for folder in self.folders]
         return next((f for f in files if f.is_file()), files[0])
+
+    def has(self, group: str, option: str) -> bool:
+        """Whether a group has an option."""
+        try:
+            return "\0" not in option and self.file(f"{group}/{option}").is_file()
+        except OSError:  # a name longer than a file's can be
+            return False
+
+    def package(self, group: str, option: str) -> str:
+        """The dotted key at which an option's keys are placed."""
+        for line in self.file(f"{group}/{option}").read_text("utf-8").splitlines():
+            if line.startswith(PACKAGE):
+                package = line.removeprefix(PACKAGE).strip()
+                return "" if package == "_global_" else package
+        return group.replace("/", ".")
+
+    def tree(self, group: str, option: str) -> dict[str, Any]:
+        """An option's own keys."""
+        from omegaconf import OmegaConf
+
+        tree: Any = OmegaConf.to_container(OmegaConf.load(self.file(f"{group}/{option}")))
+        return {key: value for key, value in tree.items() if key != "defaults"}
 
     def problems(self) -> list[Problem]:
         """What is wrong with the user's folder."""
@@ -73,11 +104,14 @@ class Library:
         return clashes
 
     def line(self, group: str, option: str) -> str:
-        """What an option is, from the first comment of its file."""
+        """What an option is, from the first sentence of the first comment of its file."""
+        text = ""
         for line in self.file(f"{group}/{option}").read_text("utf-8").splitlines():
             if line.startswith("#") and not line.startswith("# @package"):
-                return line.lstrip("# ").strip()
-        return ""
+                text = f"{text} {line.lstrip('# ').strip()}".strip()
+            if text and (text.endswith(".") or not line.startswith("#")):
+                break
+        return text
 
 
 def absent_option(library: Library, group: str, value: str) -> Problem:

@@ -1,84 +1,170 @@
-"""Where a key's value came from. Worked out only when something has to be reported."""
+"""Where a key's value came from, and how it was written there. Worked out only when something
+has to be reported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from easyllm.cli import spelling
 from easyllm.cli.arguments import Override
 from easyllm.cli.library import ROOT, Library
-
-Origin = Callable[[str], str]
-"""From a dotted key to words such as 'command line'; empty where nothing gave it."""
 
 COMMAND_LINE = "command line"
 
 
-def of_composition(overrides: list[Override], library: Library) -> Origin:
+class Origin:
+    """From a dotted key to words such as 'command line'; empty where nothing gave it."""
+
+    def __init__(self, overrides: list[Override] | None = None):
+        self.overrides = overrides or []
+
+    def __call__(self, key: str) -> str:
+        return COMMAND_LINE if self._on_command_line(key) else self._file(key)[0]
+
+    def typed(self, key: str) -> str | None:
+        """The text of which a plain value was read; None where that is not known."""
+        given = self._on_command_line(key)
+        if given is None:
+            return _scalar(self._file(key)[1], key)
+        if given.key == key and not given.group:
+            return given.typed
+        name, _, number = key.rpartition(".")
+        listed = spelling.elements(given.typed or "") if given.key == name else None
+        within = listed is not None and number.isdecimal() and int(number) < len(listed)
+        return listed[int(number)] if listed is not None and within else None
+
+    def quoted(self, key: str) -> str | None:
+        """How the text at ``key`` is written so that it is taken for text; None where the text is
+        not known."""
+        typed = self.typed(key)
+        if typed is None:
+            return None
+        given = self._on_command_line(key)
+        if given is None:
+            return f"'{typed}'"
+        if given.key == key:
+            return f"{key}=\"'{typed}'\""
+        listed = spelling.elements(given.typed or "") or []
+        listed[int(key.rpartition(".")[2])] = f'"{typed}"'
+        return f"'{given.key}=[{','.join(listed)}]'"
+
+    def _on_command_line(self, key: str) -> Override | None:
+        key = key.removeprefix("~")
+        for override in reversed(self.overrides):
+            if override.group and override.typed is None and not override.delete:
+                continue  # chosen for the user
+            below = not override.group and key.startswith(override.key + ".")
+            if key == override.key or below or override.key.startswith(key + "."):
+                return override
+        return None
+
+    def _file(self, key: str) -> tuple[str, Any]:
+        """The file as it is shown, and the YAML node that stands at its top, placed in the spec
+        as (package, path)."""
+        return "", None
+
+
+class OfWords(Origin):
+    """Of what is wrong with the words themselves."""
+
+    def __call__(self, key: str) -> str:
+        return COMMAND_LINE
+
+
+class OfComposition(Origin):
     """Origins for what ``compose`` made."""
-    layers: list[tuple[str, Any]] | None = None
 
-    def origin(key: str) -> str:
-        nonlocal layers
-        if given := _on_command_line(key, overrides):
-            return given
-        if layers is None:
-            layers = _layers(overrides, library)
-        return next((file for file, tree in reversed(layers) if _holds(tree, key)), "")
+    def __init__(self, overrides: list[Override], library: Library):
+        super().__init__(overrides)
+        self.library = library
 
-    return origin
+    @functools.cached_property
+    def _layers(self) -> list[tuple[str, Any, Any]]:
+        words = tuple(o.text for o in self.overrides if o.group)
+        return _layers(words, self.library)
+
+    def __call__(self, key: str) -> str:
+        given = self._on_command_line(key)
+        if given is not None and given.key == key and given.group:
+            return self._file(key)[0] or COMMAND_LINE  # what is wrong may be what the file holds
+        return super().__call__(key)
+
+    def _file(self, key: str) -> tuple[str, Any]:
+        found = ((file, place) for file, tree, place in reversed(self._layers) if _holds(tree, key))
+        return next(found, ("", None))
 
 
-def of_file(file: str, overrides: list[Override]) -> Origin:
+class OfFile(Origin):
     """Origins for a resolved spec."""
-    return lambda key: _on_command_line(key, overrides) or file
+
+    def __init__(self, file: Path, overrides: list[Override]):
+        super().__init__(overrides)
+        self.file = file
+
+    def _file(self, key: str) -> tuple[str, Any]:
+        return str(self.file), ("", self.file)
 
 
-def _on_command_line(key: str, overrides: list[Override]) -> str:
-    for override in reversed(overrides):
-        below = not override.group and key.startswith(override.key + ".")
-        if key == override.key or below:
-            return COMMAND_LINE
-        if override.key.startswith(key + "."):
-            return COMMAND_LINE
-    return ""
+def _scalar(place: Any, key: str) -> str | None:
+    """The text of the value at a key of a YAML file: (package, path)."""
+    import yaml
+
+    if place is None:
+        return None
+    package, path = place
+    try:
+        node: Any = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+        return None
+    for part in key.removeprefix(f"{package}.").split("."):
+        if isinstance(node, yaml.MappingNode):
+            found = [value for name, value in node.value if name.value == part]
+            node = found[-1] if found else None
+        elif isinstance(node, yaml.SequenceNode):
+            within = part.isdecimal() and int(part) < len(node.value)
+            node = node.value[int(part)] if within else None
+    return node.value if isinstance(node, yaml.ScalarNode) else None
 
 
-def _layers(overrides: list[Override], library: Library) -> list[tuple[str, Any]]:
-    """(file, its tree as placed in the spec) in the order in which Hydra merges them."""
+@functools.cache
+def _layers(words: tuple[str, ...], library: Library) -> list[tuple[str, Any, Any]]:
+    """(file, its tree as placed in the spec, its place) in the order in which Hydra merges
+    them."""
     import warnings
 
-    import yaml
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    words = [o.text for o in overrides]
+    chosen = list(words)
     if library.user is not None:
-        words.append(f"hydra.searchpath=['file://{library.user}']")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with initialize_config_dir(str(library.own), version_base="1.3", job_name="easyllm"):
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            try:
-                defaults = hydra.config_loader.compute_defaults_list(ROOT, words, RunMode.RUN)
-            except (HydraException, yaml.YAMLError):
-                return []
+        chosen.append(f"hydra.searchpath=['file://{library.user}']")
     layers = []
-    for default in defaults.defaults:
-        path = default.config_path
-        if path is None or path.startswith("hydra") or path.startswith("_"):
-            continue
-        file = library.file(path)
-        if not file.is_file():
-            continue
-        tree: Any = OmegaConf.to_container(OmegaConf.load(file))
-        for part in reversed([p for p in (default.package or "").split(".") if p]):
-            tree = {part: tree}
-        layers.append((_shown(file, library), tree))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with initialize_config_dir(str(library.own), version_base="1.3", job_name="easyllm"):
+                hydra = GlobalHydra.instance().hydra
+                assert hydra is not None
+                defaults = hydra.config_loader.compute_defaults_list(ROOT, chosen, RunMode.RUN)
+        for default in defaults.defaults:
+            path = default.config_path
+            if path is None or path.startswith("hydra") or path.startswith("_"):
+                continue
+            file = library.file(path)
+            if not file.is_file():
+                continue
+            tree: Any = OmegaConf.to_container(OmegaConf.load(file))
+            package = default.package or ""
+            for part in reversed([p for p in package.split(".") if p]):
+                tree = {part: tree}
+            layers.append((_shown(file, library), tree, (package, file)))
+    except Exception:  # of Hydra, OmegaConf and YAML: what is wrong with the files is told then
+        return []
     return layers
 
 
@@ -93,7 +179,10 @@ def _holds(tree: Any, key: str) -> bool:
     for part in key.split("."):
         if isinstance(tree, list):
             return True
-        if not isinstance(tree, Mapping) or part not in tree:
+        if not isinstance(tree, Mapping):
             return False
-        tree = tree[part]
+        below = [value for name, value in tree.items() if str(name) == part]
+        if not below:
+            return False
+        tree = below[0]
     return True

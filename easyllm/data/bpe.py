@@ -31,7 +31,7 @@ def train(run: RunSpec, folder: Path, vocab_size: int) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    with progress("reading for the vocabulary", None, "char") as bar:
+    with progress("read for the vocabulary, once", None, "char") as bar:
 
         def texts() -> Iterator[str]:
             for text in _texts(run):

@@ -83,7 +83,7 @@ def build(
             file.truncate(size)
     copy = functools.partial(_copy, manifests.folder(place, stage), stage, folder, TRAINED in sizes)
     worth = max(1, min(tokens // WORTH_A_PROCESS, len(pieces)))
-    with progress("mapping the token store", tokens, "tok") as bar:
+    with progress("map the token store, once", tokens, "tok") as bar:
         # the largest first, so that no process is left with one at the end
         in_order = sorted(pieces, key=lambda piece: -piece.tokens)
         for copied in ordered_map(copy, in_order, workers if worth > 1 else 1):

@@ -12,12 +12,10 @@ from typing import Any
 
 from easyllm.data.identity import tokens_identity
 from easyllm.files import digest
+from easyllm.paths import RUNS
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import hints, write
 from easyllm.spec.types import Location
-
-RUNS = "runs"
-"""The folder, below the current one, that holds what no key names a place for."""
 
 
 def resolved(run: RunSpec) -> RunSpec:

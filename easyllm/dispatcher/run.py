@@ -67,7 +67,8 @@ def _lacking(run: RunSpec) -> list[Problem]:
         try:
             load(name).require(run)
         except UserError as error:
-            found.append(Problem("stages", list(run.stages), f"{name}: {error}"))
+            what, _, remedy = str(error).rpartition("; ")
+            found.append(Problem("stages", list(run.stages), f"{name}: {what}", remedy))
     return found
 
 

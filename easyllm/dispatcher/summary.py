@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.paths import RunPaths
+from easyllm.printable import printable
 from easyllm.spec.run import RunSpec
 
 Record = Mapping[str, Any]
 
 
 def say(text: str) -> None:
-    print(f"easyllm | {text}", file=sys.stderr, flush=True)
+    print(printable(f"easyllm | {text}"), file=sys.stderr, flush=True)
 
 
 def failure(stage: str, error: str, logs: Path | None) -> None:
@@ -71,7 +72,7 @@ def table(run: RunSpec, made: Sequence[tuple[Record, bool]], seconds: float) -> 
     for sample in next((r["metrics"].get("samples", []) for r, _ in made
                         if r["stage"] == "infer"), []):  # fmt: skip
         text = " ".join(f"{sample['prompt']} ▸ {sample['text']}".split())
-        console.print(f"  {escape(text)}", highlight=False)
+        console.print(f"  {escape(printable(text))}", highlight=False)
     console.print("Next", style="bold")
     for what, command in _next(run):
         console.print(f"  {what:<28} {escape(command)}", highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from easyllm.launchers import reports
 from easyllm.launchers.reports import HUNG, Report
-from easyllm.progress import ON_TERMINAL
+from easyllm.progress import ON_TERMINAL, columns
 
 SAVED = 75
 """Exit status of a rank that was asked to stop and has saved (EX_TEMPFAIL)."""
@@ -93,8 +93,10 @@ class Position:
             own.setdefault("OMP_NUM_THREADS", "1")
         # Threads that wait by spinning slow each other down 5 to 10 times on a busy machine.
         own.setdefault("OMP_WAIT_POLICY", "passive")
+        # of the bars of other libraries too, which see a pipe and not how wide the terminal is
+        own.setdefault("TQDM_NCOLS", str(columns() - 1))
         if sys.stderr.isatty():
-            own[ON_TERMINAL] = "1"
+            own[ON_TERMINAL] = str(columns())
         return own
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def _config(place: Path) -> dict[str, Any]:
             raise Unusable(place, tensor_files.ALONE, MERGED) from None
         what = "has no config.json, so it is not a model in Hugging Face's format"
         raise Unusable(place, what, FORMATS) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Unusable(place, f"its config.json cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise Unusable(place, "its config.json does not hold a map of keys")
@@ -211,6 +212,10 @@ def _converted(file: Path, cache: Path) -> Path:
     if not target.exists():
         with files.exclusive(cache / f".{target.name}.lock"):
             if not target.exists():
+                print(
+                    f"converting {file.name} to Hugging Face's format, once; kept in {target}",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
                 with files.new_folder(target) as aside:
                     _convert(file, aside)
     return target

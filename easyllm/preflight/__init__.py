@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from easyllm.errors import UserError
 from easyllm.models.families import FAMILIES, family_named
@@ -12,7 +13,7 @@ from easyllm.models.source import local_config
 from easyllm.parallelism import partition
 from easyllm.parallelism.layouts import Pipeline
 from easyllm.preflight import described, machine, places
-from easyllm.spec import trainable
+from easyllm.spec import model_config, trainable
 from easyllm.spec.checks import config_problems
 from easyllm.spec.dimensions import shape_problems
 from easyllm.spec.problems import Problem, near
@@ -23,11 +24,41 @@ def settled(run: RunSpec) -> RunSpec:
     """``run`` with the model family that its local ``config.json`` names, where it names none."""
     model = run.model
     if model.family is None:
-        config = model.config or (local_config(model.path) if model.path else None) or {}
-        family = family_named(str(config.get("model_type")))
+        family = family_named(str(_published(run).get("model_type")))
         if family is not None:
             return replace(run, model=replace(model, family=family))
     return run
+
+
+def of_model(run: RunSpec) -> Iterator[Problem]:
+    """What is wrong with the model's configuration by itself, where the spec gives it and in the
+    folder at ``model.path``."""
+    model = run.model
+    yield from config_problems(run, model.family)
+    if model.config or not model.path:
+        return
+    try:
+        published = local_config(model.path) or {}
+    except UserError as error:
+        yield Problem("model.path", model.path, str(error), "give a folder or a hub id")
+        return
+    for key, must in model_config.wrong(published):
+        if key not in model.overrides:
+            yield Problem(
+                "model.path", model.path,
+                f"its config.json gives {key} {published[key]!r:.40}, which must be {must}",
+                f"mend that file, or give model.overrides.{key}=<{must}>",
+            )  # fmt: skip
+
+
+def _published(run: RunSpec) -> Mapping[str, Any]:
+    """The model's configuration, of the spec or the folder at ``model.path``; empty where neither
+    gives one that can be read."""
+    model = run.model
+    try:
+        return model.config or (local_config(model.path) if model.path else None) or {}
+    except UserError:  # told by of_model
+        return {}
 
 
 def problems(run: RunSpec) -> Iterator[Problem]:
@@ -53,8 +84,8 @@ def _model(run: RunSpec) -> Iterator[Problem]:
     model = run.model
     if model.config or not model.path:
         return
-    config = local_config(model.path)
-    if config is None:
+    config = _published(run)
+    if not config:
         return
     if model.family is None:
         model_type = str(config.get("model_type"))
@@ -65,18 +96,20 @@ def _model(run: RunSpec) -> Iterator[Problem]:
             or "name your own family in model.family._target_",
         )  # fmt: skip
         return
-    yield from config_problems(run, model.family)
     yield from shape_problems(run, model.family, {**config, **model.overrides})
 
 
 def _trained(run: RunSpec) -> Iterator[Problem]:
     """Patterns that match nothing of the model, and stages of which nothing is trained."""
     model, layout = run.model, run.parallelism
-    published = model.config or (local_config(model.path) if model.path else None)
+    published = _published(run)
     if model.family is None or not published or not (run.training.freeze or run.training.adapter):
         return
+    config = {**published, **model.overrides}
+    if any(model_config.wrong(config)):  # told with the keys
+        return
     try:
-        layers = model.family.outline({**published, **model.overrides})
+        layers = model.family.outline(config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):  # told with the shapes
         return
     if layers is None:

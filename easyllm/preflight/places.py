@@ -10,10 +10,15 @@ from pathlib import Path
 from easyllm.data import tokenizers
 from easyllm.errors import UserError
 from easyllm.models import source, tensor_files
+from easyllm.paths import RUNS
+from easyllm.serving.address import bound
 from easyllm.serving.hosts import host_name, local_only
 from easyllm.serving.keys import VARIABLE, load_keys
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
+
+DERIVED = ("run_dir", "data.dir")
+"""Keys of folders that are below ``RUNS`` of the current folder where they are not given."""
 
 
 def problems(run: RunSpec) -> Iterator[Problem]:
@@ -41,14 +46,19 @@ def problems(run: RunSpec) -> Iterator[Problem]:
             "export.format", "gguf", "writing GGUF needs the gguf package",
             "pip install 'easyllm[gguf]'",
         )  # fmt: skip
-    for key, folder in (
+    folders = (
         ("run_dir", run.run_dir),
         ("data.dir", run.data.dir),
         ("data.cache", run.data.cache),
         ("model.cache", run.model.cache),
-    ):
+        ("inference.output", run.inference.output and str(Path(run.inference.output).parent)),
+    )
+    for key, folder in folders:
         if folder:
-            yield from _folder(key, Path(folder))
+            yield from _folder(key, Path(folder).expanduser())
+    derived = [key for key, folder in folders if folder is None and key in DERIVED]
+    if derived and run.stages:
+        yield from _folder(derived[0], Path.cwd() / RUNS)
 
 
 def _sources(run: RunSpec) -> Iterator[Problem]:
@@ -115,10 +125,16 @@ def _serving(run: RunSpec) -> Iterator[Problem]:
                 "give names as they stand in an address, e.g. chat.example.org",
             )
     try:
+        bound(serving).close()
+    except UserError as error:
+        key, _, told = str(error).partition("=")
+        what, _, remedy = told.partition(": ")[2].partition("; ")
+        yield Problem(key, getattr(serving, key.removeprefix("serving.")), what, remedy)
+    try:
         keys = load_keys(serving)
     except UserError as error:
-        message = str(error).partition(": ")[2]
-        yield Problem("serving.api_key_file", serving.api_key_file, message)
+        what, _, remedy = str(error).partition(": ")[2].rpartition("; ")
+        yield Problem("serving.api_key_file", serving.api_key_file, what, remedy)
         return
     if not (keys or serving.insecure or local_only(serving.host)):
         yield Problem(
@@ -134,5 +150,7 @@ def _folder(key: str, folder: Path) -> Iterator[Problem]:
     standing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not standing.is_dir():
         yield Problem(key, str(folder), f"{standing} is a file", "give a folder")
-    elif not os.access(standing, os.W_OK):
-        yield Problem(key, str(folder), f"{standing} cannot be written to", "give another folder")
+    elif not os.access(standing, os.W_OK | os.X_OK) or standing.is_relative_to("/proc"):
+        yield Problem(
+            key, str(folder), f"{standing} cannot be written to", f"give {key}=<another folder>"
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import signal
@@ -17,9 +16,9 @@ from typing import Any
 
 import uvicorn
 
-from easyllm.errors import UserError
 from easyllm.inference.engines import Engine
 from easyllm.inference.prompts import model_folder, model_name
+from easyllm.serving.address import bound
 from easyllm.serving.app import Application
 from easyllm.serving.guard import ACCESS
 from easyllm.serving.keys import exposed, load_keys
@@ -37,7 +36,7 @@ def serve(run: RunSpec) -> dict[str, Any]:
 
     The server listens while the model is loading; ``/ready`` tells when it is.
     """
-    with _bound(run.serving) as listener:
+    with bound(run.serving) as listener:
         load_keys(run.serving)  # what is wrong with them is told before anything is loaded
         if warning := exposed(run.serving):
             print(warning, file=sys.stderr, flush=True)
@@ -167,40 +166,6 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in zip(caught, before, strict=True):
                 signal.signal(number, handler)
-
-
-def _bound(serving: ServingSpec) -> socket.socket:
-    """A socket on the address to serve at, not listening yet."""
-    host, port = serving.host, serving.port
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror:
-        raise UserError(
-            f"serving.host={host}: no such host; give 127.0.0.1 for this machine only, "
-            "0.0.0.0 for all that reach it"
-        ) from None
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(
-                f"serving.port={port}: is in use on {host}; give another one, "
-                f"e.g. serving.port={port + 1 if port < 65535 else port - 1}"
-            ) from None
-        if error.errno == errno.EACCES:
-            raise UserError(
-                f"serving.port={port}: this user may not open it; give one above 1023"
-            ) from None
-        raise UserError(
-            f"serving.host={host}: cannot be served at: {error.strerror}; give an address "
-            "of this machine"
-        ) from None
-    return listener
 
 
 def _welcome(serving: ServingSpec, model: str) -> str:

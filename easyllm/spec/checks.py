@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from easyllm.spec import attention
+from easyllm.spec import attention, model_config
 from easyllm.spec.dimensions import shape_problems
 from easyllm.spec.problems import ABSENT, Problem, near
 from easyllm.spec.roles import Component, Family
@@ -14,6 +14,10 @@ from easyllm.spec.run import STAGES, RunSpec
 
 IN_GGUF = ("llama", "mistral", "qwen2", "qwen3")
 """``model_type`` of the models that are written as GGUF."""
+LONGEST_NAME = 150
+"""Bytes of a name that becomes a folder's: with a hash, and the marks of a copy under way, a
+folder's name has 255 at most."""
+FOLDER = f"give letters, digits, '-' and '_', at most {LONGEST_NAME} bytes"
 
 
 def problems(run: RunSpec) -> Iterator[Problem]:
@@ -57,11 +61,13 @@ def _stages(run: RunSpec) -> Iterator[Problem]:
             f"give stages=[{','.join(right)}]",
         )
     if not _names_a_folder(run.name):
-        yield Problem("name", run.name, "names a folder", "give letters, digits, '-' and '_'")
+        yield Problem("name", run.name, "names a folder", FOLDER)
 
 
 def _names_a_folder(name: str) -> bool:
-    return bool(name) and not set(name) & set("/\\\0") and not name.startswith(".")
+    """Whether folders can be called so, with what is put before and behind the name."""
+    whole = name.isprintable() and not set(name) & set("/\\") and not name.startswith(".")
+    return whole and 0 < len(name.encode("utf-8", "replace")) <= LONGEST_NAME
 
 
 def _batch(run: RunSpec) -> Iterator[Problem]:
@@ -73,7 +79,7 @@ def _batch(run: RunSpec) -> Iterator[Problem]:
     )
     stages = layout.stages
     if ranks % stages:
-        divisors = [str(d) for d in range(1, ranks + 1) if ranks % d == 0]
+        divisors = [str(d) for d in range(1, min(ranks, 1024) + 1) if ranks % d == 0]
         yield Problem(
             "parallelism.pipeline_stages",
             stages,
@@ -209,8 +215,7 @@ def _data(run: RunSpec) -> Iterator[Problem]:
     for name in run.data.sources:
         if not _names_a_folder(name):
             yield Problem(
-                f"data.sources.{name}", ABSENT, "a source's name becomes a folder's",
-                "give letters, digits, '-' and '_'",
+                f"data.sources.{name}", ABSENT, "a source's name becomes a folder's", FOLDER,
             )  # fmt: skip
     if "tokenize" in run.stages and not run.data.sources:
         yield Problem(
@@ -254,15 +259,19 @@ def _model(run: RunSpec) -> Iterator[Problem]:
     yield from attention.problems(run)
     if model.family is None:
         return
-    yield from config_problems(run, model.family)
     if model.config:
         yield from shape_problems(run, model.family, {**model.config, **model.overrides})
 
 
-def config_problems(run: RunSpec, family: Family) -> Iterator[Problem]:
-    """Keys of ``model.config`` and ``model.overrides`` that the family does not know."""
+def config_problems(run: RunSpec, family: Family | None) -> Iterator[Problem]:
+    """Keys of ``model.config`` and ``model.overrides`` that the family does not know, where there
+    is one, and values that they cannot have."""
     for group in ("config", "overrides"):
-        for key, value in getattr(run.model, group).items():
+        given = getattr(run.model, group)
+        for key, must in model_config.wrong(given):
+            at = f"model.{group}.{key}"
+            yield Problem(at, given[key], f"must be {must}", f"give {at}=<{must}>")
+        for key, value in given.items() if family else ():
             if key not in family.config_keys:
                 yield Problem(
                     f"model.{group}.{key}",

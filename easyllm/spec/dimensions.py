@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from easyllm.spec import trainable
+from easyllm.spec import model_config, trainable
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Family, ModelShape
 from easyllm.spec.run import RunSpec
@@ -20,6 +20,8 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
     def at(key: str) -> str:
         return f"model.overrides.{key}" if key in run.model.overrides else f"model.config.{key}"
 
+    if any(model_config.wrong(config)):  # told with the keys
+        return
     try:
         shape = family.shape(config)
     except KeyError as error:
@@ -28,6 +30,21 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
     except (TypeError, ValueError, ZeroDivisionError) as error:
         yield Problem("model.config", dict(config), f"is not usable: {error}", "mend its values")
         return
+    derived = not config.get("head_dim") and shape.head_dim == shape.hidden_size // shape.heads
+    if derived and shape.hidden_size % shape.heads:
+        yield Problem(
+            at("num_attention_heads"), shape.heads,
+            f"does not divide hidden_size, {shape.hidden_size}",
+            f"give a divisor of {shape.hidden_size}", also=(at("hidden_size"),),
+        )  # fmt: skip
+    if shape.head_dim % 2 and not family.alibi(config):
+        yield Problem(
+            at("head_dim" if config.get("head_dim") else "hidden_size"),
+            config.get("head_dim") or shape.hidden_size,
+            f"gives each attention head {shape.head_dim} dimensions, and its rotary positions take "
+            "them in pairs",
+            "give an even head_dim, or a hidden_size of as many for each head",
+        )  # fmt: skip
     if shape.heads % shape.kv_heads:
         yield Problem(
             at("num_key_value_heads"), shape.kv_heads,

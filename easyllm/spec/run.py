@@ -8,7 +8,7 @@ A field whose type is a component role takes the class named by ``_target_``, or
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from easyllm.spec.fields import component, empty, nested
 from easyllm.spec.inference import InferenceSpec, ServingSpec
@@ -30,6 +30,7 @@ from easyllm.spec.types import (
     NonNegativeInt,
     Place,
     PositiveFloat,
+    Range,
 )
 
 STAGES = ("tokenize", "shuffle", "repartition", "inspect", "train", "export", "infer", "serve")
@@ -115,7 +116,7 @@ class DataSpec:
     engine: DataEngine = component("easyllm.data.engines.Local")
     """What does the work of tokenize, shuffle and repartition: ``local``, the processes of this
     machine, or ``spark``. Never changes the result."""
-    workers: Count | None = None
+    workers: Annotated[int, Range(low=1, high=1024)] | None = None
     """Processes of the local engine; null takes one for each core. Never changes the result."""
     memory_gb: PositiveFloat = 4.0
     """Memory, in 10^9 bytes, that all processes of the local engine's shuffle take together,
@@ -124,8 +125,8 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareSpec:
-    nodes: Count = 1
-    devices_per_node: Count = 1
+    nodes: Annotated[int, Range(low=1, high=65536)] = 1
+    devices_per_node: Annotated[int, Range(low=1, high=1024)] = 1
     device: Literal["cpu", "cuda"] = "cuda"
     memory_gb: PositiveFloat | None = None
     """Memory of one device; a layout whose model and optimizer states exceed it is refused."""

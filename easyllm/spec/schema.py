@@ -10,18 +10,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from easyllm.spec.problems import ABSENT, UNKNOWN, Problem, near
+from easyllm.spec import texts
+from easyllm.spec.problems import ABSENT, TEXT, UNKNOWN, Problem, near
 from easyllm.spec.roles import Component
 from easyllm.spec.run import RunSpec
-from easyllm.spec.types import Range, Time
+from easyllm.spec.types import Location, Range, Time, named
 
 TARGET = "_target_"
 MISSING = "???"
+LARGEST = 2**63 - 1
+"""The largest whole number that torch, numpy and files take."""
 
 Resolve = Callable[[str, type[Component]], type[Component]]
 """Gives the class behind a ``_target_``, ``module.Class`` or the bare name of a shipped class,
@@ -137,6 +141,8 @@ class _Walk:
             elif not remedy and siblings:
                 shown = ", ".join(sorted(siblings))
                 remedy = f"{parent or 'the spec'} has: {shown}"
+            elif not remedy:
+                remedy = f"{parent} has no keys; leave it out"
             self.problems.append(dataclasses.replace(problem, remedy=problem.remedy or remedy))
         return self.problems
 
@@ -155,7 +161,8 @@ class _Walk:
             if name == TARGET and issubclass(cls, Component):
                 continue
             if name not in fields:
-                self._unknown(f"{key}.{name}" if key else str(name), value, list(fields))
+                shown = str(name) if str(name).strip() else repr(name)
+                self._unknown(f"{key}.{shown}" if key else shown, value, list(fields))
         for name, field in fields.items():
             at = f"{key}.{name}" if key else name
             self.known.add(at)
@@ -178,7 +185,7 @@ class _Walk:
         return cls(**whole)
 
     def _unknown(self, key: str, value: Any, siblings: list[str]) -> None:
-        if key == "recipe" and isinstance(value, Mapping):
+        if key == "recipe" and isinstance(value, Mapping | list):
             problem = Problem(
                 key,
                 ABSENT,
@@ -186,7 +193,7 @@ class _Walk:
                 "begin the recipe file with the line '# @package _global_'",
             )
         else:
-            problem = Problem(key, value, UNKNOWN)
+            problem = Problem(key, value, UNKNOWN, remedy="")  # told at the end
         self.unknown.append((problem, siblings))
 
     def component(self, role: Any, config: Any, key: str, default: str | None) -> Any:
@@ -233,6 +240,9 @@ class _Walk:
                     )
                 value = seconds
             found = self.value(base, value, key)
+            located = any(isinstance(bound, Location) for bound in bounds)
+            if located and isinstance(found, str) and (why := texts.no_path(found)):
+                return self.note(key, value, why, f"give {key}=<a path>")
             for bound in bounds:
                 if found is not BAD and isinstance(bound, Range) and found not in bound:
                     return self.note(key, value, f"must be {bound}", f"give a value {bound}")
@@ -240,15 +250,18 @@ class _Walk:
         if origin in (typing.Union, types.UnionType):
             return self._union(typing.get_args(hint), value, key)
         if hint is Any:
-            return value
+            why = texts.unusable(value)
+            if why:
+                return self.note(key, value, why, f"give another {key}")
+            return texts.named(value)
         if _is_group(hint):
             return self.dataclass(hint, value, key)
         if value is None:
-            return self.note(key, value, f"must be {_named(hint)}", "null is not allowed here")
+            return self.note(key, value, f"must be {named(hint)}", "null is not allowed here")
         if origin is Literal:
             choices = typing.get_args(hint)
             if value in choices and not isinstance(value, bool):
-                return value
+                return choices[choices.index(value)]  # 1 for 1.0
             meant = near(str(value), [str(c) for c in choices])
             remedy = f"one of {', '.join(map(str, choices))}" + (f"; {meant}" if meant else "")
             return self.note(key, value, "is not a choice", remedy)
@@ -282,27 +295,35 @@ class _Walk:
             found = walk.value(arm, value, key)
             if not walk.problems:
                 return found
-        named = " or ".join(map(_named, arms))
-        return self.note(key, value, f"must be {named}", f"give {key}=<{named}>")
+        either = " or ".join(map(named, arms))
+        return self.note(key, value, f"must be {either}", f"give {key}=<{either}>")
 
     def _map(self, item: Any, value: Any, key: str) -> Any:
         if not isinstance(value, Mapping):
             return self.note(key, value, "must be a map by name", f"give {key}.<name>=<value>")
+        for name in value:
+            if why := texts.unusable(str(name)):
+                return self.note(key, name, f"a name in it {why}", f"give {key}.<name>=<value>")
         found = {str(k): self.value(item, v, f"{key}.{k}") for k, v in value.items()}
         return {k: v for k, v in found.items() if v is not BAD}
 
     def _scalar(self, hint: type, value: Any, key: str) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if hint is int and number and math.isfinite(value) and value == int(value):
+            if abs(value) > LARGEST:
+                return self.note(key, value, "is too large", f"give at most {LARGEST}")
             return int(value)
-        if hint is float and number and math.isfinite(value):
+        if hint is float and number and abs(value) <= sys.float_info.max:
             return float(value)
-        if hint in (bool, str) and isinstance(value, hint):
+        if hint is str and isinstance(value, str):
+            why = texts.unusable(value)
+            return self.note(key, value, why, f"give another {key}") if why else value
+        if hint is bool and isinstance(value, bool):
             return value
-        remedy = f"give {key}=<{_named(hint)}>"
+        message, remedy = f"must be {named(hint)}", f"give {key}=<{named(hint)}>"
         if hint is str and not isinstance(value, Mapping | list):
-            remedy = f"quote it: {key}=\"'{value}'\""
-        return self.note(key, value, f"must be {_named(hint)}", remedy)
+            message, remedy = TEXT, f"quote it: {key}=\"'{value}'\""
+        return self.note(key, value, message, remedy)
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
@@ -315,20 +336,3 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 def _is_group(hint: Any) -> bool:
     return dataclasses.is_dataclass(hint) and not issubclass(hint, Component)  # type: ignore[arg-type]
-
-
-def _named(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    if typing.get_origin(hint) is typing.Annotated:
-        base, *bounds = typing.get_args(hint)
-        ranges = [f" {bound}" for bound in bounds if isinstance(bound, Range)]
-        return "".join([_named(base), *ranges])
-    if hint in names:
-        return names[hint]
-    if typing.get_origin(hint) is dict:
-        return "a map by name"
-    if typing.get_origin(hint) is tuple:
-        return "a list"
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return f"a {getattr(hint, '__name__', hint)}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import typing
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,21 @@ Duration = Annotated[float, Range(above=0), Time()]
 Fraction = Annotated[float, Range(low=0, high=1)]
 Port = Annotated[int, Range(low=1, high=65535)]
 DType = Literal["float32", "bfloat16"]
+
+
+def named(hint: Any) -> str:
+    """What a field of this type must be, in words."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if typing.get_origin(hint) is typing.Annotated:
+        base, *bounds = typing.get_args(hint)
+        ranges = [f" {bound}" for bound in bounds if isinstance(bound, Range)]
+        return "".join([named(base), *ranges])
+    if hint in names:
+        return names[hint]
+    if typing.get_origin(hint) is dict:
+        return "a map by name"
+    if typing.get_origin(hint) is tuple:
+        return "a list"
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return f"a {getattr(hint, '__name__', hint)}"

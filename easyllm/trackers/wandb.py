@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import netrc
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Tracker
+from easyllm.spec.run import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +25,13 @@ class WandB(Tracker):
     """``offline`` writes ``wandb`` in the run directory, for ``wandb sync``."""
 
     requires = {"wandb": "wandb"}  # noqa: RUF012  (a constant of the class)
+
+    def lacking(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        if "train" in run.stages and self.mode == "online" and not _has_key():
+            yield Problem(
+                f"{key}.mode", self.mode, f"there is no key for {_server()}",
+                f"run 'wandb login', set WANDB_API_KEY, or give {key}.mode=offline",
+            )  # fmt: skip
 
     def open(self, name: str, folder: Path, settings: Mapping[str, Any]) -> Writer:
         """Start a run; ``settings`` become its configuration. ``folder`` is the run directory,
@@ -37,6 +50,29 @@ class WandB(Tracker):
                 settings=wandb.Settings(silent=True, console="off"),
             )
         )
+
+
+def _server() -> str:
+    """The address of the server, as wandb takes it."""
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def _has_key() -> bool:
+    """Whether wandb finds a key, where its client of version 0.31 looks for one."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111  (Path's raises where there is none)
+    given = os.environ.get("NETRC")
+    for file in [home.joinpath(given)] if given else [home / ".netrc", home / "_netrc"]:
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            if netrc.netrc(file).authenticators(urlsplit(_server()).netloc):
+                return True
+    folder = os.environ.get("WANDB_CONFIG_DIR") or home / ".config" / "wandb"
+    for file in (Path(folder) / "settings", Path("wandb") / "settings"):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if "api_key" in file.read_text("utf-8"):
+                return True
+    return False
 
 
 class Writer:

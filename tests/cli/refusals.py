@@ -296,10 +296,6 @@ REFUSALS = {
         ["+recipe=demo", "training=5"],
         ["training = 5", "must be a map of keys"],
     ),
-    "a lost interpolation": (
-        ["+recipe=demo", "name=${nowhere}"],
-        ["name", "nowhere"],
-    ),
     "an absent prompt file": (
         ["+recipe=demo", "inference.prompts=absent.txt"],
         ["inference.prompts = absent.txt", "no such file"],

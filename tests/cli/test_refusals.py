@@ -6,9 +6,12 @@ import pytest
 
 from easyllm.__main__ import main
 from tests.cli.refusals import REFUSALS
+from tests.cli.refused_words import REFUSED_WORDS
+
+ALL = REFUSALS | REFUSED_WORDS
 
 
-@pytest.mark.parametrize("words, told", REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize("words, told", ALL.values(), ids=ALL)
 def test_refused(words, told, empty, capsys, monkeypatch):
     monkeypatch.setattr("easyllm.preflight.machine.cuda_devices", lambda: 0)
     assert main(words) == 2
@@ -16,6 +19,7 @@ def test_refused(words, told, empty, capsys, monkeypatch):
     for part in told:
         assert part in message, message
     assert "Traceback" not in message
+    assert "\x1b" not in message
     assert message.count(" ") < 110, "a message of a few lines"
     assert not list(empty.iterdir()), "a refused spec leaves nothing behind"
 

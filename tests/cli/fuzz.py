@@ -1,0 +1,394 @@
+"""Wrong specs by the thousand: drawn with a seed from the schema's own keys and the words of the
+command line, each given to the command in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import random
+import re
+import signal
+import sys
+import time
+import typing
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import yaml
+
+from easyllm import __main__ as command
+from easyllm.cli import compose, hydra_app
+from easyllm.cli.library import Library, shipped_folder
+from easyllm.components import shipped
+from easyllm.models.families import FAMILIES
+from easyllm.spec.problems import Problem
+from easyllm.spec.roles import Component
+from easyllm.spec.run import STAGES, RunSpec
+from easyllm.spec.schema import hints, target_of
+
+LIBRARY = Library(shipped_folder())
+SECONDS = 10
+"""CPU seconds after which a spec counts as hanging."""
+FOREIGN = re.compile(
+    r"omegaconf|Hydra(?!'s settings)|--config-name|default list|defaults list|Interpolation|"
+    r"full_key|object_type|in struct|force-add|ListConfig|DictConfig|[Ee]xpecting|"
+    r"token recognition|viable alternative|Traceback|\bargparse\b|usage:",
+)
+"""Words of Hydra, OmegaConf, ANTLR and argparse."""
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
+
+
+def keys() -> dict[str, Any]:
+    """Dotted keys of the spec, those of every shipped component among them, and their types."""
+    found: dict[str, Any] = {}
+
+    def walk(hint: Any, key: str) -> None:
+        if key:
+            found.setdefault(key, hint)
+        for arm in (hint, *typing.get_args(hint)):
+            if typing.get_origin(arm) is dict and typing.get_args(arm)[1] is not Any:
+                walk(typing.get_args(arm)[1], f"{key}.mine")
+            elif isinstance(arm, type) and issubclass(arm, Component):
+                found[f"{key}._target_"] = str
+                for cls in shipped(arm):
+                    fields(cls, key)
+            elif isinstance(arm, type) and dataclasses.is_dataclass(arm):
+                fields(arm, key)
+
+    def fields(cls: Any, key: str) -> None:
+        for name, hint in hints(cls).items():
+            if any(field.name == name for field in dataclasses.fields(cls)):
+                walk(hint, f"{key}.{name}" if key else name)
+
+    walk(RunSpec, "")
+    for name in sorted(frozenset().union(*(family.config_keys for family in FAMILIES))):
+        found[f"model.config.{name}"] = found[f"model.overrides.{name}"] = Any
+    return found
+
+
+KEYS = keys()
+NAMES = sorted(KEYS)
+TARGETS = [*sorted(target_of(cls) for cls in shipped()), "os.system", "easyllm.nope.X", "json.x"]
+WORDS = sorted({cls.__name__.lower() for cls in shipped()})
+NUMBERS = [0, 1, 2, 3, 4, 7, 8, 16, 64, 128, 512, 4096, -1, -7, 10**9, 10**18, 10**30, 0.0, -0.5,
+           0.5, 1.5, 1e-300, 1e300, float("inf"), float("-inf"), float("nan")]  # fmt: skip
+TEXTS = ["", " ", "x", "true", "null", "1e3", "695e0514", "1_0", "x" * 300, "é" * 200,
+         "a/" * 3000, "a/b", "../x", "~nobody-here/x", "a b", "a:b", "\x1b[31mred\x1b[0m",
+         "\u202etxt", "\x00", "\ud800", "\n", "${nope}", "${seed}", "${", "${oc.env:NOPE}",
+         "${model}", "???", "/dev/null", "/proc/nope/x", "notes.txt", "chat.jsonl", "own", "broken",
+         "odd", "number.yaml", "package:nope/x", "package:json/x.gguf", "package:", "memory://x",
+         "nope://x", "x.gguf", "no/such", "re:(", "*", "{", "[", "'", '"', "a,b", "=", "cuda",
+         "llama", "float32", "90m", "h100x8", "0.0.0.0", "::1", "not a host", "%s", "{x}", "../..",
+         "日本語", "a\tb", ".", "-", "--help", "\\n", "$(x)"]  # fmt: skip
+
+ODD = ["hydra.x=1", "hydra.run.dir=x", "hydra/launcher=x", "=5", "x", "--nope", "a=b=c", "1=2", "+",
+       "~", "model@x=tiny", "x.yaml", "hydra=1", "model.=1", ".=1", "demo", "+recipe"]  # fmt: skip
+FLAGS = [["--cfg", "jbo"], ["--info", "x"], ["-p", "model"], ["--cfg"], ["--resolve"],
+         ["--config-dir"], ["--config-dir", "nope"]]  # fmt: skip
+JUNK = ["\t", ":", "[", "- ", "{", "&a ", "*a", "!!x ", "? ", "\x00", "[" * 500, "%", "@", "'",
+        "\n\n", "1: 2\n", "${"]  # fmt: skip
+CONFIG = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64,
+          "num_hidden_layers": 2, "num_attention_heads": 4,
+          "max_position_embeddings": 4096}  # fmt: skip
+
+
+class Draw:
+    """Values and specs from one seeded generator."""
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed)
+
+    def value(self, depth: int = 2) -> Any:
+        """A plain value of any type."""
+        pick = self.random.random()
+        if pick < 0.12:
+            return self.random.choice([None, True, False])
+        if pick < 0.45:
+            return self.random.choice(NUMBERS)
+        if pick < 0.85 or not depth:
+            return self.random.choice(TEXTS)
+        if pick < 0.9:
+            return [self.value(depth - 1) for _ in range(self.random.randrange(4))]
+        if pick < 0.91:
+            nested: Any = 1
+            for _ in range(self.random.choice([20, 40, 90])):
+                nested = [nested] if self.random.random() < 0.5 else {"a": nested}
+            return nested
+        return {self.name(): self.value(depth - 1) for _ in range(self.random.randrange(3))}
+
+    def fitting(self, key: str) -> Any:
+        """A value of a key's own type, out of its range perhaps."""
+        if key.endswith("_target_"):
+            return self.random.choice(TARGETS)
+        text = str(KEYS[key])
+        if "Literal" in text:
+            args = list(re.findall(r"'([\w.]+)'|(?<=[\[ ])(\d)(?=[,\]])", text))
+            return self.random.choice([a or int(b) for a, b in args] or ["x"])
+        if isinstance(KEYS[key], type) and issubclass(KEYS[key], Component):
+            return self.random.choice(WORDS)
+        if "int" in text or "float" in text:
+            return self.random.choice([n for n in NUMBERS if n == n])
+        if "bool" in text:
+            return self.random.choice([True, False])
+        return self.value()
+
+    def name(self) -> str:
+        return self.random.choice([*TEXTS[:8], "path", "_target_", "mine", "lr", "0", "weight"])
+
+    def key(self) -> str:
+        """A dotted key, misspelt, too deep or too short now and then."""
+        key = self.random.choice(NAMES)
+        pick = self.random.random()
+        if pick < 0.04:
+            return key + ".x"
+        if pick < 0.08 and len(key) > 3:
+            at = self.random.randrange(len(key))
+            return (
+                key[:at] + self.random.choice(["", "x", ".", "_", "[0]", "/", "@", "$"]) + key[at:]
+            )
+        if pick < 0.12:
+            return key.rpartition(".")[0] or key
+        return key
+
+    def given(self) -> tuple[str, Any]:
+        key = self.key()
+        fits = key in KEYS and self.random.random() < 0.7
+        return key, self.fitting(key) if fits else self.value()
+
+    def word(self) -> str:
+        """One word of a command line."""
+        pick = self.random.random()
+        group = self.random.choice(["model", "data", "parallelism", "hardware", "recipe", "tracker",
+                                    "engine", "smoke", "nope"])  # fmt: skip
+        options = LIBRARY.options(group) or ["x"]
+        if pick < 0.08:
+            some = ",".join(self.random.choices([*options, "nope", "null", "''"], k=2))
+            word = self.random.choice(["[{}]", "{}", "[[{}]]", "{{{}}}"]).format(some)
+            return f"{self.random.choice(['', '+', '++', '~'])}{group}={word}"
+        if pick < 0.13:
+            return f"{self.random.choice(['', '+', '~'])}{group}={self.random.choice(options)}"
+        if pick < 0.17:
+            return "~" + self.random.choice([group, self.key(), "data.sources.python_docs"])
+        if pick < 0.19:
+            return self.random.choice(ODD)
+        key, value = self.given()
+        return f"{self.random.choice(['', '', '', '+', '++', '~'])}{key}={self.typed(value)}"
+
+    def typed(self, value: Any) -> str:
+        """A value as someone types it: often without the quotation marks that it needs."""
+        if value is None or isinstance(value, bool):
+            return str(value).lower().replace("none", "null")
+        if isinstance(value, str):
+            return self.random.choice(
+                ["{}", "{}", "'{}'", '"{}"', "[{}]", "int({})", "{},1"]
+            ).format(value)
+        if isinstance(value, dict):
+            return "{" + ",".join(f"{k}:{self.typed(v)}" for k, v in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ",".join(map(self.typed, value)) + "]"
+        return repr(value)
+
+    def stages(self) -> list[str]:
+        some = [stage for stage in STAGES if self.random.random() < 0.3]
+        return self.random.choice([[], [], some, some, [*some, "nope"], some[::-1]])
+
+    def command_line(self) -> list[str]:
+        """A recipe or none, its stages, and some words."""
+        words = [self.word() for _ in range(self.random.choice([1, 1, 1, 2, 3]))]
+        recipe = self.random.choice(["demo"] * 6 + ["qwen3_8b", "llama13b_pipe", ""])
+        first = [f"+recipe={recipe}"] if recipe else []
+        if self.random.random() < 0.1:
+            words.append("+smoke=cpu")
+        if self.random.random() < 0.03:
+            words += self.random.choice(FLAGS)
+        stages = self.random.choice([f"stages=[{','.join(self.stages())}]"] * 9 + ["stages=train"])
+        return [*first, stages, *words]
+
+    def file(self) -> str:
+        """The text of a run.yaml."""
+        tree: Any = {"stages": self.stages()}
+        if self.random.random() < 0.7:
+            source = {"_target_": "text", "path": "notes.txt"}
+            tree |= {"hardware": {"device": "cpu"}, "data": {"sources": {"mine": source}}}
+            tree |= {"model": {"init": "random", "config": dict(CONFIG)}}
+        for _ in range(self.random.choice([1, 1, 2, 4])):
+            key, value = self.given()
+            at = tree
+            *parents, last = key.split(".")
+            for part in parents:
+                at[part] = dict(at[part]) if isinstance(at.get(part), dict) else {}
+                at = at[part]
+            at[last] = value
+        pick = self.random.random()
+        if pick < 0.06:
+            tree = self.value()
+        text = yaml.safe_dump(tree, allow_unicode=False)
+        if pick > 0.9:
+            at = self.random.randrange(len(text) + 1)
+            text = text[:at] + self.random.choice(JUNK) + text[at:]
+        return text
+
+    def recipe(self) -> str:
+        """The text of a recipe of one's own, its defaults wrong more often than not."""
+        entry = self.random.choice([
+            "demo", "override /model: tiny", "override model: tiny", "model: tiny", "/model: tiny",
+            "override /model: nope", "override /nope: x", "/tracker: wandb", "nope", "own", "5",
+            "override /tracker: wandb", "[a]", "{a: b, c: d}", "null",
+            "override /model: [tiny, qwen_7b]",
+            "override /data: [openai, text]", "demo@x", "/recipe: demo", "override /model: null",
+            "optional nope", "${x}", "override /hardware@x: cpu", "_self_",
+        ])  # fmt: skip
+        head = self.random.choice(["# @package _global_\n"] * 4 + ["", "# @package model\n"])
+        listed = self.random.choice([f"defaults:\n- {entry}\n"] * 5 + [f"defaults: {entry}\n"])
+        key, value = self.given()
+        more = yaml.safe_dump({key.partition(".")[0]: value})
+        return head + listed + self.random.choice(["", more])
+
+
+@dataclasses.dataclass
+class Outcome:
+    words: list[str]
+    status: Any
+    """The exit status, or what was raised."""
+    message: str
+    problems: list[Problem]
+    seconds: float
+    left: bool = False
+    """Whether a refused spec left something behind."""
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with it; empty where nothing is."""
+        if isinstance(self.status, Hangs):
+            return "hang"
+        if isinstance(self.status, BaseException) or self.status not in (0, 2):
+            return "traceback"
+        if any(not (p.key.strip() and p.remedy.strip()) for p in self.problems):
+            return "bare"
+        if FOREIGN.search(_without_values(self)) or CONTROL.search(self.message):
+            return "foreign"
+        return "leftover" if self.left else ""
+
+
+def _without_values(outcome: Outcome) -> str:
+    """What is said, the user's own words apart."""
+    return " ".join(f"{problem.message} {problem.remedy}" for problem in outcome.problems)
+
+
+class Hangs(BaseException):
+    """A spec that took too long."""
+
+
+def prepare(folder: Path) -> None:
+    """Files that specs may name, in a folder that becomes the current one."""
+    (folder / "notes.txt").write_text("A note.\n\nAnother.\n")
+    (folder / "chat.jsonl").write_text('{"messages": []}\n')
+    (folder / "number.yaml").write_text("5\n")
+    for name, text in (
+        ("own", json.dumps(CONFIG)),
+        ("broken", "{" * 3000), ("odd", '{"model_type": "llama", "hidden_size": [1]}'),
+    ):  # fmt: skip
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(text)
+
+
+def specs(draw: Draw, folder: Path, count: int) -> Iterator[list[str]]:
+    """Command lines, and those of a run.yaml and of a recipe that are written first."""
+    for number in range(count):
+        pick = draw.random.random()
+        if pick < 0.55:
+            yield draw.command_line()
+        elif pick < 0.97:
+            (folder / "run.yaml").write_bytes(draw.file().encode("utf-8", "surrogatepass"))
+            more = [draw.word()] if draw.random.random() < 0.3 else []
+            yield ["run.yaml", *more]
+        else:
+            own = folder / "mine" / "recipe" / f"own{number}.yaml"
+            own.parent.mkdir(parents=True, exist_ok=True)
+            own.write_text(draw.recipe())
+            yield [str(own), "stages=[]"]
+            own.unlink()
+
+
+def tried(words: list[str], folder: Path) -> Outcome:
+    """What the command makes of its words, up to where stages would be started."""
+    problems: list[Problem] = []
+    refuse = command.refuse
+
+    def refused(found: Any, origin: Any) -> int:
+        problems.extend(found)
+        return refuse(found, origin)
+
+    def hang(number: int, frame: Any) -> None:
+        raise Hangs
+
+    before, begun = sorted(folder.iterdir()), time.monotonic()
+    out, err = io.StringIO(), io.StringIO()
+    signal.signal(signal.SIGVTALRM, hang)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    try:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch.object(command, "refuse", refused),
+            mock.patch.object(hydra_app, "inspect", lambda *asked: 0),
+            mock.patch("easyllm.dispatcher.run._on_machines", lambda run: 0),
+        ):
+            status: Any = command.main(words)
+    except (Exception, Hangs, SystemExit) as error:
+        status = error
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    took = time.monotonic() - begun
+    left = status == 2 and sorted(folder.iterdir()) != before
+    return Outcome(words, status, err.getvalue(), problems, took, left)
+
+
+def run(count: int, seed: int, folder: Path) -> tuple[dict[str, Any], list[Outcome]]:
+    """Try ``count`` specs in ``folder``, the current one; what they came to, and the faults."""
+    prepare(folder)
+    compose._by_hydra.cache_clear()
+    faults: list[Outcome] = []
+    counts: Counter[str] = Counter()
+    begun, slowest = time.monotonic(), 0.0
+    for words in specs(Draw(seed), folder, count):
+        outcome = tried(words, folder)
+        slowest = max(slowest, outcome.seconds)
+        counts["refused" if outcome.status == 2 else "taken"] += 1
+        if outcome.fault:
+            counts[outcome.fault] += 1
+            faults.append(outcome)
+    found = {
+        "tried": count, "refused": counts["refused"], "tracebacks": counts["traceback"],
+        "hangs": counts["hang"], "without_key_or_remedy": counts["bare"],
+        "foreign_words": counts["foreign"], "leftovers": counts["leftover"],
+        "slowest_s": round(slowest, 2), "seconds": round(time.monotonic() - begun, 1),
+    }  # fmt: skip
+    return found, faults
+
+
+if __name__ == "__main__":  # python -m tests.cli.fuzz COUNT SEED, to look at what is found
+    import os
+    import tempfile
+    import traceback
+
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        summary, wrong = run(int(sys.argv[1]), int(sys.argv[2]), Path(place))
+        os.chdir("/")
+    shown: Counter[str] = Counter()
+    for outcome in wrong:
+        kind = outcome.fault + repr(outcome.status)[:60] + outcome.message[-60:]
+        shown[kind] += 1
+        if shown[kind] <= 2:
+            print("=====", outcome.fault, ascii(outcome.words)[:300], repr(outcome.status)[:200])
+            if isinstance(outcome.status, BaseException):
+                print("".join(traceback.format_exception(outcome.status)[-5:]))
+            else:
+                print(ascii(outcome.message)[:600], outcome.problems[:2])
+    print(json.dumps(summary))
