@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -40,7 +41,7 @@ def start(device: Literal["cpu", "cuda"], timeout_s: float = 1800.0) -> torch.de
     """Join the other ranks (NCCL on CUDA, Gloo on the CPU); returns this rank's device.
 
     RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT must be in the environment.
-    A collective for which some rank does not arrive within ``timeout_s`` fails.
+    A collective for which some rank does not arrive within ``timeout_s`` fails, in whatever group.
     """
     os.environ["DS_ACCELERATOR"] = device
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -54,8 +55,12 @@ def start(device: Literal["cpu", "cuda"], timeout_s: float = 1800.0) -> torch.de
         here = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(here)
     beat("joining the other ranks")
+    limit = timedelta(seconds=timeout_s + MARGIN)
     with quiet():
-        deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s + MARGIN))
+        deepspeed.init_distributed(timeout=limit)
+    # those that DeepSpeed makes would take torch's, 10 minutes on CUDA, where a rank is ended
+    # before the watchdog can tell who was awaited
+    deepspeed.comm.comm.cdb.new_group = functools.partial(dist.new_group, timeout=limit)
     return here
 
 

@@ -94,6 +94,9 @@ def test_the_rank_that_did_not_arrive_is_named(tmp_path: Path) -> None:
     logs = [(tmp_path / f"run/logs/train/rank-{rank}.log").read_text() for rank in (0, 1)]
     assert "odd.py" in logs[1] and "in advance" in logs[1]
     assert "in advance" in logs[0] and "distributed" in logs[0]
+    # in a group that DeepSpeed made
+    assert "waiting for other ranks in" in (tmp_path / "run/logs/train/error-0.json").read_text()
+    assert "p2p.py" in logs[0]
 
 
 @pytest.mark.slow

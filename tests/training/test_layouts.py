@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from easyllm.data.rows import Row, open_rows
+from easyllm.parallelism import world
 from tests.support import run_spec
 from tests.training.conftest import GLOBAL_BATCH, MODELS, STEPS, ZERO, Small, Trained, layouts
 
@@ -80,6 +81,13 @@ def test_two_ranks_train_as_one_process(
 
 
 @pytest.mark.parametrize("layout", ["pipe2-recomputed", "zero3-recomputed"])
+def test_every_process_group_has_the_runs_timeout(on_two: Trained) -> None:
+    """Those that DeepSpeed makes for a pipeline too, and all that earlier cases left."""
+    for seen in on_two.seen("tied-pipe2-data1-zero1"):
+        assert len(seen["timeouts"]) > 5
+        assert set(seen["timeouts"]) == {1800 + world.MARGIN}
+
+
 def test_recomputing_activations_changes_nothing(
     small: Small, on_two: Trained, layout: str
 ) -> None:
