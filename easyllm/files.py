@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,22 @@ def new_folder(path: Path) -> Iterator[Path]:
         folder.discard()
 
 
+def removed(folder: Path) -> bool:
+    """Remove a folder that nobody needs; whether it is gone.
+
+    What the disk does not let go (a file open on a network file system, a folder of another user)
+    is said and left: no work is lost over it.
+    """
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        print(f"{folder} could not be removed and stays: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
 def _install(aside: Path, path: Path) -> None:
     """Give a folder its final name, in place of what may stand there."""
     for file in aside.rglob("*"):
@@ -87,7 +104,7 @@ def _install(aside: Path, path: Path) -> None:
         old = _beside(path, "old")
         path.rename(old)
         aside.rename(path)
-        shutil.rmtree(old)
+        removed(old)
     else:
         aside.rename(path)
     flush(path.parent)

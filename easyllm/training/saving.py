@@ -8,7 +8,6 @@ training goes on; and when all have written, rank 0 lists the files and names th
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,7 @@ from transformers import PretrainedConfig
 
 from easyllm.data.chat.template_text import set_defaults
 from easyllm.errors import UserError
-from easyllm.files import NewFolder, flush
+from easyllm.files import NewFolder, flush, removed
 from easyllm.models.config import write_description
 from easyllm.models.names import Names
 from easyllm.models.tensor_files import ADAPTER, MODEL
@@ -222,7 +221,7 @@ class _Flight:
             place = self.folder / checkpoints.WEIGHTS / name
             place.parent.mkdir(exist_ok=True)
             (apart / name).rename(place)
-        shutil.rmtree(apart)
+        removed(apart)
         return [f"{checkpoints.WEIGHTS}/{name}" for name in made]
 
     def land(self) -> None:
