@@ -2,7 +2,8 @@
 
 A save has three parts. All ranks copy their share into host memory, which needs communication
 where weights are split; each writes it, which needs none and may be done by a thread while
-training goes on; and when all have written, rank 0 lists the files and names the folder.
+training goes on, or file by file as it is copied, so that host memory need not hold all of it; and
+when all have written, rank 0 lists the files and names the folder.
 """
 
 from __future__ import annotations
@@ -131,10 +132,9 @@ class Saver:
 
     def _parts(self, engine: TrainEngine, flight: _Flight) -> Iterator[Part]:
         """What this rank writes; every rank must take all of it."""
-        state = optimizer_state.held(engine)
-        file = f"{optimizer_state.FOLDER}/rank-{world.rank():05}.safetensors"
-        yield file, partial(save_file, state)
-        del state
+        for number, share in enumerate(optimizer_state.shares(engine)):
+            file = optimizer_state.file_name(world.rank(), number)
+            yield f"{optimizer_state.FOLDER}/{file}", partial(save_file, share)
         yield from weights(engine, self.names)
         if world.first():
             yield checkpoints.WEIGHTS, self._describe
