@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from easyllm.errors import UserError
 from easyllm.spec.roles import Tracker
 
 
@@ -20,13 +21,18 @@ class WandB(Tracker):
 
     requires = {"wandb": "wandb"}  # noqa: RUF012  (a constant of the class)
 
-    def open(self, name: str, folder: Path, settings: Mapping[str, Any]) -> Writer:
+    def open(
+        self, name: str, folder: Path, settings: Mapping[str, Any], *, done: int = 0
+    ) -> Writer:
         """Start a run; ``settings`` become its configuration. ``folder`` is the run directory,
-        whose name is the run's id, so that a resumed run goes on in the same one."""
+        whose name is the run's id, so that a resumed run goes on in the same one.
+
+        Raises UserError where the server cannot be reached.
+        """
         import wandb
 
-        return Writer(
-            wandb.init(
+        try:
+            run = wandb.init(
                 project=self.project,
                 name=folder.name,
                 id=folder.name,
@@ -36,7 +42,13 @@ class WandB(Tracker):
                 config=dict(settings),
                 settings=wandb.Settings(silent=True, console="off"),
             )
-        )
+        except wandb.Error as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"training.trackers.{name}: {first}; mend that, give training.trackers.{name}."
+                f"mode=offline, or train without: ~training.trackers.{name}"
+            ) from error
+        return Writer(run)
 
 
 class Writer:

@@ -163,5 +163,7 @@ class Tracker(Component):
     """Where training metrics go besides ``metrics.jsonl``."""
 
     @abc.abstractmethod
-    def open(self, name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
-        """Start tracking; returns an object with ``log(step, values)`` and ``close()``."""
+    def open(self, name: str, folder: Path, settings: Mapping[str, Any], *, done: int = 0) -> Any:
+        """Start tracking, or go on after step ``done``: later ones, which a run made before it
+        was killed, come again. Returns an object with ``log(step, values)`` and ``close()``, which
+        a thread calls: training does not wait for them."""
