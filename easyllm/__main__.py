@@ -11,6 +11,7 @@ from easyllm.cli.arguments import Arguments, Override
 from easyllm.cli.compose import with_model
 from easyllm.cli.report import refuse
 from easyllm.errors import UserError
+from easyllm.signals import STOPPED, Asked, stoppable
 from easyllm.spec.problems import SpecError
 from easyllm.spec.run import RunSpec
 
@@ -19,6 +20,15 @@ INTERRUPTED = 130
 
 def main(words: list[str]) -> int:
     """Carry out a command line; returns the exit status."""
+    try:
+        with stoppable():
+            return _carried_out(words)
+    except Asked:
+        print("easyllm: stopped by a signal", file=sys.stderr)
+        return STOPPED
+
+
+def _carried_out(words: list[str]) -> int:
     origin: origins.Origin = lambda key: ""  # noqa: E731
     try:
         arguments = command_line.parse(words)

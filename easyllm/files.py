@@ -10,9 +10,12 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from easyllm.heartbeat import beat
 
 
 def flush(path: Path) -> None:
@@ -160,10 +163,18 @@ class Workshop:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock on the file ``path``; waits while another process holds it."""
+    """Hold a lock on the file ``path``; waits while another process holds it, which is alive."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        pause = 0.01
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                beat()
+                time.sleep(pause)
+                pause = min(0.25, 1.5 * pause)
         yield
 
 

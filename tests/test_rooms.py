@@ -33,7 +33,8 @@ ORDER = (
     ("launchers",),
     ("runfile",),
     ("components",),
-    ("paths", "progress", "files", "errors"),
+    ("paths", "progress", "files", "errors", "signals"),
+    ("heartbeat",),
     ("spec",),
 )
 """From the top of the house to its ground; rooms of one floor do not know each other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 from easyllm.cli.arguments import Arguments, Override
 from easyllm.cli.library import ROOT, absent_option
 from easyllm.cli.report import refuse
+from easyllm.signals import Asked
 from easyllm.spec.problems import Problem, SpecError
 
 INTERRUPTED = 130
@@ -77,6 +79,10 @@ def _run_point(arguments: Arguments, words: list[str]) -> int:
             return process.wait()
         except KeyboardInterrupt:  # the point has had it too, and ends its ranks
             continue
+        except Asked:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
 
 
 def _absent_choices(arguments: Arguments, overrides: Sequence[Override]) -> list[tuple[str, str]]:

@@ -38,6 +38,7 @@ from easyllm.launchers.ranks import (
 )
 from easyllm.launchers.reports import Report
 from easyllm.launchers.wire import Channel, routed
+from easyllm.signals import STOPPED, Asked
 from easyllm.spec.roles import Launcher
 from easyllm.spec.types import PositiveFloat
 
@@ -210,8 +211,10 @@ class Gathering:
                         channel.close()
                     else:
                         found[index] = Agent(names[index] or address, channel)
-        except BaseException:
+        except BaseException as error:
             for agent in found.values():
+                if isinstance(error, Asked):
+                    agent.channel.send({"bye": STOPPED})
                 agent.channel.close()
             raise
         finally:
@@ -294,8 +297,11 @@ class Started(Launcher):
     def look(
         self, started: Sequence[subprocess.Popen[bytes]], names: Sequence[str], logs: Path
     ) -> None:
-        """Raises UserError where an agent has ended before it connected."""
+        """Raises UserError where an agent has ended before it connected, Asked where that was
+        asked to stop."""
         for number, process in enumerate(started, 1):
+            if process.poll() == STOPPED:
+                raise Asked
             if process.poll():
                 log = logs / f"node-{number}.log"
                 said = log.read_text("utf-8", "replace").strip().splitlines()[-3:]

@@ -28,7 +28,7 @@ from easyllm.models.weights import DTYPES, MEND, Weights, fill
 from easyllm.parallelism.deepspeed_config import configuration, effective
 from easyllm.parallelism.fragments import Fragment, fragments
 from easyllm.parallelism.timing import StepClock
-from easyllm.parallelism.world import from_all, quiet
+from easyllm.parallelism.world import from_all, quiet, share_cores
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
 from easyllm.spec.roles import Parallelism
@@ -167,6 +167,8 @@ class TrainEngine(abc.ABC):
 
     def initialize(self, model: nn.Module) -> deepspeed.DeepSpeedEngine:
         """DeepSpeed's engine around ``model``."""
+        if any(self.layout.offloads):
+            share_cores()  # the CPU makes the updates
         self.optimizer = optimizer = self.run.training.optimizer.build(parameter_groups(model))
         clip = None
         if not any(self.layout.state_shards):

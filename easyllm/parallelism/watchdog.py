@@ -23,7 +23,8 @@ COMMUNICATION = ("torch/distributed/", "deepspeed/comm/")
 
 
 class Watchdog:
-    """Ends this rank when two beats are further apart than ``timeout_s``.
+    """Ends this rank when two beats, or signs that what was begun goes on, are further apart than
+    ``timeout_s``.
 
     It leaves a report (``easyllm.launchers.reports``) that says what the rank was doing and
     whether that was waiting for others, writes the stacks of all threads to standard error and
@@ -40,6 +41,11 @@ class Watchdog:
     def beat(self, doing: str) -> None:
         """Say what begins now."""
         self.doing, self.since = doing, time.monotonic()
+
+    def alive(self) -> None:
+        """What was begun goes on. Another thread's work does not tell of the watched one."""
+        if threading.get_ident() == self.watched:
+            self.since = time.monotonic()
 
     def stop(self) -> None:
         self.stopped.set()

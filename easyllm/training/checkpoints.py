@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.files import read_json, removed, write_json
+from easyllm.heartbeat import beat
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights"
@@ -43,13 +44,14 @@ class Checkpoint:
         """What is wrong with the content of the files ``names``; reads all of them, as many at
         once as there are ``threads``."""
         names = list(names)
+        told = []
         with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(lambda name: hashed(self.path / name), names))
-        return [
-            f"the content of {name} is not what was saved"
-            for name, content in zip(names, found, strict=True)
-            if content != self.files[name]["sha256"]
-        ]
+            found = pool.map(lambda name: hashed(self.path / name), names)
+            for name, content in zip(names, found, strict=True):
+                beat()
+                if content != self.files[name]["sha256"]:
+                    told.append(f"the content of {name} is not what was saved")
+        return told
 
 
 def location(checkpoints: Path, step: int) -> Path:
@@ -100,10 +102,11 @@ def hashed(file: Path) -> str:
 
 def facts_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What the manifest says of the files ``names`` of a folder."""
-    return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": hashed(folder / name)}
-        for name in names
-    }
+    found = {}
+    for name in names:
+        found[name] = {"bytes": (folder / name).stat().st_size, "sha256": hashed(folder / name)}
+        beat()
+    return found
 
 
 def file_names(folder: Path) -> list[str]:

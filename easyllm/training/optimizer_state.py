@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from easyllm.errors import UserError
+from easyllm.heartbeat import beat
 from easyllm.models.tensor_files import header
 from easyllm.parallelism.engine import TrainEngine
 from easyllm.parallelism.fragments import MASTER, Fragment, state_of, take_up
@@ -72,6 +73,7 @@ def load(engine: TrainEngine, folder: Path) -> None:
             )
         state = {key: _joined(fragment, key, known[key], folder) for key in known}
         take_up(fragment, state, engine.optimizer)
+        beat()
 
 
 class _Part(NamedTuple):

@@ -25,6 +25,7 @@ from transformers import PretrainedConfig
 from easyllm.data.chat.template_text import set_defaults
 from easyllm.errors import UserError
 from easyllm.files import NewFolder, flush, removed
+from easyllm.heartbeat import beat
 from easyllm.models.config import write_description
 from easyllm.models.names import Names
 from easyllm.models.tensor_files import ADAPTER, MODEL
@@ -197,6 +198,7 @@ class _Flight:
     def _write(self, parts: Iterator[Part] | list[Part]) -> None:
         names: list[str] = []
         for name, write in parts:  # to the end, even after an error: all ranks take part
+            beat()
             with self.writing:
                 if self.writing.error is not None:
                     continue
@@ -209,6 +211,7 @@ class _Flight:
             self.files = checkpoints.facts_of(self.folder, names)
             for name in names:
                 flush(self.folder / name)
+                beat()
         self.written = time.perf_counter()
 
     def _beside(self, write: Callable[[Path], None]) -> list[str]:

@@ -28,6 +28,7 @@ from deepspeed.utils import groups  # noqa: E402
 
 from easyllm.data.rows import open_rows  # noqa: E402
 from easyllm.errors import UserError  # noqa: E402
+from easyllm.models.attention import Documents  # noqa: E402
 from easyllm.models.layers import causal_loss  # noqa: E402
 from easyllm.parallelism import engine as engines  # noqa: E402
 from easyllm.parallelism.engine import TrainEngine  # noqa: E402
@@ -125,13 +126,19 @@ def watched_optimizer(seen: dict[str, Any]) -> Iterator[None]:
         seen["logits"] = isinstance(logits, torch.Tensor)
         return causal_loss(logits, *rest)
 
+    def sharing() -> None:
+        seen["shared_cores"] = True
+
+    share_cores, seen["shared_cores"] = engines.share_cores, False  # type: ignore[attr-defined]
     TrainEngine.initialize = watching  # type: ignore[method-assign]
+    engines.share_cores = sharing  # type: ignore[attr-defined]
     engines.causal_loss = losing  # type: ignore[attr-defined]
     try:
         yield
     finally:
         TrainEngine.initialize = initialize  # type: ignore[method-assign]
         engines.causal_loss = causal_loss  # type: ignore[attr-defined]
+        engines.share_cores = share_cores  # type: ignore[attr-defined]
 
 
 def rounded(gradients: list[Any]) -> float:
@@ -167,6 +174,24 @@ def watched_reductions(seen: dict[str, Any]) -> Iterator[None]:
         seen["reduced"] = sorted(found)
 
 
+@contextlib.contextmanager
+def watched_documents(seen: dict[str, Any]) -> Iterator[None]:
+    """Count the micro-batches whose positions are in host memory, and those read from a device."""
+    of = Documents.of
+    seen["known"], seen["read_back"] = 0, 0
+
+    def watching(positions: Any, known: Any = None) -> Documents:
+        assert known is None or torch.equal(known, positions)
+        seen["read_back" if known is None else "known"] += 1
+        return of(positions, known)
+
+    Documents.of = watching  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Documents.of = of  # type: ignore[method-assign]
+
+
 def timeouts() -> list[float]:
     """Seconds after which a collective fails, of every process group of this rank."""
     known = torch.distributed.distributed_c10d._world.pg_map
@@ -194,7 +219,10 @@ def main(cases: Path) -> None:
         rows = Watched(open_rows(run), stop_at, number, delay)
         seen: dict[str, Any] = {"case": case["name"], "samples": rows.samples}
         try:
-            with on_signals() as stop, watched_optimizer(seen), watched_reductions(seen):
+            watched = watched_optimizer(seen), watched_reductions(seen), watched_documents(seen)
+            with on_signals() as stop, contextlib.ExitStack() as stack:
+                for watching in watched:
+                    stack.enter_context(watching)
                 seen["report"] = train(run, rows, DEVICE, stop)  # type: ignore[arg-type]
             seen["timeouts"] = timeouts()
         except (Stopped, UserError) as error:

@@ -80,7 +80,6 @@ def test_two_ranks_train_as_one_process(
     check_losses(small, on_two, model, layout)
 
 
-@pytest.mark.parametrize("layout", ["pipe2-recomputed", "zero3-recomputed"])
 def test_every_process_group_has_the_runs_timeout(on_two: Trained) -> None:
     """Those that DeepSpeed makes for a pipeline too, and all that earlier cases left."""
     for seen in on_two.seen("tied-pipe2-data1-zero1"):
@@ -88,6 +87,18 @@ def test_every_process_group_has_the_runs_timeout(on_two: Trained) -> None:
         assert set(seen["timeouts"]) == {1800 + world.MARGIN}
 
 
+def test_only_stages_that_read_no_data_ask_a_device_for_positions(
+    on_two: Trained, on_four: Trained
+) -> None:
+    """Which waits for it, each micro-batch."""
+    for layout in ("zero1", "zero3", "zero3-recomputed", "pipe2-data1-zero1", "pipe1-data2"):
+        for seen in on_two.seen(f"untied-{layout}"):
+            assert seen["known"] > STEPS and seen["read_back"] == 0
+    ends = [seen["read_back"] for seen in on_four.seen("untied-pipe4-data1")]
+    assert ends[0] == ends[3] == 0 and min(ends[1:3]) > STEPS
+
+
+@pytest.mark.parametrize("layout", ["pipe2-recomputed", "zero3-recomputed"])
 def test_recomputing_activations_changes_nothing(
     small: Small, on_two: Trained, layout: str
 ) -> None:

@@ -11,8 +11,10 @@ import torch
 from transformers import LlamaConfig
 
 from easyllm.errors import UserError
+from easyllm.launchers.ranks import FEW_THREADS
 from easyllm.models.adapted import adapted
 from easyllm.models.families import Llama
+from easyllm.parallelism import world
 from easyllm.parallelism.layouts import Pipeline
 from easyllm.spec.checks import problems
 from easyllm.spec.dimensions import state_bytes
@@ -60,9 +62,10 @@ REDUCED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "zero2": ({"_target_": ZERO, "zero_stage": 2}, HALF),
     "zero3": ({"_target_": ZERO, "zero_stage": 3}, HALF),
     "pipe1": ({"_target_": PIPELINE, "pipeline_stages": 1}, HALF),
-    "pipe1-zero0": ({"_target_": PIPELINE, "pipeline_stages": 1, "zero_stage": 0}, {}),
 }
 """Two replicas, in which gradients are added up in each way that DeepSpeed has."""
+ROUNDED = ("zero1", "zero2", "zero3")
+"""Those that are told, too, to do it in bfloat16."""
 TUNED: dict[str, dict[str, Any]] = {
     "zero2": {
         "overlap_comm": True,
@@ -102,7 +105,7 @@ def optional(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     one = {"training": {"steps": 1, "gradient_clipping": 0, "evaluate": {"fraction": 0}}}
     for name, (layout, over) in REDUCED.items():
         layout = {**layout, "global_batch_size": 4}
-        for dtype in ({}, {"reduce_dtype": "bfloat16"}):
+        for dtype in ({}, {"reduce_dtype": "bfloat16"}) if name in ROUNDED else ({},):
             config = merged(merged(small.config("untied", {**layout, **dtype}, 2), over), one)
             cases.append({"name": f"reduced-{name}-{len(dtype)}", "config": config})
     for name, settings in TUNED.items():
@@ -137,6 +140,9 @@ def test_options_are_at_work(optional: Trained) -> None:
     states, everything = ["optimizer"], ["optimizer", "parameters"]
     assert told("offload-zero1") == [{"offloaded": states, "fused": None, **rest}] * 2
     assert told("offload-all")[0] == {"offloaded": everything, "fused": True, **rest}
+    for option in OPTIONS:
+        shared = [seen["shared_cores"] for seen in optional.seen(option)]
+        assert shared == [option.startswith("offload")] * 2
     layers = [built["recomputed"] for built in told("second-pipe2")]
     assert layers == [["model.layers.0"], ["model.layers.2"]]
     for option in ("fused-pipe2", "loss-pipe2", "loss-zero2"):
@@ -180,8 +186,9 @@ def test_replicas_add_gradients_up_in_float32_unless_told(optional: Trained, lay
     for rank in (0, 1):
         seen = optional.seen(f"reduced-{layout}-0")[rank]
         assert seen["reduced"] == ["float32"] and seen["rounded"] < 0.6
-        seen = optional.seen(f"reduced-{layout}-1")[rank]
-        assert seen["reduced"] == ["bfloat16"] and seen["rounded"] == 1.0
+        if layout in ROUNDED:
+            seen = optional.seen(f"reduced-{layout}-1")[rank]
+            assert seen["reduced"] == ["bfloat16"] and seen["rounded"] == 1.0
 
 
 @pytest.mark.parametrize("name", TUNED)
@@ -200,6 +207,24 @@ def test_settings_of_deepspeeds_change_no_loss(small: Small, optional: Trained, 
     assert {key: read[key] for key in expected} == expected
     assert not read["timers_config"]["enabled"] and not read["float16_config"]["enabled"]
     assert read["bfloat16_config"]["check_grad_overflow"]
+
+
+def test_what_is_offloaded_is_updated_by_the_machines_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(world, "default_workers", lambda: 12)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    try:
+        for told, threads in (({}, 1), ({FEW_THREADS: "1"}, 3)):
+            torch.set_num_threads(1)
+            with monkeypatch.context() as patched:
+                for name, value in told.items():
+                    patched.setenv(name, value)
+                world.share_cores()
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_fused_update_is_the_same_update() -> None:
