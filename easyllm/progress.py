@@ -33,7 +33,8 @@ def progress(label: str, total: float | None, unit: str, visible: bool = True) -
     class Bar(tqdm):  # type: ignore[misc, type-arg]
         def update(self, n: float | None = 1) -> bool | None:
             beat()
-            return super().update(n)
+            shown: bool | None = super().update(n)
+            return shown
 
     return Bar(
         desc=label,

@@ -117,6 +117,7 @@ def _run(run: RunSpec, stage: Stage, launcher: Launch) -> tuple[int, dict[str, A
     command = [sys.executable, "-m", "easyllm.worker", str(paths.spec), stage.name]
     nodes = run.hardware.nodes if ranks > 1 else 1
     try:
+        stage.prepare(run)
         code = (launcher if ranks > 1 else Local()).launch(
             command, ranks, logs, _environment(), nodes=nodes, files=[paths.spec]
         )
