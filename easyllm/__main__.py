@@ -13,6 +13,7 @@ from easyllm.cli.origins import OfComposition, OfFile, OfWords, Origin
 from easyllm.cli.report import refuse
 from easyllm.errors import UserError
 from easyllm.printable import printable
+from easyllm.signals import STOPPED, Asked, stoppable
 from easyllm.spec.problems import SpecError
 from easyllm.spec.run import RunSpec
 
@@ -21,6 +22,15 @@ INTERRUPTED = 130
 
 def main(words: list[str]) -> int:
     """Carry out a command line; returns the exit status."""
+    try:
+        with stoppable():
+            return _carried_out(words)
+    except Asked:
+        print("easyllm: stopped by a signal", file=sys.stderr)
+        return STOPPED
+
+
+def _carried_out(words: list[str]) -> int:
     origin: Origin = OfWords()
     try:
         arguments = flags.parse(words)

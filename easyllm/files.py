@@ -9,9 +9,13 @@ import json
 import os
 import platform
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from easyllm.heartbeat import beat
 
 
 def flush(path: Path) -> None:
@@ -78,6 +82,22 @@ def new_folder(path: Path) -> Iterator[Path]:
         folder.discard()
 
 
+def removed(folder: Path) -> bool:
+    """Remove a folder that nobody needs; whether it is gone.
+
+    What the disk does not let go (a file open on a network file system, a folder of another user)
+    is said and left: no work is lost over it.
+    """
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        print(f"{folder} could not be removed and stays: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
 def _install(aside: Path, path: Path) -> None:
     """Give a folder its final name, in place of what may stand there."""
     for file in aside.rglob("*"):
@@ -87,7 +107,7 @@ def _install(aside: Path, path: Path) -> None:
         old = _beside(path, "old")
         path.rename(old)
         aside.rename(path)
-        shutil.rmtree(old)
+        removed(old)
     else:
         aside.rename(path)
     flush(path.parent)
@@ -143,10 +163,18 @@ class Workshop:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock on the file ``path``; waits while another process holds it."""
+    """Hold a lock on the file ``path``; waits while another process holds it, which is alive."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        pause = 0.01
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                beat()
+                time.sleep(pause)
+                pause = min(0.25, 1.5 * pause)
         yield
 
 

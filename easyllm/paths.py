@@ -79,6 +79,11 @@ class RunPaths:
         return self.root / "metrics.jsonl"
 
     @property
+    def deepspeed(self) -> Path:
+        """DeepSpeed's settings in the last start of training, its defaults included."""
+        return self.root / "deepspeed.json"
+
+    @property
     def profile(self) -> Path:
         """Traces of profiled steps, a folder for each time."""
         return self.root / "profile"

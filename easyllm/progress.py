@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from easyllm.heartbeat import beat
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -37,11 +39,17 @@ def progress(label: str, total: float | None, unit: str, visible: bool = True) -
     """A bar to be used as a context manager, with ``update(amount)``.
 
     What takes under two seconds shows nothing; without a terminal a line comes every
-    ten seconds.
+    ten seconds. Each update is a heartbeat, of a bar that is not visible too.
     """
     from tqdm import tqdm
 
-    return tqdm(
+    class Bar(tqdm):  # type: ignore[misc, type-arg]
+        def update(self, n: float | None = 1) -> bool | None:
+            beat()
+            shown: bool | None = super().update(n)
+            return shown
+
+    return Bar(
         desc=label,
         total=total,
         unit=unit,

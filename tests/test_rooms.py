@@ -33,7 +33,8 @@ ORDER = (
     ("launchers",),
     ("runfile",),
     ("components",),
-    ("paths", "progress", "files", "errors", "printable"),
+    ("paths", "progress", "files", "errors", "printable", "signals"),
+    ("heartbeat",),
     ("spec",),
 )
 """From the top of the house to its ground; rooms of one floor do not know each other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from easyllm.cli.origins import Origin
 from easyllm.cli.report import refuse
 from easyllm.cli.words import has
 from easyllm.printable import printable
+from easyllm.signals import Asked
 from easyllm.spec.problems import Problem, SpecError, near
 from easyllm.spec.schema import flatten
 
@@ -68,6 +70,10 @@ def _run_point(arguments: Arguments, words: list[str]) -> int:
             return process.wait()
         except KeyboardInterrupt:  # the point has had it too, and ends its ranks
             continue
+        except Asked:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
 
 
 def _absent_choices(arguments: Arguments, overrides: Sequence[Override]) -> list[tuple[str, str]]:

@@ -6,8 +6,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,20 +18,17 @@ from easyllm.files import read_json
 from easyllm.launchers import reports
 from easyllm.launchers.local import Local
 from easyllm.paths import RunPaths
+from easyllm.signals import STOPPED, Asked, stoppable
 from easyllm.spec.problems import Problem, SpecError
 from easyllm.spec.roles import Launch
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
 from easyllm.stages.base import Stage
 
-DONE, FAILED, STOPPED, INTERRUPTED = 0, 1, 75, 130
-"""Exit statuses of a run."""
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+"""Exit statuses of a run, besides STOPPED."""
 
 TERMINATED = 128 + signal.SIGTERM
-
-
-class _Stopped(Exception):
-    """SIGTERM or SIGUSR1 between two stages."""
 
 
 def dispatch(run: RunSpec) -> int:
@@ -47,7 +42,7 @@ def dispatch(run: RunSpec) -> int:
     try:
         with held(paths.root):
             runfile.save(run, paths.spec)
-            with _stoppable():
+            with stoppable():
                 return _on_machines(run)
     except Occupied as error:
         raise SpecError(
@@ -75,8 +70,12 @@ def _lacking(run: RunSpec) -> list[Problem]:
 def _on_machines(run: RunSpec) -> int:
     """The stages, with all machines of the run at hand; the status, which all end with."""
     status = FAILED
-    with run.hardware.launcher.opened(run.hardware.nodes, lambda: status) as launcher:
-        status = _stages(run, launcher)
+    try:
+        with run.hardware.launcher.opened(run.hardware.nodes, lambda: status) as launcher:
+            status = _stages(run, launcher)
+    except Asked:  # while the machines joined
+        summary.say("stopped")
+        return STOPPED
     return status
 
 
@@ -98,7 +97,7 @@ def _stages(run: RunSpec, launcher: Launch) -> int:
             made.append((record, False))
             if status != DONE:
                 break
-    except (KeyboardInterrupt, _Stopped) as error:
+    except (KeyboardInterrupt, Asked) as error:
         status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else STOPPED
         summary.say("interrupted" if status == INTERRUPTED else "stopped")
     if status == DONE:
@@ -119,14 +118,16 @@ def _run(run: RunSpec, stage: Stage, launcher: Launch) -> tuple[int, dict[str, A
     command = [sys.executable, "-m", "easyllm.worker", str(paths.spec), stage.name]
     nodes = run.hardware.nodes if ranks > 1 else 1
     try:
+        stage.prepare(run)
         code = (launcher if ranks > 1 else Local()).launch(
             command, ranks, logs, _environment(), nodes=nodes, files=[paths.spec]
         )
     except UserError as unreached:
         summary.failure(stage.name, str(unreached), None)
         return FAILED, records.save(run, stage, records.FAILED, started, error=str(unreached))
-    except KeyboardInterrupt:
-        records.save(run, stage, records.INTERRUPTED, started, error="Ctrl-C")
+    except (KeyboardInterrupt, Asked) as stopped:
+        why = "Ctrl-C" if isinstance(stopped, KeyboardInterrupt) else "stopped by a signal"
+        records.save(run, stage, records.INTERRUPTED, started, error=why)
         raise
     if code == 0:
         metrics = read_json(logs / "result.json")
@@ -155,19 +156,3 @@ def _environment() -> dict[str, str]:
     package = str(Path(__file__).resolve().parents[2])
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return {"PYTHONPATH": os.pathsep.join([package, *filter(None, known)])}
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 between stages end the run as they do within one."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise _Stopped
-
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.signal(number, stop) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

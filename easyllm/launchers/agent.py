@@ -25,6 +25,7 @@ from easyllm.files import read_json
 from easyllm.launchers import reports
 from easyllm.launchers.ranks import POLL, Position, Process, stop_signals
 from easyllm.launchers.wire import Channel, routed
+from easyllm.signals import STOPPED, Asked, stoppable
 
 TOKEN = "EASYLLM_TOKEN"
 """Variable with the run's token; without it the token is the first line of standard input."""
@@ -165,7 +166,10 @@ def main(words: list[str]) -> int:
     token = os.environ.pop(TOKEN, None) or sys.stdin.readline().strip()
     index = given.index if given.index is not None else int(os.environ["SLURM_PROCID"])
     try:
-        return serve(given.host, given.port, token, index, given.patience)
+        with stoppable():
+            return serve(given.host, given.port, token, index, given.patience)
+    except Asked:
+        return STOPPED
     except UserError as error:
         print(f"easyllm: {error}", file=sys.stderr)
         return 1

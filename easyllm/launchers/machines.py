@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import fnmatch
 import hmac
 import os
 import secrets
@@ -25,6 +24,7 @@ from typing import Any
 from easyllm import __version__
 from easyllm.errors import UserError
 from easyllm.launchers import reports
+from easyllm.launchers.environment import passed
 from easyllm.launchers.ranks import (
     LOST,
     POLL,
@@ -38,6 +38,7 @@ from easyllm.launchers.ranks import (
 )
 from easyllm.launchers.reports import Report
 from easyllm.launchers.wire import Channel, routed
+from easyllm.signals import STOPPED, Asked
 from easyllm.spec.roles import Launcher
 from easyllm.spec.types import PositiveFloat
 
@@ -210,8 +211,10 @@ class Gathering:
                         channel.close()
                     else:
                         found[index] = Agent(names[index] or address, channel)
-        except BaseException:
+        except BaseException as error:
             for agent in found.values():
+                if isinstance(error, Asked):
+                    agent.channel.send({"bye": STOPPED})
                 agent.channel.close()
             raise
         finally:
@@ -268,7 +271,8 @@ class Started(Launcher):
                 stack.callback(_ended, process)
             look = lambda: self.look(started, names[1:], logs)  # noqa: E731
             agents = gathering.agents(names[1:], self.join_timeout_s, look)
-            machines = Machines(names[0], gathering.address, agents, passed(self), self.grace)
+            env_there = passed(self, needed=True)
+            machines = Machines(names[0], gathering.address, agents, env_there, self.grace)
             status = 1
             try:
                 status = machines.launch(command, ranks, logs, env, nodes=nodes, files=files)
@@ -293,8 +297,11 @@ class Started(Launcher):
     def look(
         self, started: Sequence[subprocess.Popen[bytes]], names: Sequence[str], logs: Path
     ) -> None:
-        """Raises UserError where an agent has ended before it connected."""
+        """Raises UserError where an agent has ended before it connected, Asked where that was
+        asked to stop."""
         for number, process in enumerate(started, 1):
+            if process.poll() == STOPPED:
+                raise Asked
             if process.poll():
                 log = logs / f"node-{number}.log"
                 said = log.read_text("utf-8", "replace").strip().splitlines()[-3:]
@@ -304,20 +311,6 @@ class Started(Launcher):
                     f"starting ranks on {where}: {command} ended with status {process.returncode}"
                     + "".join(f"\n  {line}" for line in said)
                 )
-
-
-def passed(launcher: Launcher) -> dict[str, str]:
-    """What ranks on other machines get of this environment, and what the spec sets."""
-    return {**named(launcher.pass_env), **launcher.env}
-
-
-def named(patterns: Sequence[str]) -> dict[str, str]:
-    """The variables of this environment whose names match."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    }
 
 
 def own_address(name: str) -> str:

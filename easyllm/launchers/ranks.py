@@ -23,8 +23,13 @@ from easyllm.progress import ON_TERMINAL, columns
 SAVED = 75
 """Exit status of a rank that was asked to stop and has saved (EX_TEMPFAIL)."""
 
+TERMINATED = 128 + signal.SIGTERM
+
 LOST = 255
 """Status of a rank whose machine is out of reach."""
+
+FEW_THREADS = "EASYLLM_FEW_THREADS"
+"""Variable that is set where a rank has one thread since nobody said how many."""
 
 POLL = 0.05
 """Seconds between looks at the ranks."""
@@ -89,8 +94,8 @@ class Position:
         }
         if self.node:
             own[reports.NODE] = self.node
-        if self.ranks > 1:
-            own.setdefault("OMP_NUM_THREADS", "1")
+        if self.ranks > 1 and "OMP_NUM_THREADS" not in own:
+            own["OMP_NUM_THREADS"] = own[FEW_THREADS] = "1"
         # Threads that wait by spinning slow each other down 5 to 10 times on a busy machine.
         own.setdefault("OMP_WAIT_POLICY", "passive")
         # of the bars of other libraries too, which see a pipe and not how wide the terminal is
@@ -200,17 +205,18 @@ def watch(starting: Iterable[Rank], logs: Path, grace: float) -> int:
 
 
 def _until_ended(ranks: list[Rank], logs: Path, asked: threading.Event) -> int:
-    saved = False
+    told = False
     while any(rank.look() is None for rank in ranks):
         if asked.is_set():
             asked.clear()
+            told = True
             for rank in ranks:
                 rank.send(signal.SIGTERM)
         if (failed := _failed(ranks)) is not None:
-            return _cause(ranks, logs, failed)
+            return _cause(ranks, logs, failed, told)
         time.sleep(POLL)
     if (failed := _failed(ranks)) is not None:
-        return _cause(ranks, logs, failed)
+        return _cause(ranks, logs, failed, told)
     saved = any(rank.look() == SAVED for rank in ranks)
     return SAVED if saved else 0
 
@@ -220,10 +226,13 @@ def _failed(ranks: list[Rank]) -> int | None:
     return next((s for r in ranks if (s := r.look()) not in (None, 0, SAVED)), None)
 
 
-def _cause(ranks: list[Rank], logs: Path, status: int) -> int:
+def _cause(ranks: list[Rank], logs: Path, status: int, told: bool) -> int:
     """The status that tells most. A rank that is killed takes the others, which lose their
-    connection to it, along within moments, and they may be seen first."""
+    connection to it, along within moments, and they may be seen first. One that has been ``told``
+    to stop before it could hear ends by the signal."""
     _await(ranks, SETTLE)
+    if told and TERMINATED in [rank.look() for rank in ranks]:
+        return TERMINATED
     if HUNG in [rank.look() for rank in ranks]:
         _stacks(ranks, logs)
         return HUNG
@@ -242,7 +251,7 @@ def _reported(ranks: list[Rank], logs: Path) -> bool:
     """Whether the cause is known; writes the reports of those that could not."""
     for rank in ranks:
         code = rank.look()
-        if code == 128 + signal.SIGTERM:
+        if code == TERMINATED:
             return True  # whoever asked for that knows
         if code not in (None, 0, SAVED):
             reports.leave(logs, reports.silent(rank.index, rank.node, int(code or 0)))

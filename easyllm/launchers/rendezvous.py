@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from easyllm.launchers.agent import serve
+from easyllm.launchers.environment import passed
 from easyllm.launchers.local import Local
-from easyllm.launchers.machines import Gathering, Machines, own_address, passed
+from easyllm.launchers.machines import Gathering, Machines, own_address
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Launch, Launcher
 from easyllm.spec.run import RunSpec
@@ -106,7 +107,8 @@ class Rendezvous(Launcher):
         address, port, job = self._place()
         gathering = Gathering(own_address(address), port, job)
         agents = gathering.agents([None] * (nodes - 1), self.join_timeout_s)
-        machines = Machines(address, gathering.address, agents, passed(self), self.grace)
+        env_there = passed(self, needed=False)
+        machines = Machines(address, gathering.address, agents, env_there, self.grace)
         try:
             yield machines
         finally:

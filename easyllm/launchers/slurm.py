@@ -13,7 +13,8 @@ from pathlib import Path
 
 from easyllm.errors import UserError
 from easyllm.launchers.agent import TOKEN
-from easyllm.launchers.machines import Gathering, Started, named, passed
+from easyllm.launchers.environment import named, passed
+from easyllm.launchers.machines import Gathering, Started
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 
@@ -85,7 +86,7 @@ class Slurm(Started):
             gathering.address, str(gathering.port),
         ]  # fmt: skip
         # what srun exports is all of this, and this is not all of what we have
-        own = {**named(KEPT), **passed(self), **env, TOKEN: gathering.token}
+        own = {**named(KEPT), **passed(self, needed=True), **env, TOKEN: gathering.token}
         with (logs / "node-1.log").open("wb") as file:
             return [
                 subprocess.Popen(

@@ -47,12 +47,14 @@ class Documents:
     """What is the same in every layer, by name: found out by the first, taken by the others."""
 
     @classmethod
-    def of(cls, positions: torch.Tensor) -> Documents:
-        flat = positions.flatten()
+    def of(cls, positions: torch.Tensor, known: torch.Tensor | None = None) -> Documents:
+        """``known`` are the same positions in host memory: with them nothing is read back from a
+        GPU, which would wait for all that it has been given to do."""
+        flat = (positions if known is None else known).flatten()
         begins = (flat == 0).nonzero().flatten()
         bounds = torch.cat([begins, begins.new_tensor([flat.numel()])]).to(torch.int32)
         lengths = bounds.diff().tolist()
-        return cls(positions, bounds, lengths, max(lengths))
+        return cls(positions, bounds.to(positions.device, non_blocking=True), lengths, max(lengths))
 
     @property
     def one_a_row(self) -> bool:

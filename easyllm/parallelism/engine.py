@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from easyllm.errors import UserError
+from easyllm.files import write_json
 from easyllm.models.layers import (
     LayerSpec,
     causal_loss,
@@ -24,9 +25,11 @@ from easyllm.models.layers import (
 )
 from easyllm.models.tensor_files import listed
 from easyllm.models.weights import DTYPES, MEND, Weights, fill
+from easyllm.parallelism.deepspeed_config import configuration, effective
 from easyllm.parallelism.fragments import Fragment, fragments
 from easyllm.parallelism.timing import StepClock
-from easyllm.parallelism.world import from_all, quiet
+from easyllm.parallelism.world import from_all, quiet, share_cores
+from easyllm.paths import RunPaths
 from easyllm.progress import progress
 from easyllm.spec.roles import Parallelism
 from easyllm.spec.run import RunSpec
@@ -164,6 +167,8 @@ class TrainEngine(abc.ABC):
 
     def initialize(self, model: nn.Module) -> deepspeed.DeepSpeedEngine:
         """DeepSpeed's engine around ``model``."""
+        if any(self.layout.offloads):
+            share_cores()  # the CPU makes the updates
         self.optimizer = optimizer = self.run.training.optimizer.build(parameter_groups(model))
         clip = None
         if not any(self.layout.state_shards):
@@ -173,6 +178,8 @@ class TrainEngine(abc.ABC):
                 model=model, optimizer=optimizer, config=self.config(), dist_init_required=False
             )
         _guard(optimizer, runtime, clip)
+        if dist.get_rank() == 0:
+            write_json(RunPaths(self.run).deepspeed, effective(runtime._config))
         return runtime
 
     def _norm_group(self) -> dist.ProcessGroup | None:
@@ -181,31 +188,7 @@ class TrainEngine(abc.ABC):
 
     def config(self) -> dict[str, Any]:
         """DeepSpeed's configuration."""
-        layout = self.layout
-        stage = sum(layout.state_shards)
-        return {
-            "train_batch_size": layout.global_batch_size,
-            "train_micro_batch_size_per_gpu": layout.micro_batch_size,
-            "gradient_accumulation_steps": self.accumulation,
-            "gradient_clipping": self.run.training.gradient_clipping if stage else 0.0,
-            "steps_per_print": None,
-            "bf16": {"enabled": self.dtype is torch.bfloat16},
-            # without it ZeRO 1 adds up bf16 gradients in bf16
-            "data_types": {"grad_accum_dtype": "fp32"},
-            "zero_optimization": {"stage": stage} | self._offloaded(),
-            # torch's optimizers work on a CPU too, and take no compiling
-            "zero_force_ds_cpu_optimizer": False,
-            # the user's own optimizer class is as good as torch's
-            "zero_allow_untested_optimizer": True,
-            "pipeline": {"use_reentrant": False},
-        }
-
-    def _offloaded(self) -> dict[str, Any]:
-        """What DeepSpeed is to keep in the machine's memory."""
-        place = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
-        states, parameters = self.layout.offloads
-        found = {"offload_optimizer": place} if states else {}
-        return found | ({"offload_param": place} if parameters else {})
+        return configuration(self.run, self.layout)
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from easyllm.parallelism import deepspeed_config
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Parallelism
 from easyllm.spec.types import Count
@@ -53,6 +54,7 @@ class Pipeline(Parallelism):
 
     def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
         yield from _precision(self.zero_stage, key, run)
+        yield from deepspeed_config.problems(self, key)
         if self.zero_stage >= 2:
             yield Problem(
                 f"{key}.zero_stage",
@@ -113,6 +115,7 @@ class Zero(Parallelism):
 
     def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
         yield from _precision(self.zero_stage, key, run)
+        yield from deepspeed_config.problems(self, key)
         if run.model.compile and self.zero_stage == 3:
             yield Problem(
                 "model.compile", True,

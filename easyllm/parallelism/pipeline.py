@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ class PipelineTrainEngine(TrainEngine):
 
     def __init__(self, run: RunSpec, layout: Pipeline, **parts: Any):
         super().__init__(run, layout, **parts)
+        self.known: deque[torch.Tensor] = deque()
+        """Positions, in host memory, of micro-batches that this stage has read and not begun."""
         self.load_stage()
         self.data_rank = self.grid.get_data_parallel_rank()
         self.data_size = self.grid.get_data_parallel_world_size()
@@ -97,12 +100,19 @@ class PipelineTrainEngine(TrainEngine):
         return group
 
     def train_batch(self, batches: Iterable[Batch]) -> float:
-        loss = float(self.runtime.train_batch(iter(batches)).item())
+        loss = float(self.runtime.train_batch(self._noted(batches)).item())
         return loss if world.first() else 0.0  # DeepSpeed has told it to all ranks
 
     def evaluate(self, batches: Iterable[Batch], count: int) -> float:
-        loss = self.runtime.eval_batch(iter(batches), num_micro_batches=count)
+        loss = self.runtime.eval_batch(self._noted(batches), num_micro_batches=count)
         return float(loss.item())
+
+    def _noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The micro-batches, which the stages that read data begin in the order of reading."""
+        self.known.clear()
+        for batch in batches:
+            self.known.append(batch[0][1])
+            yield batch
 
 
 class _Stages(PipelineModule):
@@ -116,6 +126,7 @@ class _Stages(PipelineModule):
     def __init__(self, engine: PipelineTrainEngine, bounds: list[int]):
         self._decoders = [spec.decoder for spec in engine.layers]
         self._projects = engine.projects
+        self._known = engine.known
         super().__init__(
             layers=engine.specs(),
             num_stages=engine.layout.pipeline_stages,
@@ -136,7 +147,8 @@ class _Stages(PipelineModule):
         if last and not self._projects:
             functions[-1] = partial(unprojected, functions[-1])
         layers = zip(functions, self._decoders[self._own], strict=True)
-        value = chain(layers, value, Documents.of(positions))
+        known = self._known.popleft() if self._known else None
+        value = chain(layers, value, Documents.of(positions, known))
         return value if last else (value, positions)
 
 

@@ -23,7 +23,8 @@ COMMUNICATION = ("torch/distributed/", "deepspeed/comm/")
 
 
 class Watchdog:
-    """Ends this rank when two beats are further apart than ``timeout_s``.
+    """Ends this rank when two beats, or signs that what was begun goes on, are further apart than
+    ``timeout_s``.
 
     It leaves a report (``easyllm.launchers.reports``) that says what the rank was doing and
     whether that was waiting for others, writes the stacks of all threads to standard error and
@@ -41,6 +42,11 @@ class Watchdog:
         """Say what begins now."""
         self.doing, self.since = doing, time.monotonic()
 
+    def alive(self) -> None:
+        """What was begun goes on. Another thread's work does not tell of the watched one."""
+        if threading.get_ident() == self.watched:
+            self.since = time.monotonic()
+
     def stop(self) -> None:
         self.stopped.set()
 
@@ -52,6 +58,7 @@ class Watchdog:
     def _end(self) -> None:
         frame = sys._current_frames().get(self.watched or 0)
         waits, where = place(frame)
+        waits = waits or device_busy()
         message = f"took longer than hardware.timeout_s={self.timeout_s:g} s over {self.doing}"
         message += f", {'waiting for other ranks' if waits else 'busy'} in {where}"
         reports.leave(self.folder, Report(self.rank, message, "hung", waiting=waits))
@@ -72,6 +79,19 @@ def place(frame: FrameType | None) -> tuple[bool, str]:
     shown = frames[inside[-1]] if inside else frames[0]
     code = shown.f_code
     return bool(inside), f"{code.co_name} ({Path(code.co_filename).name}:{shown.f_lineno})"
+
+
+def device_busy() -> bool:
+    """Whether the GPU still has work of this rank, which for so long is waiting for others:
+    Python only begins what ranks tell each other there."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        # a thread has the first device unless told
+        return not torch.cuda.default_stream(int(os.environ.get("LOCAL_RANK", 0))).query()
+    except RuntimeError:  # the device has failed, which its rank tells
+        return False
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -14,6 +15,9 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from easyllm import heartbeat
+from easyllm.data.pool import default_workers
+from easyllm.launchers.ranks import FEW_THREADS
 from easyllm.parallelism.watchdog import Watchdog
 
 _watchdog: Watchdog | None = None
@@ -24,10 +28,11 @@ MARGIN = 30.0
 
 
 def watch(folder: Path, rank: int, timeout_s: float) -> None:
-    """End this rank when the time between two calls of ``beat`` exceeds ``timeout_s``;
-    its report goes into ``folder``."""
+    """End this rank when the time between two calls of ``beat``, here or of
+    ``easyllm.heartbeat``, exceeds ``timeout_s``; its report goes into ``folder``."""
     global _watchdog
     _watchdog = Watchdog(folder, rank, timeout_s)
+    heartbeat.listen(_watchdog.alive)
 
 
 def beat(doing: str) -> None:
@@ -40,7 +45,7 @@ def start(device: Literal["cpu", "cuda"], timeout_s: float = 1800.0) -> torch.de
     """Join the other ranks (NCCL on CUDA, Gloo on the CPU); returns this rank's device.
 
     RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT must be in the environment.
-    A collective for which some rank does not arrive within ``timeout_s`` fails.
+    A collective for which some rank does not arrive within ``timeout_s`` fails, in whatever group.
     """
     os.environ["DS_ACCELERATOR"] = device
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -54,8 +59,12 @@ def start(device: Literal["cpu", "cuda"], timeout_s: float = 1800.0) -> torch.de
         here = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(here)
     beat("joining the other ranks")
+    limit = timedelta(seconds=timeout_s + MARGIN)
     with quiet():
-        deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s + MARGIN))
+        deepspeed.init_distributed(timeout=limit)
+    # those that DeepSpeed makes would take torch's, 10 minutes on CUDA, where a rank is ended
+    # before the watchdog can tell who was awaited
+    deepspeed.comm.comm.cdb.new_group = functools.partial(dist.new_group, timeout=limit)
     return here
 
 
@@ -70,6 +79,14 @@ def repeat_bits(device: torch.device) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def share_cores() -> None:
+    """From here on this rank computes by its share of the machine's cores, unless the environment
+    says by how many threads."""
+    if FEW_THREADS in os.environ:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, default_workers() // ranks))
+
+
 def unrepeatable(error: RuntimeError) -> str | None:
     """Of torch's refusal to compute what has no such kernel its first words, which name the
     operation; None for another error."""
@@ -81,6 +98,7 @@ def stop() -> None:
     """Leave the process group."""
     global _watchdog
     if _watchdog is not None:
+        heartbeat.listen(None)
         _watchdog.stop()
         _watchdog = None
     if dist.is_initialized():

@@ -80,7 +80,7 @@ class ZeroTrainEngine(TrainEngine):
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         (ids, positions), (labels, scale) = batch
-        logits = self.runtime(ids.to(self.device), positions.to(self.device))
+        logits = self.runtime(ids.to(self.device), positions.to(self.device), positions)
         return self.loss(logits, labels.to(self.device), scale.to(self.device))
 
     @contextlib.contextmanager
@@ -110,10 +110,12 @@ class _Chain(nn.Module):
         owner.add_module(last, layer)
         self.specs.append(spec)
 
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | Unprojected:
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, known: torch.Tensor
+    ) -> torch.Tensor | Unprojected:
         layers: list[tuple[Any, bool]] = [
             (self.get_submodule(spec.name), spec.decoder) for spec in self.specs
         ]
         if not self.projects:
             layers[-1] = partial(unprojected, layers[-1][0]), False
-        return chain(layers, ids, Documents.of(positions))
+        return chain(layers, ids, Documents.of(positions, known))

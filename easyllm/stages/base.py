@@ -55,6 +55,10 @@ class Stage(abc.ABC):
         """Raises UserError when the stage stands on something that is not there and that no
         earlier stage of the run makes. Called before anything is started."""
 
+    def prepare(self, run: RunSpec) -> None:  # noqa: B027  (most stages need nothing)
+        """Bring to this machine what the stage needs from elsewhere. Called before its ranks are
+        started, where time does not count as a hang's. Raises UserError."""
+
     @abc.abstractmethod
     def inputs(self, run: RunSpec) -> Sequence[Path | str]:
         """Files, and URLs, that can change what the stage makes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class Export(Stage):
         checkpoint = self._found(run)
         if checkpoint is None:
             raise UserError(_missing(run, self.paths(run).checkpoints))
-        if told := checkpoint.changed(checkpoint.files):
+        read = [name for name in checkpoint.files if name.startswith(f"{checkpoints.WEIGHTS}/")]
+        if told := checkpoint.changed(read, threads=min(8, os.cpu_count() or 1)):
             raise UserError(
                 f"{checkpoint.path} is damaged: {told[0]}; give export.checkpoint=<another>"
             )

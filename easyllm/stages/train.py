@@ -89,7 +89,14 @@ class Train(Stage):
             last = found.path if found else checkpoints.location(root, 0)
         return [last / checkpoints.MANIFEST]
 
+    def prepare(self, run: RunSpec) -> None:
+        path = run.model.path
+        if path and source.local(path) is None:
+            source.folder(path, self.paths(run).models, run.model.init == "pretrained")
+
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
+        if rank.local_count < rank.count:
+            self.prepare(run)  # a machine that has no parent of the run
         with on_signals() as stop:
             from easyllm.parallelism import world
 

@@ -52,7 +52,9 @@ class MLflow(Tracker):
     def _uri(self) -> str | None:
         return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
 
-    def open(self, name: str, folder: Path, settings: Mapping[str, Any]) -> Writer:
+    def open(
+        self, name: str, folder: Path, settings: Mapping[str, Any], *, done: int = 0
+    ) -> Writer:
         """Start a run, or go on with the one that ``mlflow.json`` of the run directory
         ``folder`` names; ``settings`` become its parameters.
 

@@ -20,14 +20,18 @@ class TensorBoard(Tracker):
 
     requires = {"tensorboard": "tensorboard"}  # noqa: RUF012  (a constant of the class)
 
-    def open(self, name: str, folder: Path, settings: Mapping[str, Any]) -> Writer:
-        """Start an event file; ``settings`` become its text panel.
+    def open(
+        self, name: str, folder: Path, settings: Mapping[str, Any], *, done: int = 0
+    ) -> Writer:
+        """Start an event file; ``settings`` become its text panel. What earlier files have of
+        steps after ``done`` is not shown any more.
 
         ``folder`` is the run directory.
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(Path(self.folder) if self.folder else folder / "tensorboard"))
+        place = Path(self.folder) if self.folder else folder / "tensorboard"
+        writer = SummaryWriter(str(place), purge_step=done + 1)
         rows = "\n".join(f"    {key}: {value}" for key, value in settings.items())
         writer.add_text(name, rows)
         return Writer(writer)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from easyllm.errors import UserError
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Tracker
 from easyllm.spec.run import RunSpec
@@ -33,13 +34,18 @@ class WandB(Tracker):
                 f"run 'wandb login', set WANDB_API_KEY, or give {key}.mode=offline",
             )  # fmt: skip
 
-    def open(self, name: str, folder: Path, settings: Mapping[str, Any]) -> Writer:
+    def open(
+        self, name: str, folder: Path, settings: Mapping[str, Any], *, done: int = 0
+    ) -> Writer:
         """Start a run; ``settings`` become its configuration. ``folder`` is the run directory,
-        whose name is the run's id, so that a resumed run goes on in the same one."""
+        whose name is the run's id, so that a resumed run goes on in the same one.
+
+        Raises UserError where the server cannot be reached.
+        """
         import wandb
 
-        return Writer(
-            wandb.init(
+        try:
+            run = wandb.init(
                 project=self.project,
                 name=folder.name,
                 id=folder.name,
@@ -49,7 +55,13 @@ class WandB(Tracker):
                 config=dict(settings),
                 settings=wandb.Settings(silent=True, console="off"),
             )
-        )
+        except wandb.Error as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"training.trackers.{name}: {first}; mend that, give training.trackers.{name}."
+                f"mode=offline, or train without: ~training.trackers.{name}"
+            ) from error
+        return Writer(run)
 
 
 def _server() -> str:

@@ -7,15 +7,15 @@ the checkpoint was trained with.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyllm.files import read_json, write_json
+from easyllm.files import read_json, removed, write_json
+from easyllm.heartbeat import beat
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights"
@@ -40,13 +40,18 @@ class Checkpoint:
     def weights(self) -> Path:
         return self.path / WEIGHTS
 
-    def changed(self, names: Iterable[str]) -> list[str]:
-        """What is wrong with the content of the files ``names``; reads all of them."""
-        return [
-            f"the content of {name} is not what was saved"
-            for name in names
-            if hashed(self.path / name) != self.files[name]["sha256"]
-        ]
+    def changed(self, names: Iterable[str], threads: int = 1) -> list[str]:
+        """What is wrong with the content of the files ``names``; reads all of them, as many at
+        once as there are ``threads``."""
+        names = list(names)
+        told = []
+        with ThreadPoolExecutor(threads) as pool:
+            found = pool.map(lambda name: hashed(self.path / name), names)
+            for name, content in zip(names, found, strict=True):
+                beat()
+                if content != self.files[name]["sha256"]:
+                    told.append(f"the content of {name} is not what was saved")
+        return told
 
 
 def location(checkpoints: Path, step: int) -> Path:
@@ -97,10 +102,11 @@ def hashed(file: Path) -> str:
 
 def facts_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What the manifest says of the files ``names`` of a folder."""
-    return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": hashed(folder / name)}
-        for name in names
-    }
+    found = {}
+    for name in names:
+        found[name] = {"bytes": (folder / name).stat().st_size, "sha256": hashed(folder / name)}
+        beat()
+    return found
 
 
 def file_names(folder: Path) -> list[str]:
@@ -121,7 +127,7 @@ def set_apart(path: Path) -> Path:
     """Give a damaged checkpoint a name under which it is none; it goes once a newer one is
     whole."""
     target = path.with_name(DAMAGED + path.name)
-    shutil.rmtree(target, ignore_errors=True)
+    removed(target)
     return path.rename(target)
 
 
@@ -132,7 +138,8 @@ def clear_leftovers(checkpoints: Path) -> None:
 
 def tidy(checkpoints: Path, keep: int, keep_every: int | None = None) -> None:
     """Remove what is older than the ``keep`` newest whole checkpoints, unless its step is a
-    multiple of ``keep_every``; and damaged ones before the newest."""
+    multiple of ``keep_every``; and damaged ones before the newest. What cannot be removed is said
+    and stays, for the next time."""
     whole = [found for path in listed(checkpoints) if (found := opened(path))]
     if not whole:
         return
@@ -149,5 +156,4 @@ def tidy(checkpoints: Path, keep: int, keep_every: int | None = None) -> None:
 
 def _remove(folders: Iterable[Path]) -> None:
     for folder in folders:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder)
+        removed(folder)

@@ -17,6 +17,7 @@ from easyllm.paths import RunPaths
 from easyllm.spec.roles import ModelShape
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import flatten, write
+from easyllm.trackers.apart import Apart
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ class MetricsLog:
 
     def __init__(self, run: RunSpec, done: int, keep: bool):
         self._file: TextIO | None = None
-        self._trackers: list[Any] = []
+        self._trackers: list[Apart] = []
         if not keep:
             return
         paths = RunPaths(run)
@@ -44,7 +45,7 @@ class MetricsLog:
         self._file = paths.metrics.open("a", encoding="utf-8")
         settings = flatten(write(run))
         self._trackers = [
-            tracker.open(name, paths.root, settings)
+            Apart(name, tracker.open(name, paths.root, settings, done=done))
             for name, tracker in run.training.trackers.items()
         ]
 

@@ -1,6 +1,7 @@
 """The optimizer's state on disk, by parameter name: any layout can take it up.
 
-``optimizer/rank-00003.safetensors`` holds what rank 3 held of it, under ``KEY/BEGIN/PARAMETER``:
+``optimizer/rank-00003.safetensors``, ``rank-00003-00001.safetensors`` and so on hold what rank 3
+held of it, under ``KEY/BEGIN/PARAMETER``:
 ``exp_avg/4096/model.norm.weight`` are elements 4096 and on of that flattened parameter's mean
 gradient. Nobody gathers anything, and whoever loads reads only the bytes of its own.
 """
@@ -13,28 +14,50 @@ from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from easyllm.errors import UserError
+from easyllm.heartbeat import beat
 from easyllm.models.tensor_files import header
 from easyllm.parallelism.engine import TrainEngine
 from easyllm.parallelism.fragments import MASTER, Fragment, state_of, take_up
 
 FOLDER = "optimizer"
 
+SHARE_BYTES = 1e9
+"""Of a file, and so of what a save that training waits for takes of host memory at once."""
 
-def write(engine: TrainEngine, file: Path) -> None:
-    """Write this rank's share of the optimizer's state."""
-    save_file(held(engine), file)
+PIECE_BYTES = 256e6
+"""Of a tensor in a file; what is larger, such as an embedding's state, is in several."""
 
 
-def held(engine: TrainEngine) -> dict[str, torch.Tensor]:
-    """A copy in host memory of this rank's share of the optimizer's state, as it is written."""
-    return {
-        f"{key}/{fragment.begin}/{fragment.name}": value.cpu().clone()
-        for fragment in engine.own_fragments()
-        for key, value in state_of(fragment, engine.optimizer).items()
-    }
+def shares(engine: TrainEngine, limit: float = SHARE_BYTES) -> Iterator[dict[str, torch.Tensor]]:
+    """Copies in host memory of what this rank holds of the optimizer's state, as it is written,
+    of about ``limit`` bytes each. A share may go when the next is asked for."""
+    share: dict[str, torch.Tensor] = {}
+    size = 0
+    for key, value in _held(engine):
+        share[key] = value.cpu().clone()
+        size += value.nbytes
+        if size >= limit:
+            yield share
+            share, size = {}, 0
+    if share:
+        yield share
+
+
+def _held(engine: TrainEngine) -> Iterator[tuple[str, torch.Tensor]]:
+    """What this rank holds of the optimizer's state where it lies, in pieces, by their names."""
+    for fragment in engine.own_fragments():
+        for key, value in state_of(fragment, engine.optimizer).items():
+            count = max(1, int(PIECE_BYTES // value.element_size()))
+            pieces = value.split(count) if value.ndim else [value]
+            for number, piece in enumerate(pieces):
+                yield f"{key}/{fragment.begin + number * count}/{fragment.name}", piece
+
+
+def file_name(rank: int, number: int) -> str:
+    """Of the share ``number``, from 0, of a rank."""
+    return f"rank-{rank:05}{f'-{number:05}' if number else ''}.safetensors"
 
 
 def load(engine: TrainEngine, folder: Path) -> None:
@@ -50,6 +73,7 @@ def load(engine: TrainEngine, folder: Path) -> None:
             )
         state = {key: _joined(fragment, key, known[key], folder) for key in known}
         take_up(fragment, state, engine.optimizer)
+        beat()
 
 
 class _Part(NamedTuple):

@@ -2,13 +2,13 @@
 
 A save has three parts. All ranks copy their share into host memory, which needs communication
 where weights are split; each writes it, which needs none and may be done by a thread while
-training goes on; and when all have written, rank 0 lists the files and names the folder.
+training goes on, or file by file as it is copied, so that host memory need not hold all of it; and
+when all have written, rank 0 lists the files and names the folder.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,8 @@ from transformers import PretrainedConfig
 
 from easyllm.data.chat.template_text import set_defaults
 from easyllm.errors import UserError
-from easyllm.files import NewFolder, flush
+from easyllm.files import NewFolder, flush, removed
+from easyllm.heartbeat import beat
 from easyllm.models.config import write_description
 from easyllm.models.names import Names
 from easyllm.models.tensor_files import ADAPTER, MODEL
@@ -132,10 +133,9 @@ class Saver:
 
     def _parts(self, engine: TrainEngine, flight: _Flight) -> Iterator[Part]:
         """What this rank writes; every rank must take all of it."""
-        state = optimizer_state.held(engine)
-        file = f"{optimizer_state.FOLDER}/rank-{world.rank():05}.safetensors"
-        yield file, partial(save_file, state)
-        del state
+        for number, share in enumerate(optimizer_state.shares(engine)):
+            file = optimizer_state.file_name(world.rank(), number)
+            yield f"{optimizer_state.FOLDER}/{file}", partial(save_file, share)
         yield from weights(engine, self.names)
         if world.first():
             yield checkpoints.WEIGHTS, self._describe
@@ -198,6 +198,7 @@ class _Flight:
     def _write(self, parts: Iterator[Part] | list[Part]) -> None:
         names: list[str] = []
         for name, write in parts:  # to the end, even after an error: all ranks take part
+            beat()
             with self.writing:
                 if self.writing.error is not None:
                     continue
@@ -210,6 +211,7 @@ class _Flight:
             self.files = checkpoints.facts_of(self.folder, names)
             for name in names:
                 flush(self.folder / name)
+                beat()
         self.written = time.perf_counter()
 
     def _beside(self, write: Callable[[Path], None]) -> list[str]:
@@ -222,7 +224,7 @@ class _Flight:
             place = self.folder / checkpoints.WEIGHTS / name
             place.parent.mkdir(exist_ok=True)
             (apart / name).rename(place)
-        shutil.rmtree(apart)
+        removed(apart)
         return [f"{checkpoints.WEIGHTS}/{name}" for name in made]
 
     def land(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from easyllm.launchers import reports
 from easyllm.launchers.local import Local
 from easyllm.launchers.reports import HUNG
+from easyllm.parallelism.watchdog import Watchdog
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +59,46 @@ def test_beats_keep_a_rank_alive(tmp_path: Path) -> None:
     assert Local().launch(command, 1, tmp_path, {"PYTHONPATH": str(ROOT)}) == 0
 
 
+WORKING = """
+import fcntl, sys, threading, time
+from pathlib import Path
+from easyllm import heartbeat
+from easyllm.files import exclusive
+from easyllm.parallelism.watchdog import Watchdog
+from easyllm.progress import progress
+watchdog = Watchdog(Path(sys.argv[1]), 0, 1.0)
+heartbeat.listen(watchdog.alive)
+watchdog.beat("reading the token store")
+with progress("load weights", 5, "layer", visible=False) as bar:
+    for _ in range(5):
+        time.sleep(0.3)
+        bar.update()
+other = Path(sys.argv[1], "lock").open("w")
+fcntl.flock(other, fcntl.LOCK_EX)
+threading.Timer(1.5, other.close).start()
+with exclusive(Path(sys.argv[1], "lock")):
+    pass
+"""
+
+
+def test_long_work_is_no_hang(tmp_path: Path) -> None:
+    """A bar that moves, and a lock that another process holds, are signs of life."""
+    command = [sys.executable, "-c", WORKING, str(tmp_path)]
+    assert Local().launch(command, 1, tmp_path, {"PYTHONPATH": str(ROOT)}) == 0
+
+
+def test_another_threads_work_is_no_sign_of_life(tmp_path: Path) -> None:
+    watchdog = Watchdog(tmp_path, 0, 600)
+    watchdog.stop()
+    before = watchdog.since
+    thread = threading.Thread(target=watchdog.alive)
+    thread.start()
+    thread.join()
+    assert watchdog.since == before
+    watchdog.alive()
+    assert watchdog.since > before
+
+
 def trained(folder: Path, statement: str, **values: str) -> str:
     """What a run on two ranks says that fails, with ``statement`` in step 3 of rank 1."""
     (folder / "mine").mkdir()
@@ -94,6 +136,9 @@ def test_the_rank_that_did_not_arrive_is_named(tmp_path: Path) -> None:
     logs = [(tmp_path / f"run/logs/train/rank-{rank}.log").read_text() for rank in (0, 1)]
     assert "odd.py" in logs[1] and "in advance" in logs[1]
     assert "in advance" in logs[0] and "distributed" in logs[0]
+    # in a group that DeepSpeed made
+    assert "waiting for other ranks in" in (tmp_path / "run/logs/train/error-0.json").read_text()
+    assert "p2p.py" in logs[0]
 
 
 @pytest.mark.slow

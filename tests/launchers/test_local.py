@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from easyllm.launchers.local import Local
+from easyllm.launchers.ranks import FEW_THREADS
 from easyllm.spec import checks
 from tests.support import run_spec
 
@@ -65,14 +66,15 @@ def test_every_rank_finds_its_place(tmp_path: Path) -> None:
 def test_threads_are_shared_out_and_do_not_spin_unless_told(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    code = "import os; print(*map(os.environ.get, ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY')))"
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", FEW_THREADS)
+    code = f"import os; print(*map(os.environ.get, {names}))"
     log = tmp_path / "rank-0.log"
     launch(tmp_path, code, ranks=2)
-    assert log.read_text() == "1 passive\n"
+    assert log.read_text() == "1 passive 1\n"
     launch(tmp_path, code, ranks=1)
-    assert log.read_text() == "None passive\n"
+    assert log.read_text() == "None passive None\n"
     launch(tmp_path, code, ranks=2, OMP_NUM_THREADS="3", OMP_WAIT_POLICY="active")
-    assert log.read_text() == "3 active\n"
+    assert log.read_text() == "3 active None\n"
 
 
 def test_rank_0_is_shown_as_it_comes_and_logs_hold_all(tmp_path: Path, capfd) -> None:

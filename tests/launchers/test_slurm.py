@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from tests.launchers.machines import ROOT, Machines, wait_for
-from tests.launchers.test_two_machines import DEMO, losses, steps
+from tests.launchers.test_two_machines import (
+    DEMO,
+    KEPT_HERE,
+    WITNESSED,
+    check_environment,
+    losses,
+    steps,
+    witness,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -122,8 +130,12 @@ def slurm(cable: Machines, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_a_job_trains_on_both_nodes(slurm: Slurm, tmp_path: Path, srun: str) -> None:
     """From the batch script, which reaches the other node by srun, or on both by srun."""
     script = tmp_path / "job.sh"
-    words = " ".join(f"'{word}'" for word in (*DEMO, "training.steps=4", "run_dir=run"))
-    script.write_text(f"#!/bin/sh\ncd {tmp_path}\nexec {srun}{sys.executable} -m easyllm {words}\n")
+    given = (*DEMO, *witness(tmp_path), "training.steps=4", "run_dir=run")
+    words = " ".join(f"'{word}'" for word in given)
+    environment = {**WITNESSED, **KEPT_HERE, "PASSED": "passed"}
+    exports = "".join(f"export {name}='{value}'\n" for name, value in environment.items())
+    command = f"exec {srun}{sys.executable} -m easyllm {words}\n"
+    script.write_text(f"#!/bin/sh\n{exports}cd {tmp_path}\n{command}")
     slurm.call("sbatch", "--nodes=2", f"--output={tmp_path}/out", str(script))
     # the queue forgets a job when it has ended
     wait_for(lambda: (tmp_path / "out").exists() and not slurm.call("squeue", "-h"), 300)
@@ -131,3 +143,5 @@ def test_a_job_trains_on_both_nodes(slurm: Slurm, tmp_path: Path, srun: str) -> 
     assert steps(tmp_path / "run") == 4, said
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4]
     assert "train: done" in said
+    if not srun:  # which gives all of the environment to all
+        check_environment(tmp_path)

@@ -164,27 +164,50 @@ def test_a_store_of_one_machine_only_is_refused(cable: Machines, tmp_path: Path)
         cable.cut()
 
 
-def test_only_the_runs_own_environment_goes_there(machines: Machines, tmp_path: Path) -> None:
-    """A tracker of the user's, which rank 0 opens, is no witness: a schedule is asked on all."""
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "witness.py").write_text(
-        "import os\nfrom dataclasses import dataclass\nfrom pathlib import Path\n"
+WITNESSED = {
+    "NCCL_DEBUG": "WARN", "HF_HUB_OFFLINE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    "TORCH_SHOW_CPP_STACKTRACES": "0", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "OMP_NUM_THREADS": "1", "OMP_PROC_BIND": "false", "https_proxy": "http://10.0.0.9:3128",
+    "NO_PROXY": "10.0.0.0/8",
+}  # fmt: skip
+"""What ranks that Slurm or ssh starts get by default."""
+KEPT_HERE = {"CUDA_VISIBLE_DEVICES": "", "PRIVATE": "private", "AWS_SECRET_ACCESS_KEY": "secret"}
+"""What they do not get."""
+
+
+def witness(folder: Path) -> list[str]:
+    """Words for training with a schedule that writes the environment of each rank into
+    ``folder/seen-<rank>``: a tracker, which rank 0 opens, is no witness."""
+    (folder / "mine").mkdir()
+    (folder / "mine" / "witness.py").write_text(
+        "import json, os\nfrom dataclasses import dataclass\nfrom pathlib import Path\n"
         "from easyllm.training.schedules import Constant\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Witness(Constant):\n"
         "    def factor(self, step, total):\n"
-        "        names = ('GIVEN', 'PASSED', 'PRIVATE', 'RANK', 'GLOO_SOCKET_IFNAME')\n"
-        "        found = ' '.join(str(os.environ.get(name)) for name in names)\n"
-        f"        Path(r'{tmp_path}', 'seen-' + os.environ['RANK']).write_text(found)\n"
+        f"        Path(r'{folder}', 'seen-' + os.environ['RANK']).write_text(\n"
+        "            json.dumps(dict(os.environ)))\n"
         "        return super().factor(step, total)\n"
     )
-    words = [*DEMO, *by_ssh(machines), "training.steps=2", "--config-dir", "mine",
-             "components.allow=[witness]", "training.schedule._target_=witness.Witness",
-             "+hardware.launcher.env.GIVEN=given",
-             "hardware.launcher.pass_env=[PASS*]"]  # fmt: skip
-    ended(easyllm(machines, tmp_path, *words, PASSED="passed", PRIVATE="private"), 0)
-    there = (tmp_path / "seen-1").read_text()
-    assert there == f"given passed None 1 {machines.cables[1]}"
+    return ["--config-dir", "mine", "components.allow=[witness]",
+            "training.schedule._target_=witness.Witness",
+            "+hardware.launcher.env.GIVEN=given", "hardware.launcher.pass_env=[PASS*]"]  # fmt: skip
+
+
+def check_environment(folder: Path) -> dict[str, str]:
+    """What rank 1 saw, on the machine where nothing was typed."""
+    there: dict[str, str] = json.loads((folder / "seen-1").read_text())
+    expected = {**WITNESSED, "GIVEN": "given", "PASSED": "passed", "RANK": "1"}
+    assert {name: there.get(name) for name in expected} == expected
+    assert not [name for name in KEPT_HERE if there.get(name) == KEPT_HERE[name]]
+    return there
+
+
+def test_what_goes_there_of_the_environment(machines: Machines, tmp_path: Path) -> None:
+    words = [*DEMO, *by_ssh(machines), *witness(tmp_path), "training.steps=2"]
+    environment = {**WITNESSED, **KEPT_HERE, "PASSED": "passed"}
+    ended(easyllm(machines, tmp_path, *words, **environment), 0)
+    assert check_environment(tmp_path)["GLOO_SOCKET_IFNAME"] == machines.cables[1]
 
 
 def test_a_machine_that_cannot_be_reached_is_named(machines: Machines, tmp_path: Path) -> None:

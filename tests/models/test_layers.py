@@ -127,6 +127,17 @@ def test_a_document_does_not_see_the_others_of_its_row(tmp_path: Path, attention
     assert not differs.any()
 
 
+def test_documents_that_are_known_are_not_read_from_the_device() -> None:
+    """A tensor on meta has no content that could be."""
+    positions = packed()[1]
+    there = Documents.of(positions.to("meta"), positions)
+    here = Documents.of(positions)
+    assert (there.lengths, there.longest) == (here.lengths, here.longest)
+    assert there.bounds.device.type == "meta" and there.bounds.shape == here.bounds.shape
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        Documents.of(positions.to("meta"))
+
+
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("attention", ["sdpa", "varlen"])
 def test_gradients_are_those_of_a_mask_over_the_row(attention: str, window: int | None) -> None:

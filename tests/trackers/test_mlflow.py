@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from easyllm.errors import UserError
+from easyllm.trackers.apart import Apart
 from easyllm.trackers.mlflow import LONGEST, MLflow
 
 
@@ -76,10 +78,14 @@ class Server(http.server.BaseHTTPRequestHandler):
     """As much of MLflow's REST interface as a tracker asks for; 503 while it is ``away``."""
 
     away = False
+    answers = threading.Event()
+    """Not set while the server takes requests and says nothing."""
+    answers.set()
     sent: list[Any] = []  # noqa: RUF012  (a constant of the class)
 
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.answers.wait(30)
         call = self.path.split("?")[0].rpartition("/2.0/mlflow/")[2]
         info = {"run_id": "r1", "run_uuid": "r1", "experiment_id": "7", "status": "RUNNING"}
         known: dict[str, Any] = {
@@ -130,6 +136,20 @@ def test_training_does_not_stop_for_a_server_that_goes_away(
     ]
     assert found == [(1, 3.0), (2, 2.0), (3, 1.0), (4, 0.5)]
     assert capsys.readouterr().err.count("trying again each step") == 1
+
+
+def test_a_server_that_is_silent_slows_no_step(server: str, tmp_path: Path) -> None:
+    tracker = Apart("mine", MLflow(tracking_uri=server).open("mine", tmp_path, {"a": 1}))
+    before = len(Server.sent)
+    Server.answers.clear()
+    begin = time.monotonic()
+    for step in range(1, 101):
+        tracker.log(step, {"loss": 1.0})
+    assert time.monotonic() - begin < 1
+    Server.answers.set()
+    tracker.close()
+    found = [m["step"] for batch in Server.sent[before:] for m in batch.get("metrics", ())]
+    assert found == list(range(1, 101))
 
 
 def test_a_server_that_is_not_there_is_told(

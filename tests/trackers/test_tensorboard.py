@@ -36,3 +36,16 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     writer.close()
     assert events(folder).Tags()["scalars"] == ["loss"]
     assert not (tmp_path / "run").exists()
+
+
+def test_steps_that_come_again_after_a_kill_are_there_once(tmp_path: Path) -> None:
+    first = TensorBoard().open("mine", tmp_path, {})
+    for step in (1, 2, 3):
+        first.log(step, {"loss": 10.0 - step})
+    first.close()
+    again = TensorBoard().open("mine", tmp_path, {}, done=1)
+    for step in (2, 3, 4):
+        again.log(step, {"loss": 20.0 - step})
+    again.close()
+    found = events(tmp_path / "tensorboard").Scalars("loss")
+    assert [(e.step, e.value) for e in found] == [(1, 9.0), (2, 18.0), (3, 17.0), (4, 16.0)]

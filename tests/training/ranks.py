@@ -23,10 +23,12 @@ from easyllm.parallelism import world
 DEVICE = world.start("cpu")
 
 import torch  # noqa: E402
-from deepspeed.utils import groups  # noqa: E402  after the accelerator is settled
+from deepspeed.comm import comm  # noqa: E402  after the accelerator is settled
+from deepspeed.utils import groups  # noqa: E402
 
 from easyllm.data.rows import open_rows  # noqa: E402
 from easyllm.errors import UserError  # noqa: E402
+from easyllm.models.attention import Documents  # noqa: E402
 from easyllm.models.layers import causal_loss  # noqa: E402
 from easyllm.parallelism import engine as engines  # noqa: E402
 from easyllm.parallelism.engine import TrainEngine  # noqa: E402
@@ -108,6 +110,8 @@ def watched_optimizer(seen: dict[str, Any]) -> Iterator[None]:
         }  # fmt: skip
 
         def stepping(*arguments: Any, **named: Any) -> Any:
+            if "rounded" not in seen:
+                seen["rounded"] = rounded([p.grad for group in groups for p in group["params"]])
             frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
             graded = [n for n, p in model.named_parameters() if p.grad is not None]
             seen["stepped"] = sum(p.numel() for group in groups for p in group["params"])
@@ -122,13 +126,77 @@ def watched_optimizer(seen: dict[str, Any]) -> Iterator[None]:
         seen["logits"] = isinstance(logits, torch.Tensor)
         return causal_loss(logits, *rest)
 
+    def sharing() -> None:
+        seen["shared_cores"] = True
+
+    share_cores, seen["shared_cores"] = engines.share_cores, False  # type: ignore[attr-defined]
     TrainEngine.initialize = watching  # type: ignore[method-assign]
+    engines.share_cores = sharing  # type: ignore[attr-defined]
     engines.causal_loss = losing  # type: ignore[attr-defined]
     try:
         yield
     finally:
         TrainEngine.initialize = initialize  # type: ignore[method-assign]
         engines.causal_loss = causal_loss  # type: ignore[attr-defined]
+        engines.share_cores = share_cores  # type: ignore[attr-defined]
+
+
+def rounded(gradients: list[Any]) -> float:
+    """The share of their numbers other than 0 that bfloat16 holds without rounding."""
+    numbers = torch.cat([g.flatten().float() for g in gradients if g is not None])
+    numbers = numbers[numbers != 0]
+    return float((numbers == numbers.bfloat16().float()).float().mean())
+
+
+@contextlib.contextmanager
+def watched_reductions(seen: dict[str, Any]) -> Iterator[None]:
+    """Note the types in which DeepSpeed has more than single numbers added up."""
+    backend, found = type(comm.cdb), set()
+    names = ("all_reduce", "reduce", "reduce_scatter_tensor", "reduce_scatter")
+    kept = {name: getattr(backend, name) for name in names}
+
+    def watching(method: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            for tensor in filter(torch.is_tensor, (*given, *named.values())):
+                if tensor.is_floating_point() and tensor.numel() > 100:
+                    found.add(str(tensor.dtype).removeprefix("torch."))
+            return method(*given, **named)
+
+        return call
+
+    for name, method in kept.items():
+        setattr(backend, name, watching(method))
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(backend, name, method)
+        seen["reduced"] = sorted(found)
+
+
+@contextlib.contextmanager
+def watched_documents(seen: dict[str, Any]) -> Iterator[None]:
+    """Count the micro-batches whose positions are in host memory, and those read from a device."""
+    of = Documents.of
+    seen["known"], seen["read_back"] = 0, 0
+
+    def watching(positions: Any, known: Any = None) -> Documents:
+        assert known is None or torch.equal(known, positions)
+        seen["read_back" if known is None else "known"] += 1
+        return of(positions, known)
+
+    Documents.of = watching  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Documents.of = of  # type: ignore[method-assign]
+
+
+def timeouts() -> list[float]:
+    """Seconds after which a collective fails, of every process group of this rank."""
+    known = torch.distributed.distributed_c10d._world.pg_map
+    backends = [group._get_backend(torch.device("cpu")) for group in known]
+    return [backend.options._timeout.total_seconds() for backend in backends]
 
 
 def main(cases: Path) -> None:
@@ -151,8 +219,12 @@ def main(cases: Path) -> None:
         rows = Watched(open_rows(run), stop_at, number, delay)
         seen: dict[str, Any] = {"case": case["name"], "samples": rows.samples}
         try:
-            with on_signals() as stop, watched_optimizer(seen):
+            watched = watched_optimizer(seen), watched_reductions(seen), watched_documents(seen)
+            with on_signals() as stop, contextlib.ExitStack() as stack:
+                for watching in watched:
+                    stack.enter_context(watching)
                 seen["report"] = train(run, rows, DEVICE, stop)  # type: ignore[arg-type]
+            seen["timeouts"] = timeouts()
         except (Stopped, UserError) as error:
             seen["error"] = f"{type(error).__name__}: {error}"
             seen["checkpoints"] = sorted(f.name for f in RunPaths(run).checkpoints.glob("*"))

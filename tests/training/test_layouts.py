@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from easyllm.data.rows import Row, open_rows
+from easyllm.parallelism import world
 from tests.support import run_spec
 from tests.training.conftest import GLOBAL_BATCH, MODELS, STEPS, ZERO, Small, Trained, layouts
 
@@ -77,6 +78,24 @@ def test_two_ranks_train_as_one_process(
     small: Small, on_two: Trained, model: str, layout: str
 ) -> None:
     check_losses(small, on_two, model, layout)
+
+
+def test_every_process_group_has_the_runs_timeout(on_two: Trained) -> None:
+    """Those that DeepSpeed makes for a pipeline too, and all that earlier cases left."""
+    for seen in on_two.seen("tied-pipe2-data1-zero1"):
+        assert len(seen["timeouts"]) > 5
+        assert set(seen["timeouts"]) == {1800 + world.MARGIN}
+
+
+def test_only_stages_that_read_no_data_ask_a_device_for_positions(
+    on_two: Trained, on_four: Trained
+) -> None:
+    """Which waits for it, each micro-batch."""
+    for layout in ("zero1", "zero3", "zero3-recomputed", "pipe2-data1-zero1", "pipe1-data2"):
+        for seen in on_two.seen(f"untied-{layout}"):
+            assert seen["known"] > STEPS and seen["read_back"] == 0
+    ends = [seen["read_back"] for seen in on_four.seen("untied-pipe4-data1")]
+    assert ends[0] == ends[3] == 0 and min(ends[1:3]) > STEPS
 
 
 @pytest.mark.parametrize("layout", ["pipe2-recomputed", "zero3-recomputed"])

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from easyllm.errors import UserError
 from easyllm.paths import RunPaths
 from easyllm.stages import load
 from easyllm.stages.base import Rank
@@ -83,7 +84,21 @@ def test_the_export_has_the_loss_that_training_told(
     assert total / count == pytest.approx(told, abs=1e-4)
 
 
+def flip(file: Path) -> None:
+    """Turn a bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def test_the_export_is_whole(small: Small, lives: Trained) -> None:
+    checkpoint = lives.root / "whole-pipe" / "run" / "checkpoints" / "step-00000004"
+    weights = next(checkpoint.glob("weights/*.safetensors"))
+    flip(weights)
+    with pytest.raises(UserError, match=f"the content of weights/{weights.name} is not what was"):
+        exported(small, lives, "whole-pipe")
+    flip(weights)
+    flip(checkpoint / "optimizer" / "rank-00000.safetensors")  # which no export reads
     folder = exported(small, lives, "whole-pipe", dtype="bfloat16", max_shard_gb=6e-5)
     shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) > 1
@@ -257,8 +272,6 @@ def test_epochs_are_counted_in_steps(lives: Trained) -> None:
 
 
 def test_export_without_a_checkpoint_says_what_to_run(small: Small, tmp_path: Path) -> None:
-    from easyllm.errors import UserError
-
     run = run_spec(tmp_path, small.config("tied", RESUMED["pipe"], 2))
     with pytest.raises(UserError, match="add train to stages"):
         load("export").work(run, Rank())

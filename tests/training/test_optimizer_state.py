@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from easyllm.errors import UserError
 from easyllm.parallelism.fragments import MASTER, Fragment, state_of
@@ -38,16 +39,20 @@ def stepped(held: torch.Tensor, first: float) -> torch.optim.Optimizer:
     return optimizer
 
 
-def halves(folder: Path, low: bool = False) -> None:
+LARGEST = 6 * 4
+"""Bytes of the longest vector in ``halves``."""
+
+
+def halves(folder: Path, low: bool = False, limit: float = 1e9) -> None:
     """Two ranks' files: elements 0 to 5 after one of padding, and 6 to 9 before two of it."""
     for rank, (begin, length, offset, size) in enumerate([(0, 6, 1, 7), (6, 4, 0, 6)]):
         held = torch.zeros(size, requires_grad=True)
         optimizer = stepped(held, begin - offset)
         parts = [Fragment("a.weight", begin, length, held, offset, low)]
-        optimizer_state.write(
-            Holder(parts, optimizer),  # type: ignore[arg-type]
-            folder / f"rank-{rank:05}.safetensors",
-        )
+        holder: Any = Holder(parts, optimizer)
+        for number, share in enumerate(optimizer_state.shares(holder, limit)):
+            assert sum(tensor.nbytes for tensor in share.values()) < limit + LARGEST
+            save_file(share, folder / optimizer_state.file_name(rank, number))
 
 
 def whole(low: bool = False) -> Holder:
@@ -55,8 +60,13 @@ def whole(low: bool = False) -> Holder:
     return Holder([Fragment("a.weight", 0, SIZE, held, 0, low)], torch.optim.AdamW([held]))
 
 
-def test_what_two_ranks_held_is_taken_up_by_one(tmp_path: Path) -> None:
-    halves(tmp_path)
+@pytest.mark.parametrize(("limit", "piece", "files"), [(1e9, 1e9, 2), (20, 1e9, 4), (8, 8, 10)])
+def test_what_two_ranks_held_is_taken_up_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, piece: float, files: int
+) -> None:
+    monkeypatch.setattr(optimizer_state, "PIECE_BYTES", piece)
+    halves(tmp_path, limit=limit)
+    assert len(list(tmp_path.iterdir())) == files
     holder = whole()
     optimizer_state.load(holder, tmp_path)  # type: ignore[arg-type]
     held = torch.zeros(2, SIZE // 2, requires_grad=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from transformers import LlamaConfig
 
 from easyllm.errors import UserError
+from easyllm.launchers.ranks import FEW_THREADS
 from easyllm.models.adapted import adapted
 from easyllm.models.families import Llama
+from easyllm.parallelism import world
 from easyllm.parallelism.layouts import Pipeline
 from easyllm.spec.checks import problems
 from easyllm.spec.dimensions import state_bytes
@@ -52,6 +55,35 @@ BFLOAT16 = [
     "offload-zero2",
     "offload-all",
 ]
+REDUCED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "zero0": ({"_target_": ZERO, "zero_stage": 0}, {}),
+    "zero1": ({"_target_": ZERO, "zero_stage": 1}, HALF),
+    "zero1-offload": ({"_target_": ZERO, "zero_stage": 1, "offload": "optimizer"}, HALF),
+    "zero2": ({"_target_": ZERO, "zero_stage": 2}, HALF),
+    "zero3": ({"_target_": ZERO, "zero_stage": 3}, HALF),
+    "pipe1": ({"_target_": PIPELINE, "pipeline_stages": 1}, HALF),
+}
+"""Two replicas, in which gradients are added up in each way that DeepSpeed has."""
+ROUNDED = ("zero1", "zero2", "zero3")
+"""Those that are told, too, to do it in bfloat16."""
+TUNED: dict[str, dict[str, Any]] = {
+    "zero2": {
+        "overlap_comm": True,
+        "reduce_bucket_size": 5000,
+        "allgather_bucket_size": 4000.0,
+        "use_multi_rank_bucket_allreduce": False,
+    },
+    "zero3": {
+        "overlap_comm": False,
+        "reduce_bucket_size": 5000,
+        "sub_group_size": 3000,
+        "stage3_prefetch_bucket_size": 0,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_live_parameters": 1000,
+        "stage3_max_reuse_distance": 0,
+    },
+}
+"""DeepSpeed's own settings, laid over a layout."""
 COMPILED = {
     "pipe2": {"_target_": PIPELINE},
     "zero2-recomputed": {"_target_": ZERO, "zero_stage": 2, "checkpoint_activations": True},
@@ -70,6 +102,16 @@ def optional(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
         layout, over = OPTIONS[name]
         config = merged(merged(small.config("untied", layout, 2), over), HALF)
         cases.append({"name": f"bf16-{name}", "config": config})
+    one = {"training": {"steps": 1, "gradient_clipping": 0, "evaluate": {"fraction": 0}}}
+    for name, (layout, over) in REDUCED.items():
+        layout = {**layout, "global_batch_size": 4}
+        for dtype in ({}, {"reduce_dtype": "bfloat16"}) if name in ROUNDED else ({},):
+            config = merged(merged(small.config("untied", {**layout, **dtype}, 2), over), one)
+            cases.append({"name": f"reduced-{name}-{len(dtype)}", "config": config})
+    for name, settings in TUNED.items():
+        layout = {"_target_": ZERO, "zero_stage": int(name[4])}
+        layout["deepspeed"] = {"zero_optimization": settings}
+        cases.append({"name": f"tuned-{name}", "config": small.config("untied", layout, 2)})
     for stage in (1, 3):
         layout = {"_target_": ZERO, "zero_stage": stage}
         plain = merged(small.config("untied", layout, 2), HALF)
@@ -98,6 +140,9 @@ def test_options_are_at_work(optional: Trained) -> None:
     states, everything = ["optimizer"], ["optimizer", "parameters"]
     assert told("offload-zero1") == [{"offloaded": states, "fused": None, **rest}] * 2
     assert told("offload-all")[0] == {"offloaded": everything, "fused": True, **rest}
+    for option in OPTIONS:
+        shared = [seen["shared_cores"] for seen in optional.seen(option)]
+        assert shared == [option.startswith("offload")] * 2
     layers = [built["recomputed"] for built in told("second-pipe2")]
     assert layers == [["model.layers.0"], ["model.layers.2"]]
     for option in ("fused-pipe2", "loss-pipe2", "loss-zero2"):
@@ -133,6 +178,53 @@ def test_bfloat16_keeps_its_fp32_weights(optional: Trained, option: str) -> None
     expected = [line["loss"] for line in optional.metrics(plain)]
     found = [line["loss"] for line in optional.metrics(f"bf16-{option}")]
     assert found == pytest.approx(expected, abs=4e-3)
+
+
+@pytest.mark.parametrize("layout", REDUCED)
+def test_replicas_add_gradients_up_in_float32_unless_told(optional: Trained, layout: str) -> None:
+    """Of two bfloat16 numbers few have a sum that bfloat16 holds."""
+    for rank in (0, 1):
+        seen = optional.seen(f"reduced-{layout}-0")[rank]
+        assert seen["reduced"] == ["float32"] and seen["rounded"] < 0.6
+        if layout in ROUNDED:
+            seen = optional.seen(f"reduced-{layout}-1")[rank]
+            assert seen["reduced"] == ["bfloat16"] and seen["rounded"] == 1.0
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_settings_of_deepspeeds_change_no_loss(small: Small, optional: Trained, name: str) -> None:
+    check_losses(small, optional, "untied", name, run=f"tuned-{name}")
+    read = json.loads((optional.root / f"tuned-{name}/run/deepspeed.json").read_text("utf-8"))
+    zero = {key.removeprefix("stage3_"): value for key, value in TUNED[name].items()}
+    assert {key: read["zero_config"][key] for key in zero} == zero
+    # the table of docs/deepspeed.md
+    expected = {
+        "gradient_clipping": 0.2, "communication_data_type": "torch.float32",
+        "grad_accum_dtype": "fp32", "gradient_allreduce_op": "mean", "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0, "keep_in_fp32_modules": "auto", "buffer_dtype": None,
+        "zero_force_ds_cpu_optimizer": False,
+    }  # fmt: skip
+    assert {key: read[key] for key in expected} == expected
+    assert not read["timers_config"]["enabled"] and not read["float16_config"]["enabled"]
+    assert read["bfloat16_config"]["check_grad_overflow"]
+
+
+def test_what_is_offloaded_is_updated_by_the_machines_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(world, "default_workers", lambda: 12)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    try:
+        for told, threads in (({}, 1), ({FEW_THREADS: "1"}, 3)):
+            torch.set_num_threads(1)
+            with monkeypatch.context() as patched:
+                for name, value in told.items():
+                    patched.setenv(name, value)
+                world.share_cores()
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_fused_update_is_the_same_update() -> None:
@@ -171,6 +263,34 @@ def test_offload_wants_what_is_split(tmp_path: Any) -> None:
         "parallelism.offload=parameters give parallelism.zero_stage=3"
     ]
     assert told(zero_stage=3, offload="parameters") == told(zero_stage=1, offload="optimizer") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"gradient_clipping": 0.5}, "gradient_clipping=0.5 follows from training.gradient_clip"),
+        ({"communication_data_type": "bf16"}, "data_type=bf16 follows from parallelism.reduce_dt"),
+        ({"bf16": {"enabled": False}}, "bf16.enabled=False follows from model.dtype"),
+        ({"zero_optimization": {"stage": 2}}, "stage=2 follows from parallelism.zero_stage"),
+        ({"zero_optimization.stage": 2}, "stage=2 follows from parallelism.zero_stage"),
+        ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "parallelism.offload"),
+        ({"zero_optimization": {"zero_quantized_gradients": True}}, "sent in fewer bits"),
+        ({"prescale_gradients": True}, "would not be the mean over the trained tokens"),
+        ({"zero_optimization": {"overlap_com": True}}, "zero_optimization.overlap_comm?"),
+        ({"zero_optimization": True}, "is no setting of DeepSpeed's that may be laid over"),
+        ({"zero_optimization": {"overlap_comm": 1}}, "overlap_comm=1 must be true or false"),
+        ({"zero_optimization": {"reduce_bucket_size": 0.5}}, "must be a number of elements"),
+        ({"zero_optimization": {"allgather_bucket_size": 7}}, "allgather_bucket_size=8"),
+    ],
+)
+def test_what_may_not_be_laid_over(tmp_path: Any, settings: dict[str, Any], told: str) -> None:
+    for target in (ZERO, PIPELINE):
+        layout = {"_target_": target, "deepspeed": settings}
+        model, ranks = {"dtype": "float32"}, {"devices_per_node": 2}
+        run = run_spec(tmp_path, {"parallelism": layout, "model": model, "hardware": ranks})
+        (problem,) = problems(run)
+        assert problem.key.startswith("parallelism.deepspeed.")
+        assert told in f"{problem.key}={problem.value} {problem.message} {problem.remedy}"
 
 
 def test_what_is_offloaded_takes_no_device_memory(tmp_path: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +234,39 @@ def test_tidying_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
     checkpoints.tidy(tmp_path, keep=2)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["damaged-step-00000007", "step-00000002", "step-00000004", "step-00000006"]
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root may remove everything; within the block this process is nobody."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_what_cannot_be_removed_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with tempfile.TemporaryDirectory() as made:  # others have no way into tmp_path
+        root = Path(made)
+        for step in (1, 2, 3):
+            checkpoint(root, step)
+        for folder in (root, *filter(Path.is_dir, root.rglob("*"))):
+            folder.chmod(0o777)
+        locked = checkpoints.location(root, 1) / "weights"
+        locked.chmod(0o555)
+        with unprivileged():
+            checkpoints.tidy(root, keep=1)
+        assert [path.name[-1] for path in checkpoints.listed(root)] == ["3", "1"]
+        assert f"{locked.parent} could not be removed and stays: " in capsys.readouterr().err
+        locked.chmod(0o777)
+        with unprivileged():
+            checkpoints.tidy(root, keep=1)
+        assert [path.name[-1] for path in checkpoints.listed(root)] == ["3"]
+        assert not capsys.readouterr().err
 
 
 def test_every_nth_is_kept_besides_the_newest(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ class Launcher(Component):
     """How the ranks of a stage are started, watched and ended.
 
     Ranks on this machine have its environment, as any child process has. Ranks on another
-    have that machine's own; of this one they get what ``env`` and ``pass_env`` name.
+    have that machine's own; of this one they get what ``env`` and ``pass_env`` name, and, where the
+    launcher starts them, what ``easyllm.launchers.environment.NEEDED`` lists.
     """
 
     env: dict[str, str] = field(default_factory=dict)
@@ -46,7 +47,7 @@ class Launcher(Component):
     stand in ``run.yaml``: name secrets in ``pass_env`` instead."""
     pass_env: tuple[str, ...] = ()
     """Names of variables of this environment that ranks on other machines get as well, with
-    ``*`` for any text, e.g. ``WANDB_API_KEY`` or ``NCCL_*``."""
+    ``*`` for any text, e.g. ``WANDB_API_KEY`` or ``AWS_*``."""
     grace: NonNegativeFloat = 5.0
     """Seconds between SIGTERM and SIGKILL for ranks that must end: another one has
     failed, or the user pressed Ctrl-C."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easyllm.spec.roles.base import Component
-from easyllm.spec.types import Count, NonNegativeFloat, PositiveFloat
+from easyllm.spec.types import Count, DType, NonNegativeFloat, PositiveFloat
 
 if TYPE_CHECKING:
     from easyllm.spec.run import RunSpec
@@ -29,6 +29,13 @@ class Parallelism(Component):
     checkpoint_activations: bool | Count = False
     """Recompute decoder layers in the backward pass instead of keeping their activations: true
     for every layer, ``n`` for the first of every n, which takes less time and more memory."""
+    reduce_dtype: DType = "float32"
+    """What gradients are sent in, and added up over the replicas. ``bfloat16`` sends half as much,
+    and each sum is rounded to 8 bits of precision."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """DeepSpeed's own settings of speed and memory for which there is no key, laid over what
+    follows from the spec: ``deepspeed.zero_optimization.overlap_comm=true``. Those that follow
+    from another key, or would change what is computed, are refused."""
 
     @property
     @abc.abstractmethod
@@ -156,5 +163,7 @@ class Tracker(Component):
     """Where training metrics go besides ``metrics.jsonl``."""
 
     @abc.abstractmethod
-    def open(self, name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
-        """Start tracking; returns an object with ``log(step, values)`` and ``close()``."""
+    def open(self, name: str, folder: Path, settings: Mapping[str, Any], *, done: int = 0) -> Any:
+        """Start tracking, or go on after step ``done``: later ones, which a run made before it
+        was killed, come again. Returns an object with ``log(step, values)`` and ``close()``, which
+        a thread calls: training does not wait for them."""
