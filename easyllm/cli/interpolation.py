@@ -57,7 +57,8 @@ def resolved(config: dict[str, Any], found: list[Problem]) -> dict[str, Any]:
                         "give ${<key>}, or \\${ for the characters themselves",
                     )
                 )  # fmt: skip
-    return walk(config, OmegaConf.create(_without(config, wrong)), "")
+    made: dict[str, Any] = walk(config, OmegaConf.create(_without(config, wrong)), "")
+    return made
 
 
 def _holds(plain: Any) -> bool:

@@ -271,8 +271,8 @@ def config_problems(run: RunSpec, family: Family | None) -> Iterator[Problem]:
         for key, must in model_config.wrong(given):
             at = f"model.{group}.{key}"
             yield Problem(at, given[key], f"must be {must}", f"give {at}=<{must}>")
-        for key, value in given.items() if family else ():
-            if key not in family.config_keys:
+        for key, value in given.items():
+            if family and key not in family.config_keys:
                 yield Problem(
                     f"model.{group}.{key}",
                     value,

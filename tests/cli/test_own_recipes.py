@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 from easyllm.__main__ import main
+from easyllm.cli.arguments import read
+from easyllm.cli.check import check
+from easyllm.cli.compose import complete, compose
+from easyllm.cli.library import Library, shipped_folder
 
 
 @pytest.fixture
@@ -75,3 +79,80 @@ def test_users_reader_that_cannot_be_imported(own, capsys):
     message = capsys.readouterr().err
     assert "nothing_of_that_name" in message
     assert "Traceback" not in message
+
+
+DEFAULTS = {
+    "override model: tiny": ("means recipe/model", "write 'override /model: tiny'"),
+    "model: tiny": ("means recipe/model", "write 'override /model: tiny'"),
+    "/model: tiny": ("model is chosen already", "write 'override /model: tiny'"),
+    "override /modle: tiny": ("there is no group modle", "did you mean model?"),
+    "override /model: tinny": ("there is no model/tinny.yaml", "did you mean tiny?"),
+    "override /model: [tiny, qwen_7b]": ("is several options", "give one"),
+    "override /tracker: wandb": ("no tracker is chosen", "write '/tracker: wandb'"),
+    "mine": ("is the file itself", "leave it out"),
+    "[a]": ("is none of: a name", "begin each entry with its own '-'"),
+    "{demo: a, b: c}": ("is none of: a name", "begin each entry with its own '-'"),
+}
+
+
+@pytest.mark.parametrize("entry", DEFAULTS)
+def test_an_entry_of_defaults(entry, own, capsys):
+    """By the file, the entry and what to write in its place."""
+    write(own, "mine", f"# @package _global_\ndefaults:\n- {entry}\n")
+    assert main(["+recipe=mine", "--config-dir", str(own), "stages=[]"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"defaults in {own / 'recipe' / 'mine.yaml'} = " in message
+    for part in DEFAULTS[entry]:
+        assert part in message, message
+
+
+WRONG = {
+    "5\n": "holds no map of keys write <key>: <value> lines",
+    "# @package _global_\ndefaults: 5\n": "its defaults are no list write defaults: [<name>",
+    "# @package _global_\nnull: 5\n": "has a key or a value that a spec cannot hold",
+    "# @package _global_\nname: &a [*a]\n": "holds maps or lists within each other without end",
+    "# @package _global_\nx: " + "[" * 500 + "]" * 500: "within each other without end",
+    "# @package _global_\nname: 1_0\n": "must be text quote it: '1_0'",
+    "# @package _global_\nname: ${nope}\n": "name = ${nope} ({file}) nothing here gives nope",
+    "training: {steps: 3}\n": "recipe ({file}) a recipe's keys must stand at the top",
+}
+
+
+@pytest.mark.parametrize("text", WRONG, ids=[text[:30] for text in WRONG])
+def test_a_recipe_that_is_none(text, own, capsys):
+    write(own, "mine", text)
+    assert main(["+recipe=mine", "--config-dir", str(own), "stages=[]"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert WRONG[text].replace("{file}", str(own / "recipe" / "mine.yaml")) in message
+
+
+def test_a_recipe_by_its_path(own, capsys):
+    """As by its name; a shipped one too. Elsewhere a recipe is not found by Hydra."""
+    write(own, "mine", "# @package _global_\ndefaults: [demo]\nname: mine\n")
+    assert main(["mine/recipe/mine.yaml", "stages=[]", "training.steps=3"]) == 0
+    assert "mine: the spec is sound" in capsys.readouterr().out
+    assert main([str(shipped_folder() / "recipe" / "demo.yaml"), "stages=[]"]) == 0
+    assert "demo: the spec is sound" in capsys.readouterr().out
+    (own / "recipe" / "mine.yaml").rename("mine.yaml")
+    assert main(["mine.yaml", "stages=[]"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"move it to {own.parent / 'recipe' / 'mine.yaml'}" in message
+
+
+def test_hardware_of_the_command_line_wins_over_a_recipe(own):
+    """Over what the group gives; other keys of the recipe stay, and words win over both."""
+    write(
+        own, "mine",
+        "# @package _global_\ndefaults: [demo]\nparallelism: {global_batch_size: 64}\n"
+        "hardware: {devices_per_node: 4, timeout_s: 60}\n",
+    )  # fmt: skip
+
+    def hardware(*words: str) -> tuple[int, str, float]:
+        library = Library(shipped_folder(), own)
+        overrides = complete(read(["+recipe=mine", "stages=[]", *words], library), library)
+        found = check(compose(overrides, library), library).hardware
+        return found.devices_per_node, found.device, found.timeout_s
+
+    assert hardware() == (4, "cpu", 60)
+    assert hardware("hardware=h100x8") == (8, "cuda", 60)
+    assert hardware("hardware.devices_per_node=2", "hardware=h100x8") == (2, "cuda", 60)
