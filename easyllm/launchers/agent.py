@@ -23,12 +23,16 @@ from easyllm import __version__
 from easyllm.errors import UserError
 from easyllm.files import read_json
 from easyllm.launchers import reports
+from easyllm.launchers.handshake import introduce
 from easyllm.launchers.ranks import POLL, Position, Process, stop_signals
 from easyllm.launchers.wire import Channel, routed
 from easyllm.signals import STOPPED, Asked, stoppable
 
 TOKEN = "EASYLLM_TOKEN"
 """Variable with the run's token; without it the token is the first line of standard input."""
+
+ANSWER = 60.0
+"""Seconds for the owner's first answer."""
 
 GONE = 1
 """Exit status of an agent whose owner has gone."""
@@ -39,11 +43,12 @@ def serve(host: str, port: int, token: str, index: int, patience: float) -> int:
 
     ``index`` is this machine's number among the agents, from 0; ``token`` the run's.
     Raises UserError where nobody answers there within ``patience`` seconds, or who answers
-    does not want this machine.
+    does not know the token or does not want this machine.
     """
     channel = _connected(host, port, patience)
+    channel.connection.settimeout(ANSWER)  # the owner takes one machine after the other
+    introduce(channel, token, {"node": index, "version": __version__}, f"{host}:{port}")
     channel.live()
-    channel.send({"hello": token, "node": index, "version": __version__})
     with stop_signals() as asked:
         agent = _Agent(channel, asked)
         try:

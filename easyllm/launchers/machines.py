@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import hmac
 import os
 import secrets
 import signal
@@ -25,6 +24,7 @@ from easyllm import __version__
 from easyllm.errors import UserError
 from easyllm.launchers import reports
 from easyllm.launchers.environment import passed
+from easyllm.launchers.handshake import admit
 from easyllm.launchers.ranks import (
     LOST,
     POLL,
@@ -43,7 +43,7 @@ from easyllm.spec.roles import Launcher
 from easyllm.spec.types import PositiveFloat
 
 HELLO = 5.0
-"""Seconds a stranger who connects has to say the token."""
+"""Seconds who connects has for each answer until it is known."""
 
 
 class Agent:
@@ -224,11 +224,11 @@ class Gathering:
     def _admitted(self, channel: Channel, count: int, found: Mapping[int, Agent]) -> int | None:
         """The number of the machine that has connected; None for one that is not wanted."""
         channel.connection.settimeout(HELLO)
-        hello = channel.receive(largest=4096) or {}
-        index, version = hello.get("node"), hello.get("version")
-        if not hmac.compare_digest(str(hello.get("hello")).encode(), self.token.encode()):
-            refusal = "another run listens there; the machines of a run must give the same job"
-        elif version != __version__:
+        facts = admit(channel, self.token)
+        if facts is None:
+            return None  # whom nothing is told
+        index, version = facts.get("node"), facts.get("version")
+        if version != __version__:
             refusal = f"this machine has easyllm {version}, the run {__version__}"
         elif not isinstance(index, int) or not 0 <= index < count:
             refusal = (

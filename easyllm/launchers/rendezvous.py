@@ -10,6 +10,7 @@ from pathlib import Path
 
 from easyllm.launchers.agent import serve
 from easyllm.launchers.environment import passed
+from easyllm.launchers.handshake import with_secret
 from easyllm.launchers.local import Local
 from easyllm.launchers.machines import Gathering, Machines, own_address
 from easyllm.spec.problems import Problem
@@ -31,8 +32,10 @@ class Rendezvous(Launcher):
 
     Machine 0 owns the run: it does the data stages, writes ``run_dir`` and sends the
     resolved spec to the others, which serve it and end with its exit status. Fields that
-    are null are read from the environment. As with torchrun, whoever can connect to the port
-    and knows the job can take part: keep it within the cluster.
+    are null are read from the environment. Machine 0 and the others take nothing from each other
+    unless both know the job and EASYLLM_SECRET of the environment. Without that variable, as with
+    torchrun, whoever can reach the port and knows the job can take part, and whoever listens at
+    machine 0's address can start commands on the others: set it, or keep it within the cluster.
     """
 
     node_rank: NonNegativeInt | None = None
@@ -97,7 +100,8 @@ class Rendezvous(Launcher):
         if not self.follows(nodes):
             return None
         address, port, job = self._place()
-        return serve(address, port, job, int(self._rank() or 0) - 1, self.join_timeout_s)
+        token = with_secret(job)
+        return serve(address, port, token, int(self._rank() or 0) - 1, self.join_timeout_s)
 
     @contextlib.contextmanager
     def opened(self, nodes: int, status: Callable[[], int]) -> Iterator[Launch]:
@@ -105,7 +109,7 @@ class Rendezvous(Launcher):
             yield Local(env=self.env, pass_env=self.pass_env, grace=self.grace)
             return
         address, port, job = self._place()
-        gathering = Gathering(own_address(address), port, job)
+        gathering = Gathering(own_address(address), port, with_secret(job))
         agents = gathering.agents([None] * (nodes - 1), self.join_timeout_s)
         env_there = passed(self, needed=False)
         machines = Machines(address, gathering.address, agents, env_there, self.grace)

@@ -1,12 +1,14 @@
 """Messages between the machine that owns a run and the agents on the others.
 
-A message is a JSON object behind its length. Both ends send an empty one every few seconds,
-so that a machine that has vanished without a word is missed.
+A message is a JSON object behind its length, with a hash of both ends' secret before it once they
+have shown that they know one. Both ends send an empty one every few seconds, so that a machine that
+has vanished without a word is missed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import json
 import socket
 import struct
@@ -23,6 +25,9 @@ SILENT = 10.0
 LARGEST = 1 << 26
 """Bytes of a message at most."""
 
+HASH = 32
+"""Bytes of a message's hash, HMAC with SHA-256."""
+
 Message = Mapping[str, Any]
 
 
@@ -33,6 +38,14 @@ class Channel:
         self.connection = connection
         self.sending = threading.Lock()
         self.closed = threading.Event()
+        self.key: bytes | None = None
+        self.own = self.other = ""
+        self.sent = self.received = 0
+        """Messages with a hash, which tells their number: none is left out or comes twice."""
+
+    def sign(self, key: bytes, own: str, other: str) -> None:
+        """From now on send and expect a hash with each message; the ends have different names."""
+        self.key, self.own, self.other = key, own, other
 
     @property
     def address(self) -> str:
@@ -48,16 +61,27 @@ class Channel:
         """Send, or do nothing where the other end has gone: ``receive`` tells that."""
         body = json.dumps(message).encode()
         with self.sending, contextlib.suppress(OSError):
+            if self.key is not None:
+                body = self._hash(self.key, self.own, self.sent, body) + body
+                self.sent += 1
             self.connection.sendall(struct.pack("!I", len(body)) + body)
 
     def receive(self, largest: int = LARGEST) -> dict[str, Any] | None:
-        """The next message that is not empty; None when the other end has gone or is silent."""
+        """The next message that is not empty; None when the other end has gone, is silent, or sends
+        what does not bear its hash."""
         with contextlib.suppress(OSError, ValueError):
             while True:
                 (size,) = struct.unpack("!I", self._exactly(4))
                 if size > largest:
                     return None
-                message = json.loads(self._exactly(size))
+                body = self._exactly(size)
+                if self.key is not None:
+                    told, body = body[:HASH], body[HASH:]
+                    expected = self._hash(self.key, self.other, self.received, body)
+                    if not hmac.compare_digest(told, expected):
+                        return None
+                    self.received += 1
+                message = json.loads(body)
                 if not isinstance(message, dict):
                     return None
                 if message:
@@ -69,6 +93,10 @@ class Channel:
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
+
+    @staticmethod
+    def _hash(key: bytes, sender: str, number: int, body: bytes) -> bytes:
+        return hmac.digest(key, f"{sender}:{number}:".encode() + body, "sha256")
 
     def _exactly(self, size: int) -> bytes:
         found = b""

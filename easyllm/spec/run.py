@@ -136,9 +136,10 @@ class HardwareSpec:
     """How ranks are started; by default what fits one machine, or the cluster that the run
     is started on."""
     timeout_s: PositiveFloat = 1800.0
-    """Seconds a training step, the reading of a store, of weights or of a batch to evaluate, or
-    a save may take. What takes longer counts as hung: every rank writes its stacks into its log,
-    and the run fails naming the ranks that did not arrive where the others waited."""
+    """Seconds that a training step, or a part of longer work such as a layer to read or a file to
+    write, may take, and that ranks wait for each other. What takes longer counts as hung: every
+    rank writes its stacks into its log, and the run fails naming the ranks that did not arrive
+    where the others waited."""
 
     @property
     def ranks(self) -> int:

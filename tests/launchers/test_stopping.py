@@ -13,6 +13,7 @@ import pytest
 
 from easyllm.__main__ import main
 from easyllm.cli import check
+from easyllm.launchers.handshake import SECRET
 from easyllm.launchers.ranks import TERMINATED, free_port
 from tests.launchers.machines import ROOT, wait_for
 from tests.launchers.test_local import started
@@ -40,7 +41,7 @@ def test_while_machines_join(tmp_path: Path) -> None:
              "hardware.devices_per_node=1", "parallelism=zero", "~parallelism.pipeline_stages",
              "parallelism.global_batch_size=12"]  # fmt: skip
     port = str(free_port())
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NNODES": "3"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NNODES": "3", SECRET: "s"}
     owner, other = (
         subprocess.Popen(
             [sys.executable, "-m", "easyllm", *words], cwd=tmp_path, stderr=subprocess.PIPE,
