@@ -180,7 +180,7 @@ class _Walk:
                 continue
             values[name] = self.value(types_[name], value, at)
         whole = {name: value for name, value in values.items() if value is not BAD}
-        if any(_without_default(f) and f.name not in whole for f in fields.values()):
+        if any(_required(f) and f.name not in whole for f in fields.values()):
             return BAD
         return cls(**whole)
 
@@ -327,11 +327,11 @@ class _Walk:
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
-    return _without_default(field) and "target" not in field.metadata
-
-
-def _without_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return (
+        field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+        and "target" not in field.metadata
+    )
 
 
 def _is_group(hint: Any) -> bool:
