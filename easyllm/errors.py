@@ -2,7 +2,21 @@
 
 
 class UserError(Exception):
-    """Says what is wrong, with the value, and what to do about it."""
+    """Says what is wrong, with the value, and behind the last semicolon what to do about it."""
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """What is wrong, and what to do about it, empty where it says nothing of that."""
+        what, _, remedy = str(self).rpartition("; ")
+        return (what, remedy) if what else (remedy, "")
+
+
+class WrongValue(UserError):
+    """A value of the spec that does not fit what is there."""
+
+    def __init__(self, key: str, value: object, what: str, remedy: str):
+        super().__init__(f"{key}={value}: {what}; {remedy}")
+        self.key, self.value, self.what, self.remedy = key, value, what, remedy
 
 
 class BadRecord(UserError):

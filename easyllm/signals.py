@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -20,18 +19,26 @@ class Asked(BaseException):
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Within the block the signals raise Asked in the main thread, to which Python brings them."""
+def handled(handler: Callable[[], None]) -> Iterator[None]:
+    """Within the block the signals call ``handler``, in the main thread: in another one, where
+    Python allows no handlers, the block changes nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Asked
-
-    before = [signal.signal(number, stop) for number in NUMBERS]
+    before = [signal.signal(number, lambda *_: handler()) for number in NUMBERS]
     try:
         yield
     finally:
-        for number, handler in zip(NUMBERS, before, strict=True):
-            signal.signal(number, handler)
+        for number, old in zip(NUMBERS, before, strict=True):
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Within the block the signals raise Asked."""
+
+    def stop() -> None:
+        raise Asked
+
+    with handled(stop):
+        yield

@@ -21,12 +21,11 @@ from easyllm.files import write_json
 from easyllm.launchers import reports
 from easyllm.launchers.reports import Report
 from easyllm.paths import RunPaths
+from easyllm.signals import STOPPED
 from easyllm.stages import load
 from easyllm.stages.base import Interrupted, Rank
 
 FAILED = 1
-SAVED = 75
-"""Stopped after saving, by a signal or since its time was spent; the same command goes on."""
 
 
 def main(file: Path, stage: str) -> int:
@@ -45,7 +44,7 @@ def main(file: Path, stage: str) -> int:
     except Interrupted as stopped:
         if rank.first:
             write_json(rank.reports / "stopped.json", {"message": str(stopped)})
-        return SAVED
+        return STOPPED  # it has saved, asked by a signal or since its time was spent
     except UserError as error:
         _leave(rank, str(error), mendable=True)
         return FAILED

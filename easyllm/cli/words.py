@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from easyllm.cli.arguments import Override
+from easyllm.spec import texts
 from easyllm.spec.problems import ABSENT, Problem, near
 
 GONE: Any = object()
@@ -27,12 +28,13 @@ def lay(config: dict[str, Any], override: Override) -> Problem | None:
         at = below
     if override.delete:
         return _delete(config, at, last, override)
+    value = texts.named(override.value)
     if isinstance(at, list):
         if _get(at, last) is GONE:
             return _outside(override, ".".join(parents), at)
-        at[int(last)] = copy.deepcopy(override.value)
+        at[int(last)] = copy.deepcopy(value)
     else:
-        at[last] = _merged(at.get(last), override.value)
+        at[last] = _merged(at.get(last), value)
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from easyllm.errors import UserError
 from easyllm.files import read_json
 from easyllm.launchers import reports
 from easyllm.launchers.local import Local
+from easyllm.launchers.ranks import TERMINATED
 from easyllm.paths import RunPaths
 from easyllm.signals import STOPPED, Asked, stoppable
 from easyllm.spec.problems import Problem, SpecError
@@ -27,8 +27,6 @@ from easyllm.stages.base import Stage
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 """Exit statuses of a run, besides STOPPED."""
-
-TERMINATED = 128 + signal.SIGTERM
 
 
 def dispatch(run: RunSpec) -> int:
@@ -62,7 +60,7 @@ def _lacking(run: RunSpec) -> list[Problem]:
         try:
             load(name).require(run)
         except UserError as error:
-            what, _, remedy = str(error).rpartition("; ")
+            what, remedy = error.parts
             found.append(Problem("stages", list(run.stages), f"{name}: {what}", remedy))
     return found
 

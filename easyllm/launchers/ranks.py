@@ -19,9 +19,7 @@ from typing import IO, Any
 from easyllm.launchers import reports
 from easyllm.launchers.reports import HUNG, Report
 from easyllm.progress import ON_TERMINAL, columns
-
-SAVED = 75
-"""Exit status of a rank that was asked to stop and has saved (EX_TEMPFAIL)."""
+from easyllm.signals import STOPPED, handled
 
 TERMINATED = 128 + signal.SIGTERM
 
@@ -193,7 +191,7 @@ def watch(starting: Iterable[Rank], logs: Path, grace: float) -> int:
 
     SIGTERM and SIGUSR1 to this process reach the ranks as SIGTERM. When one rank fails the
     others are ended: asked first, ``grace`` seconds later killed. Reports lie in ``logs``.
-    Returns 0, SAVED, or the status of the rank that failed first.
+    Returns 0, STOPPED, or the status of the rank that failed first.
     """
     ranks: list[Rank] = []
     with stop_signals() as asked:
@@ -217,13 +215,13 @@ def _until_ended(ranks: list[Rank], logs: Path, asked: threading.Event) -> int:
         time.sleep(POLL)
     if (failed := _failed(ranks)) is not None:
         return _cause(ranks, logs, failed, told)
-    saved = any(rank.look() == SAVED for rank in ranks)
-    return SAVED if saved else 0
+    saved = any(rank.look() == STOPPED for rank in ranks)
+    return STOPPED if saved else 0
 
 
 def _failed(ranks: list[Rank]) -> int | None:
     """The status of a rank that has failed."""
-    return next((s for r in ranks if (s := r.look()) not in (None, 0, SAVED)), None)
+    return next((s for r in ranks if (s := r.look()) not in (None, 0, STOPPED)), None)
 
 
 def _cause(ranks: list[Rank], logs: Path, status: int, told: bool) -> int:
@@ -253,7 +251,7 @@ def _reported(ranks: list[Rank], logs: Path) -> bool:
         code = rank.look()
         if code == TERMINATED:
             return True  # whoever asked for that knows
-        if code not in (None, 0, SAVED):
+        if code not in (None, 0, STOPPED):
             reports.leave(logs, reports.silent(rank.index, rank.node, int(code or 0)))
     return any(report.kind in reports.CAUSES for report in reports.left(logs))
 
@@ -294,16 +292,8 @@ def _end(ranks: list[Rank], grace: float) -> None:
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM or SIGUSR1 sets while the block runs."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # Python allows handlers in the main thread only
-        return
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.signal(number, lambda *_: asked.set()) for number in numbers]
-    try:
+    with handled(asked.set):
         yield asked
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def fresh(logs: Path) -> None:

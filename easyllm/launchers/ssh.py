@@ -70,8 +70,8 @@ class Ssh(Started):
         try:
             own_address(self.address(first))
         except UserError as error:
-            what, _, remedy = str(error).rpartition("; ")
-            yield Problem(where, first, what or remedy, remedy if what else f"mend {where}")
+            what, remedy = error.parts
+            yield Problem(where, first, what, remedy or f"mend {where}")
         for program in {self.ssh[0] if self.ssh else "ssh", self.by if self.by == "pdsh" else ""}:
             if program and shutil.which(program) is None:
                 yield Problem(

@@ -87,7 +87,7 @@ BREAKS = {
     f"{ZERO}.zero_quantized_gradients": _EXACT,
     f"{ZERO}.zenflow": "updates would lag behind their gradients, and losses would be others",
     f"{ZERO}.compute_grad_norm": "a step without a finite gradient is known by its norm",
-    f"{ZERO}.reduce_scatter": "with parameters larger than a bucket the backward pass fails",
+    f"{ZERO}.reduce_scatter": "off, DeepSpeed 0.19.8 has failed in the backward pass",
     f"{ZERO}.round_robin_gradients": "checkpoints would not find an optimizer's state by parameter",
     "data_efficiency": "training reads its rows itself",
     "dataloader_drop_last": "training reads its rows itself",

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from easyllm.data import tokenizers
-from easyllm.errors import UserError
+from easyllm.errors import UserError, WrongValue
 from easyllm.models import source, tensor_files
 from easyllm.paths import RUNS
 from easyllm.serving.address import bound
@@ -126,15 +126,12 @@ def _serving(run: RunSpec) -> Iterator[Problem]:
             )
     try:
         bound(serving).close()
-    except UserError as error:
-        key, _, told = str(error).partition("=")
-        what, _, remedy = told.partition(": ")[2].partition("; ")
-        yield Problem(key, getattr(serving, key.removeprefix("serving.")), what, remedy)
+    except WrongValue as error:
+        yield Problem(error.key, error.value, error.what, error.remedy)
     try:
         keys = load_keys(serving)
-    except UserError as error:
-        what, _, remedy = str(error).partition(": ")[2].rpartition("; ")
-        yield Problem("serving.api_key_file", serving.api_key_file, what, remedy)
+    except WrongValue as error:
+        yield Problem(error.key, error.value, error.what, error.remedy)
         return
     if not (keys or serving.insecure or local_only(serving.host)):
         yield Problem(

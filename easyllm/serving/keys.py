@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from easyllm.errors import UserError
+from easyllm.errors import WrongValue
 from easyllm.spec.inference import ServingSpec
 
 VARIABLE = "EASYLLM_API_KEY"
@@ -39,20 +39,20 @@ class Keys:
 
 
 def load_keys(serving: ServingSpec) -> Keys:
-    """The keys of ``serving.api_key_file`` and of the environment. Raises UserError."""
+    """The keys of ``serving.api_key_file`` and of the environment. Raises WrongValue."""
     keys = [key.strip() for key in os.environ.get(VARIABLE, "").split(",") if key.strip()]
     if serving.api_key_file is not None:
         try:
             lines = _text(Path(serving.api_key_file)).splitlines()
         except (OSError, UnicodeError) as error:
-            raise UserError(
-                f"serving.api_key_file={serving.api_key_file}: cannot be read: {error}; give a "
-                "file with one key a line"
-            ) from None
+            raise WrongValue(
+                "serving.api_key_file", serving.api_key_file, f"cannot be read: {error}",
+                "give a file with one key a line",
+            ) from None  # fmt: skip
         found = [key for line in lines if (key := COMMENT.sub("", line).strip())]
         if not found:
-            raise UserError(
-                f"serving.api_key_file={serving.api_key_file}: holds no key; write one a line"
+            raise WrongValue(
+                "serving.api_key_file", serving.api_key_file, "holds no key", "write one a line"
             )
         keys += found
     return Keys(keys)

@@ -228,7 +228,10 @@ class _Walk:
     def value(self, hint: Any, value: Any, key: str) -> Any:
         """``value`` as ``hint``, or BAD with the problem noted."""
         if isinstance(value, str) and value == MISSING:
-            return self.note(key, ABSENT, "must be given", f"give {key}=<value>")
+            if not _is_group(hint):
+                return self.note(key, ABSENT, "must be given", f"give {key}=<value>")
+            self.note(key, ABSENT, "must be given", f"give {key}.<key>=<value>, or leave it out")
+            return self.dataclass(hint, {}, key)
         origin = typing.get_origin(hint)
         if origin is typing.Annotated:
             base, *bounds = typing.get_args(hint)

@@ -30,8 +30,13 @@ def unusable(value: Any, depth: int = DEPTH) -> str:
 def named(value: Any) -> Any:
     """A plain value whose keys are text, as in JSON."""
     if isinstance(value, Mapping):
-        return {str(key): named(below) for key, below in value.items()}
+        return {_key(key): named(below) for key, below in value.items()}
     return [named(below) for below in value] if isinstance(value, list | tuple) else value
+
+
+def _key(key: Any) -> str:
+    plain = key is None or isinstance(key, bool)
+    return {None: "null", True: "true", False: "false"}[key] if plain else str(key)
 
 
 def _text(text: str) -> str:

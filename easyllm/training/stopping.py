@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Iterator
-from types import FrameType
+
+from easyllm.signals import handled
 
 
 class Stopped(Exception):
@@ -32,12 +32,8 @@ def on_signals() -> Iterator[Stop]:
     the ``Stop`` that is yielded."""
     stop = Stop()
 
-    def mark(number: int, frame: FrameType | None) -> None:
+    def mark() -> None:
         stop.asked = True
 
-    before = {number: signal.signal(number, mark) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
+    with handled(mark):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

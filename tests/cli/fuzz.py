@@ -26,7 +26,8 @@ SECONDS = 10
 """CPU seconds after which a spec counts as hanging."""
 FOREIGN = re.compile(
     r"omegaconf|Hydra(?!'s settings)|--config-name|default list|defaults list|Interpolation|"
-    r"full_key|object_type|in struct|force-add|ListConfig|DictConfig|[Ee]xpecting|"
+    r"full_key|object_type|in struct|force-add|ListConfig|DictConfig|expecting \{|"
+    r"(mismatched|extraneous) input|"
     r"token recognition|viable alternative|Traceback|\bargparse\b|usage:",
 )
 """Words of Hydra, OmegaConf, ANTLR and argparse."""

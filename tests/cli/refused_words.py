@@ -17,6 +17,14 @@ REFUSED_WORDS = {
         ["+recipe=demo", "name=${oc.env:NOT_SET_HERE}"],
         ["the environment has no variable NOT_SET_HERE", "${oc.env:NOT_SET_HERE,<value>}"],
     ),
+    "a group of keys that is left open": (
+        ["+recipe=demo", "training='???'"],
+        ["training (command line) must be given", "give training.<key>=<value>, or leave it out"],
+    ),
+    "a variable that is not set, under a key of null": (
+        ["+recipe=demo", "model.overrides={null: [${oc.env:NOT_SET_HERE}]}"],
+        ["model.overrides.null.0", "the environment has no variable NOT_SET_HERE"],
+    ),
     "a resolver that is none": (
         ["+recipe=demo", "name=${nope:1}"],
         ["there is no nope that works out a value", "there are oc.env"],
