@@ -30,16 +30,20 @@ def problems(error: Exception, groups: list[Override], library: Library) -> list
 def several(groups: list[Override], library: Library) -> list[Problem]:
     """Entries of ``defaults`` that choose several options where a run has one, which Hydra lays
     over each other."""
-    told = _in_files(groups, library)
+    told = _in_files(groups, library, library.user)  # those of the package are sound
     return [problem for problem in told if problem.message == SEVERAL]
 
 
-def _in_files(groups: list[Override], library: Library) -> Iterator[Problem]:
+def _in_files(
+    groups: list[Override], library: Library, below: Path | None = None
+) -> Iterator[Problem]:
+    """What is wrong with the files that are chosen, of those ``below`` a folder."""
     seen: set[Path] = set()
     for override in groups:
         if override.group and not (override.delete or override.choices):
             for option in override.options:
-                yield from _in_file(f"{override.key.partition('@')[0]}/{option}", library, seen)
+                name = f"{override.key.partition('@')[0]}/{option}"
+                yield from _in_file(name, library, seen, below)
 
 
 def _of_words(error: Exception, groups: list[Override], library: Library) -> Problem:
@@ -73,13 +77,13 @@ def _of_words(error: Exception, groups: list[Override], library: Library) -> Pro
     )  # fmt: skip
 
 
-def _in_file(name: str, library: Library, seen: set[Path]) -> Iterator[Problem]:
+def _in_file(name: str, library: Library, seen: set[Path], below: Path | None) -> Iterator[Problem]:
     """What is wrong with the file of an option, such as ``recipe/demo``, and with those that its
     defaults name."""
     from omegaconf import OmegaConf
 
     file = library.file(name)
-    if file in seen:
+    if file in seen or not file.is_relative_to(below or "/"):
         return
     seen.add(file)
     try:
@@ -99,7 +103,7 @@ def _in_file(name: str, library: Library, seen: set[Path]) -> Iterator[Problem]:
         return
     overriding = False
     for entry in entries:
-        told, below = _of_entry(entry, name, file, library)
+        told, named = _of_entry(entry, name, file, library)
         is_override = isinstance(entry, dict) and any(str(k).startswith("override") for k in entry)
         if overriding and not is_override and entry != SELF and not told:
             told = _entry_problem(
@@ -108,11 +112,11 @@ def _in_file(name: str, library: Library, seen: set[Path]) -> Iterator[Problem]:
         overriding = overriding or is_override
         if told:
             yield told
-        for option in below:
+        for option in named:
             if library.file(option) == file:
                 yield _entry_problem(file, entry, "is the file itself", "leave it out")
             else:
-                yield from _in_file(option, library, seen)
+                yield from _in_file(option, library, seen, below)
 
 
 def _of_entry(

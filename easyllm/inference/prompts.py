@@ -42,13 +42,13 @@ def model_path(run: RunSpec) -> str:
         return str(files[0])
     if "train" in run.stages or RunPaths(run).checkpoints.is_dir():
         raise UserError(
-            f"the run's trained model is not exported to {export}: add export to stages, or give "
+            f"the run's trained model is not exported to {export}; add export to stages, or give "
             "inference.model=<folder or hub id>"
         )
     if run.model.path and run.model.init == "pretrained":
         return run.model.path
     raise UserError(
-        f"inference.model is not given and {export} holds no model: run the stages train "
+        f"inference.model is not given and {export} holds no model; run the stages train "
         "and export first, or give inference.model=<folder or hub id>"
     )
 

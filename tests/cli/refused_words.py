@@ -17,6 +17,10 @@ REFUSED_WORDS = {
         ["+recipe=demo", "name=${oc.env:NOT_SET_HERE}"],
         ["the environment has no variable NOT_SET_HERE", "${oc.env:NOT_SET_HERE,<value>}"],
     ),
+    "a stage that stands on others": (
+        ["+recipe=demo", "stages=[serve]"],
+        ["serve: inference.model is not given and", "holds no model run the stages train and"],
+    ),
     "a group of keys that is left open": (
         ["+recipe=demo", "training='???'"],
         ["training (command line) must be given", "give training.<key>=<value>, or leave it out"],
