@@ -12,6 +12,7 @@ from easyllm.cli import diagnosis, interpolation, spelling
 from easyllm.cli.arguments import Override, of_hydra
 from easyllm.cli.library import ROOT, Library, absent_option
 from easyllm.cli.words import has, lay
+from easyllm.spec import texts
 from easyllm.spec.problems import ABSENT, Problem, SpecError
 from easyllm.spec.schema import flatten
 
@@ -159,12 +160,13 @@ def _loaded(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise wrong("no such file")
     try:
-        loaded: Any = OmegaConf.load(file)
+        plain: Any = OmegaConf.to_container(OmegaConf.load(file))
     except Exception as error:  # of YAML, OmegaConf, the file system
         raise SpecError([diagnosis.of_file(file, error)]) from error
-    if not OmegaConf.is_dict(loaded):
+    if isinstance(plain, list):
         raise wrong("holds a list, and a spec is a map of keys")
-    plain: Any = OmegaConf.to_container(loaded)
     if not isinstance(plain, Mapping):
         raise wrong("holds no map of keys, which a spec is")
+    if any(map(texts.deep, plain.values())):
+        raise wrong(texts.DEEP, "mend the file")
     return dict(plain)

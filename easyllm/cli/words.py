@@ -15,6 +15,9 @@ GONE: Any = object()
 
 def lay(config: dict[str, Any], override: Override) -> Problem | None:
     """Change ``config`` as one word says, or tell why that cannot be."""
+    if texts.deep(override.value):
+        key = override.key
+        return Problem(key, override.typed or ABSENT, texts.DEEP, f"give another {key}")
     *parents, last = override.key.split(".")
     at: Any = config
     for depth, part in enumerate(parents):

@@ -11,6 +11,7 @@ NAME, PATH = 255, 4095
 """Bytes of a file's name and of a path, at most, on Linux."""
 DEPTH = 32
 """Maps and lists within each other, at most."""
+DEEP = f"holds more than {DEPTH} maps or lists within each other"
 
 
 def unusable(value: Any, depth: int = DEPTH) -> str:
@@ -19,12 +20,20 @@ def unusable(value: Any, depth: int = DEPTH) -> str:
         return _text(value)
     if isinstance(value, Mapping | list | tuple):
         if not depth:
-            return f"holds more than {DEPTH} maps or lists within each other"
+            return DEEP
         parts = [*map(str, value), *value.values()] if isinstance(value, Mapping) else value
         return next(filter(None, (unusable(part, depth - 1) for part in parts)), "")
     if isinstance(value, float) and not math.isfinite(value):
         return "holds a number that is not finite"
     return ""
+
+
+def deep(value: Any, depth: int = DEPTH) -> bool:
+    """Whether maps and lists of a plain value lie deeper within each other than is read."""
+    if not isinstance(value, Mapping | list | tuple):
+        return False
+    parts = value.values() if isinstance(value, Mapping) else value
+    return not depth or any(deep(part, depth - 1) for part in parts)
 
 
 def named(value: Any) -> Any:

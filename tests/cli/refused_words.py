@@ -17,6 +17,10 @@ REFUSED_WORDS = {
         ["+recipe=demo", "name=${oc.env:NOT_SET_HERE}"],
         ["the environment has no variable NOT_SET_HERE", "${oc.env:NOT_SET_HERE,<value>}"],
     ),
+    "a value that is nested without sense": (
+        ["+recipe=demo", f"model.overrides.a={'[' * 40}1{']' * 40}"],
+        ["model.overrides.a = [[[", "holds more than 32 maps or lists", "give another model"],
+    ),
     "a stage that stands on others": (
         ["+recipe=demo", "stages=[serve]"],
         ["serve: inference.model is not given and", "holds no model run the stages train and"],
