@@ -52,10 +52,6 @@ def test_every_stage_is_done(demo):
     assert [r["status"] for r in records] == ["done"] * len(STAGES)
 
 
-def test_training_takes_at_most_six_minutes(demo):
-    assert json.loads((demo / "stages/train.json").read_text())["seconds"] < 360
-
-
 def test_again_passes_everything_over(demo):
     begin = time.monotonic()
     done = make_demo(demo)
