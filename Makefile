@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 ARGS ?=
+# Two tests at a time, and those of a file one after the other: they share what they have started.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: setup demo test test-slow lint bench lock wheel
 
@@ -19,10 +21,10 @@ demo: setup
 	$(BIN)/python -m easyllm +recipe=demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,7 +6,6 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,11 +52,9 @@ def test_every_stage_is_done(demo):
 
 
 def test_again_passes_everything_over(demo):
-    begin = time.monotonic()
     done = make_demo(demo)
     assert done.returncode == 0
     assert done.stderr.count("passed over") == len(STAGES)
-    assert time.monotonic() - begin < 15
 
 
 EVALUATE = """

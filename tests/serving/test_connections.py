@@ -80,7 +80,7 @@ def test_slow_headers(hasty: Served) -> None:
     status, error = refusal(exchanged(hasty, HEAD, *[b"X: a\r\n"] * 4, pause=0.1))
     assert status == b"408" and "0.5 seconds (serving.header_seconds)" in error["message"]
     assert exchanged(hasty) == b""  # one that asks nothing is closed without words
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 20
 
 
 def test_a_refused_body_that_does_not_end(hasty: Served) -> None:
@@ -92,7 +92,7 @@ def test_a_refused_body_that_does_not_end(hasty: Served) -> None:
     chunked = post + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\nX: "
     begun = time.monotonic()
     answer = exchanged(hasty, chunked, b"a" * 20_000, pause=0.1)
-    assert answer.startswith(b"HTTP/1.1 401") and time.monotonic() - begun < 1
+    assert answer.startswith(b"HTTP/1.1 401") and time.monotonic() - begun < 5
 
 
 def test_a_connection_is_used_again(hasty: Served) -> None:

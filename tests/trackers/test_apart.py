@@ -52,10 +52,10 @@ def test_a_tracker_that_never_answers_slows_no_step_and_no_end(
     begin = time.monotonic()
     for step in range(1, 201):
         tracker.log(step, {"loss": 1.0})
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5
     assert never.begun.wait(10)
     tracker.close()
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 20
     said = capsys.readouterr().err
     assert "training.trackers.mine: does not answer; it lacks 200 of 200 steps" in said
 
