@@ -48,7 +48,7 @@ def shrink(run: RunSpec) -> RunSpec:
             freeze=_freeze(run, model),
             steps=limits.steps if steps is None else min(steps, limits.steps),
             evaluate=replace(evaluate, every=_at_most(evaluate.every, 2)),
-            checkpoint=replace(checkpoint, every=_at_most(checkpoint.every, 2)),
+            checkpoint=replace(checkpoint, every=_at_most(checkpoint.steps, 2) or checkpoint.every),
         ),
         inference=replace(
             run.inference,

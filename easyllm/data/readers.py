@@ -256,6 +256,8 @@ class PythonDocs(Reader):
     """The language reference that CPython carries for ``help()``: half a megabyte of
     English, one document a topic. Needs no file and no network."""
 
+    sample = True
+
     def files(self) -> list[Path]:
         found = find_spec("pydoc_data.topics")
         if found is None or found.origin is None:

@@ -18,6 +18,7 @@ from easyllm.launchers import reports
 from easyllm.launchers.local import Local
 from easyllm.launchers.ranks import TERMINATED
 from easyllm.paths import RunPaths
+from easyllm.preflight.notes import notes
 from easyllm.signals import STOPPED, Asked, stoppable
 from easyllm.spec.problems import Problem, SpecError
 from easyllm.spec.roles import Launch
@@ -82,6 +83,8 @@ def _stages(run: RunSpec, launcher: Launch) -> int:
     made: list[tuple[dict[str, Any], bool]] = []
     status = DONE
     summary.say(f"{run.name} in {summary.shown(RunPaths(run).root)}")
+    for note in notes(run):
+        summary.say(f"note: {note}")
     try:
         for name in run.stages:
             stage = load(name)
@@ -125,6 +128,9 @@ def _run(run: RunSpec, stage: Stage, launcher: Launch) -> tuple[int, dict[str, A
         return FAILED, records.save(run, stage, records.FAILED, started, error=str(unreached))
     except (KeyboardInterrupt, Asked) as stopped:
         why = "Ctrl-C" if isinstance(stopped, KeyboardInterrupt) else "stopped by a signal"
+        if saved := _saved(logs):
+            why = saved
+            summary.say(f"{stage.name}: {saved}")
         records.save(run, stage, records.INTERRUPTED, started, error=why)
         raise
     if code == 0:
@@ -134,7 +140,8 @@ def _run(run: RunSpec, stage: Stage, launcher: Launch) -> tuple[int, dict[str, A
         summary.say(summary.line(record))
         return DONE, record
     if code in (STOPPED, TERMINATED):
-        why = _why_stopped(logs)
+        # without words it was not the first rank that stopped
+        why = _saved(logs) or "stopped by a signal; what it had is saved"
         summary.say(f"{stage.name}: {why}")
         return STOPPED, records.save(run, stage, records.INTERRUPTED, started, error=why)
     error, mendable = reports.cause(logs, code)
@@ -142,11 +149,12 @@ def _run(run: RunSpec, stage: Stage, launcher: Launch) -> tuple[int, dict[str, A
     return FAILED, records.save(run, stage, records.FAILED, started, error=error)
 
 
-def _why_stopped(logs: Path) -> str:
+def _saved(logs: Path) -> str:
+    """What the first rank said of what it saved before it stopped; empty where it did not."""
     try:
         return str(read_json(logs / "stopped.json")["message"])
-    except (OSError, ValueError, KeyError):  # it was not the first rank that stopped
-        return "stopped by a signal; what it had is saved"
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def _environment() -> dict[str, str]:

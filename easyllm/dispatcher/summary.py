@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.paths import RunPaths
+from easyllm.preflight.notes import notes
 from easyllm.printable import printable
 from easyllm.spec.run import RunSpec
 
@@ -73,6 +74,8 @@ def table(run: RunSpec, made: Sequence[tuple[Record, bool]], seconds: float) -> 
                         if r["stage"] == "infer"), []):  # fmt: skip
         text = " ".join(f"{sample['prompt']} ▸ {sample['text']}".split())
         console.print(f"  {escape(printable(text))}", highlight=False)
+    for note in notes(run):
+        console.print(f"  note: {escape(note)}", highlight=False)
     console.print("Next", style="bold")
     for what, command in _next(run):
         console.print(f"  {what:<28} {escape(command)}", highlight=False, soft_wrap=True)

@@ -18,7 +18,8 @@ class Local(Launcher):
     """Starts every rank on this machine, each in a session of its own.
 
     SIGTERM and SIGUSR1 to this process are passed on to the ranks as SIGTERM; they save and
-    end with status 75. Ctrl-C ends them and raises KeyboardInterrupt.
+    end with status 75. So does a first Ctrl-C, after which KeyboardInterrupt is raised; a second
+    one ends the ranks at once.
     """
 
     def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:

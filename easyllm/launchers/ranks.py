@@ -11,15 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from easyllm.launchers import reports
 from easyllm.launchers.reports import HUNG, Report
+from easyllm.launchers.stopping import ctrl_c, stop_signals
 from easyllm.progress import ON_TERMINAL, columns
-from easyllm.signals import STOPPED, handled
+from easyllm.signals import STOPPED
 
 TERMINATED = 128 + signal.SIGTERM
 
@@ -37,6 +38,9 @@ SETTLE = 0.3
 
 CAUSE = 3.0
 """Seconds to wait for the cause where what is known is but the loss of another rank."""
+
+HURRY = 2.0
+"""Seconds for ranks to end after a second Ctrl-C."""
 
 STACKS = 5.0
 """Seconds for all ranks to notice a hang, and then for the stacks of those that did not."""
@@ -189,17 +193,25 @@ class Tee:
 def watch(starting: Iterable[Rank], logs: Path, grace: float) -> int:
     """Run ranks, which are started as they are taken, until all have ended or one has failed.
 
-    SIGTERM and SIGUSR1 to this process reach the ranks as SIGTERM. When one rank fails the
-    others are ended: asked first, ``grace`` seconds later killed. Reports lie in ``logs``.
-    Returns 0, STOPPED, or the status of the rank that failed first.
+    SIGTERM, SIGUSR1 and the first Ctrl-C reach the ranks as SIGTERM, and they may save for as
+    long as that takes; a second Ctrl-C ends them at once. When one rank fails the others are
+    ended: asked first, ``grace`` seconds later killed. Reports lie in ``logs``.
+    Returns 0, STOPPED, or the status of the rank that failed first. Raises KeyboardInterrupt
+    once all have ended after a Ctrl-C.
     """
     ranks: list[Rank] = []
-    with stop_signals() as asked:
+    with stop_signals() as asked, ctrl_c(asked) as pressed:
         try:
             ranks.extend(starting)
-            return _until_ended(ranks, logs, asked)
+            status = _until_ended(ranks, logs, asked)
+        except KeyboardInterrupt:
+            grace = min(grace, HURRY)
+            raise
         finally:
             _end(ranks, grace)
+    if pressed.is_set() and status in (0, STOPPED, TERMINATED):
+        raise KeyboardInterrupt
+    return status
 
 
 def _until_ended(ranks: list[Rank], logs: Path, asked: threading.Event) -> int:
@@ -286,14 +298,6 @@ def _end(ranks: list[Rank], grace: float) -> None:
     finally:
         for rank in ranks:
             rank.close()
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or SIGUSR1 sets while the block runs."""
-    asked = threading.Event()
-    with handled(asked.set):
-        yield asked
 
 
 def fresh(logs: Path) -> None:

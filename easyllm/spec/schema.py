@@ -237,11 +237,11 @@ class _Walk:
             base, *bounds = typing.get_args(hint)
             if isinstance(value, str) and any(isinstance(bound, Time) for bound in bounds):
                 seconds = Time.seconds(value)
-                if seconds is None:
+                if not seconds:
                     return self.note(
                         key, value, "must be a length of time", f"give {key}=90m, 2h or 1d12h"
                     )
-                value = seconds
+                value = value if base is str else seconds
             found = self.value(base, value, key)
             located = any(isinstance(bound, Location) for bound in bounds)
             if located and isinstance(found, str) and (why := texts.no_path(found)):

@@ -15,13 +15,16 @@ from easyllm.spec.types import (
     NonNegativeInt,
     Place,
     PositiveFloat,
+    Time,
+    TimeText,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSpec:
-    every: Count | None = None
-    """Steps between checkpoints; null saves at the end only."""
+    every: Count | TimeText | None = "30m"
+    """Steps between checkpoints, ``100``, or the time, ``30m``, ``2h``, after which the end of a
+    step saves the next one; null saves at the end only."""
     keep: Count = 2
     """Newest checkpoints to keep."""
     keep_every: Count | None = None
@@ -30,6 +33,16 @@ class CheckpointSpec:
     """Copy what is to be saved into host memory and write it while training goes on. It takes
     that memory: on each node once the weights and the optimizer's state of its ranks. One
     checkpoint at a time; the last one, and one before stopping, are waited for."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Between checkpoints, where ``every`` is a time."""
+        return Time.seconds(self.every) if isinstance(self.every, str) else None
+
+    @property
+    def steps(self) -> int | None:
+        """Between checkpoints, where ``every`` is a number of them."""
+        return self.every if isinstance(self.every, int) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,8 @@ UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 @dataclass(frozen=True)
 class Time:
-    """Marks seconds that may be given as text with units: ``90m``, ``2h``, ``1d12h``."""
+    """Marks a length of time: text with units, ``90m``, ``2h``, ``1d12h``, or, of a float, a
+    number of seconds. A float holds the seconds, a str the text as it was given."""
 
     @staticmethod
     def seconds(text: str) -> float | None:
@@ -73,6 +74,7 @@ Count = Annotated[int, Range(low=1)]
 NonNegativeInt = Annotated[int, Range(low=0)]
 PositiveFloat = Annotated[float, Range(above=0)]
 NonNegativeFloat = Annotated[float, Range(low=0)]
+TimeText = Annotated[str, Time()]
 Duration = Annotated[float, Range(above=0), Time()]
 Fraction = Annotated[float, Range(low=0, high=1)]
 Port = Annotated[int, Range(low=1, high=65535)]
@@ -84,6 +86,8 @@ def named(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     if typing.get_origin(hint) is typing.Annotated:
         base, *bounds = typing.get_args(hint)
+        if base is str and any(isinstance(bound, Time) for bound in bounds):
+            return "a length of time such as 30m"
         ranges = [f" {bound}" for bound in bounds if isinstance(bound, Range)]
         return "".join([named(base), *ranges])
     if hint in names:

@@ -146,10 +146,11 @@ class Training:
         line, part = self.advance()
         self.longest = max(self.longest, time.perf_counter() - begin)
         spent = world.first() and self._spent(stop)
+        time_to_save = world.first() and self._time_to_save()
         counted = self.ahead.trained if self.engine.counts_data else 0
-        flags = (float(stop.asked), float(spent), float(self.saver.written))
+        flags = map(float, (stop.asked, spent, time_to_save, self.saver.written))
         # one message for all that the ranks have to tell each other: each costs them a wait
-        loss, trained, asked, over, written, *sums = world.sums(
+        loss, trained, asked, over, due, written, *sums = world.sums(
             [part, counted, *flags, *self.times.values()], self.device
         )
         self.ahead_trained = int(trained)
@@ -160,7 +161,7 @@ class Training:
         line |= self.saver.told()
         log.log(line)
         stopping = bool(asked) or bool(over and self.step < self.total)
-        if stopping or self.due(self.run.training.checkpoint.every):
+        if stopping or due or self.due(self.run.training.checkpoint.steps):
             log.sync()
             self.save()
         if stopping or self.step == self.total:
@@ -176,6 +177,11 @@ class Training:
         budget = self.run.training.budget
         saving = self.saver.longest
         return budget is not None and stop.seconds + self.longest + saving > budget
+
+    def _time_to_save(self) -> bool:
+        """Whether ``training.checkpoint.every``, a time, has passed since the last save."""
+        seconds = self.run.training.checkpoint.seconds
+        return seconds is not None and time.monotonic() - self.saver.last >= seconds
 
     def advance(self) -> tuple[dict[str, Any], float]:
         """Train one step; returns its line of metrics, and this rank's part of its loss."""

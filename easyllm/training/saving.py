@@ -70,6 +70,8 @@ class Saver:
         self.longest = 0.0
         """Seconds of the longest save, from its begin until it was whole."""
         self.whole: dict[str, Any] = {}
+        self.last = time.monotonic()
+        """When the last save began, or else training."""
 
     def begin(self, engine: TrainEngine, facts: dict[str, Any]) -> None:
         """Save ``checkpoints/step-N`` for ``facts["step"]``; every rank must call it.
@@ -79,7 +81,7 @@ class Saver:
         any could not write; older checkpoints are as they were.
         """
         self.finish()
-        begin = time.perf_counter()
+        begin, self.last = time.perf_counter(), time.monotonic()
         flight = _Flight(checkpoints.location(self.root, facts["step"]), facts)
         try:
             flight.open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -252,12 +253,26 @@ def test_a_stage_without_what_it_stands_on_is_refused(folder, stage, told, capsy
     assert not list(folder.iterdir())
 
 
+TRAINED = ["+recipe=demo", "stages=[tokenize,train,export]", *DATA[2:], "parallelism=zero",
+           "~parallelism.pipeline_stages", "hardware.devices_per_node=1", "data.seq_len=32",
+           "training.evaluate.fraction=0", "training.evaluate.every=null"]  # fmt: skip
+
+
+def test_ctrl_c_saves_what_was_trained(folder):
+    process = start(*TRAINED, "run_dir=here")
+    wait_for((folder / "here/metrics.jsonl").exists, 120)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "press it again to stop without" in told and "Traceback" not in told
+    (step,) = re.findall(r"train: stopped by .*; what it had is saved, step (\d+) of 400", told)
+    assert record(folder / "here", "train")["error"].endswith(f"step {step} of 400")
+    saved = [path.name for path in (folder / "here/checkpoints").iterdir()]
+    assert saved == [f"step-{int(step):08}"]
+
+
 def test_training_that_has_spent_its_time_ends_as_one_that_was_stopped(folder, capfd):
-    words = ["+recipe=demo", "stages=[tokenize,train,export]", *DATA[2:], "parallelism=zero",
-             "~parallelism.pipeline_stages", "hardware.devices_per_node=1", "training.budget=1s",
-             "data.seq_len=32", "training.evaluate.fraction=0",
-             "training.evaluate.every=null"]  # fmt: skip
-    assert main(words) == 75
+    assert main([*TRAINED, "training.budget=1s"]) == 75
     told = capfd.readouterr().err
     assert "training.budget=1.0 s is spent; what it had is saved, step 1 of 400" in told
     assert "run the same command again" in told and "export" not in told

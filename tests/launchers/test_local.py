@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from easyllm.launchers.local import Local
 command = [sys.executable, "-c", sys.argv[2]]
-sys.exit(Local(grace=2).launch(command, int(sys.argv[3]), Path(sys.argv[1]), {}))
+sys.exit(Local(grace=float(sys.argv[4])).launch(command, int(sys.argv[3]), Path(sys.argv[1]), {}))
 """
 
 
@@ -29,9 +29,10 @@ def launch(logs: Path, code: str, ranks: int = 1, grace: float = 1.0, **env: str
     return Local(grace=grace).launch([sys.executable, "-c", code], ranks, logs, env)
 
 
-def started(logs: Path, code: str, ranks: int) -> subprocess.Popen[bytes]:
+def started(logs: Path, code: str, ranks: int, grace: float = 2.0) -> subprocess.Popen[bytes]:
     """The launcher in a process of its own, once every rank has written 'ready'."""
-    process = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(logs), code, str(ranks)])
+    words = [str(logs), code, str(ranks), str(grace)]
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHER, *words])
     ready = [logs / f"rank-{n}.log" for n in range(ranks)]
     wait_for(lambda: all(log.exists() and b"ready" in log.read_bytes() for log in ready))
     return process
@@ -159,19 +160,40 @@ def test_logs_of_an_earlier_launch_go(tmp_path: Path) -> None:
     assert (tmp_path / "rank-0.log").read_text() == "new\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["term", "usr1"])
-def test_a_signal_lets_the_ranks_save(tmp_path: Path, number: signal.Signals) -> None:
-    code = (
-        "import os, signal, sys, time\n"
-        "def save(*_): time.sleep(int(os.environ['RANK'])); print('saved'); sys.exit(75)\n"
-        "signal.signal(signal.SIGTERM, save)\n"
-        "print('ready')\n"
-        "time.sleep(60)"
-    )
-    process = started(tmp_path, code, 2)
+SAVING = (
+    "import os, signal, sys, time\n"
+    "def save(*_): time.sleep({}); print('saved'); sys.exit(75)\n"
+    "signal.signal(signal.SIGTERM, save)\n"
+    "print('ready')\n"
+    "time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, -signal.SIGINT)],
+    ids=["term", "usr1", "ctrl-c"],
+)
+def test_a_signal_lets_the_ranks_save(
+    tmp_path: Path, number: signal.Signals, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """For longer than the grace that ranks have when another one has failed."""
+    process = started(tmp_path, SAVING.format("int(os.environ['RANK'])"), 2, grace=0.2)
     process.send_signal(number)
-    assert process.wait(60) == 75
+    assert process.wait(60) == status  # KeyboardInterrupt reaches the top
     assert all("saved" in (tmp_path / f"rank-{n}.log").read_text() for n in range(2))
+    assert ("press it again to stop" in capfd.readouterr().err) == (number == signal.SIGINT)
+
+
+def test_a_second_ctrl_c_stops_without_saving(tmp_path: Path) -> None:
+    process = started(tmp_path, SAVING.format(50), 2)
+    begin = time.monotonic()
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+    assert process.wait(60) == -signal.SIGINT
+    assert time.monotonic() - begin < 30
+    assert not any("saved" in (tmp_path / f"rank-{n}.log").read_text() for n in range(2))
 
 
 @pytest.mark.parametrize("deaf", [False, True])
@@ -185,7 +207,10 @@ def test_ctrl_c_ends_every_rank(tmp_path: Path, deaf: bool) -> None:
     )
     process = started(tmp_path, code, 2)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == -signal.SIGINT  # KeyboardInterrupt reached the top
+    if deaf:
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+    assert process.wait(60) == -signal.SIGINT
     pids = [
         int(pid) for n in range(2) for pid in (tmp_path / f"rank-{n}.log").read_text().split()[:2]
     ]

@@ -152,3 +152,16 @@ def test_a_source_whose_name_is_no_folders(key):
     reader = {"_target_": "easyllm.data.readers.PythonDocs"}
     run, _ = read_config({**DEMO, "data": {**DEMO["data"], "sources": {name: reader}}})
     assert [p.key for p in problems(run)] == [key]
+
+
+def test_checkpoints_come_by_steps_or_by_time():
+    for value, steps, seconds in ((100, 100, None), ("90m", None, 5400), (None, None, None)):
+        run, problems = read_config(put(DEMO, "training.checkpoint.every", value))
+        checkpoint = run.training.checkpoint
+        assert not problems and (checkpoint.steps, checkpoint.seconds) == (steps, seconds)
+        assert write(run)["training"]["checkpoint"]["every"] == value
+    for value in ("100", "0m", 0, 0.5, "soon"):
+        _, problems = read_config(put(DEMO, "training.checkpoint.every", value))
+        assert [p.message for p in problems] == [
+            "must be a whole number at least 1 or a length of time such as 30m"
+        ]

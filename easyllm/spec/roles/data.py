@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from easyllm.spec.roles.base import Component
 from easyllm.spec.types import PositiveFloat
@@ -85,6 +85,8 @@ File = Path | str | Part
 class Reader(Component):
     """Turns files into documents."""
 
+    sample: ClassVar[bool] = False
+    """Whether it reads what comes with a program, for trials, and no text of the user's."""
     weight: PositiveFloat = 1.0
     """How often an epoch holds each document of this source: 2 is twice, 0.5 every other one. No
     share of the mixture; ``stages=[inspect]`` shows each source's share of an epoch's tokens."""

@@ -49,8 +49,7 @@ class Launcher(Component):
     """Names of variables of this environment that ranks on other machines get as well, with
     ``*`` for any text, e.g. ``WANDB_API_KEY`` or ``AWS_*``."""
     grace: NonNegativeFloat = 5.0
-    """Seconds between SIGTERM and SIGKILL for ranks that must end: another one has
-    failed, or the user pressed Ctrl-C."""
+    """Seconds between SIGTERM and SIGKILL for ranks that must end since another one has failed."""
 
     def lacks(self, key: str, run: RunSpec) -> Iterator[Problem]:
         """What this machine lacks to start the run's ranks: files, programs, variables.

@@ -1,0 +1,26 @@
+"""What a spec may ask for and is seldom meant: said, not refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from easyllm.preflight.machine import ON_DEVICE, cuda_devices
+from easyllm.spec.run import RunSpec
+
+
+def notes(run: RunSpec) -> Iterator[str]:
+    """Sentences for the beginning and the end of a run."""
+    hardware = run.hardware
+    uses = sorted(ON_DEVICE & set(run.stages))
+    if uses and hardware.device == "cpu" and (found := cuda_devices()):
+        yield (
+            f"hardware.device = cpu, and this machine has {found} CUDA device"
+            f"{'s' if found > 1 else ''}: {', '.join(uses)} without them; hardware=h100 uses one"
+        )
+    sources = run.data.sources
+    if "train" in uses and hardware.device == "cuda" and any(s.sample for s in sources.values()):
+        names = ", ".join(f"data.sources.{name}" for name, s in sources.items() if s.sample)
+        yield (
+            f"{names} is half a megabyte of English for trials; to train on text of your own "
+            "give data=text data.sources.text.path=<file>"
+        )
