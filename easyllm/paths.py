@@ -10,6 +10,9 @@ from easyllm.spec.run import RunSpec
 RUNS = "runs"
 """The folder, below the current one, that holds what no key names a place for."""
 
+RUN_FILE, RECORDS = "run.yaml", "stages"
+"""Of a run's directory: its resolved spec, and the folder with a record of each stage."""
+
 
 @dataclass(frozen=True)
 class StorePaths:
@@ -62,11 +65,16 @@ class RunPaths:
 
     @property
     def spec(self) -> Path:
-        return self.root / "run.yaml"
+        return self.root / RUN_FILE
+
+    @property
+    def command(self) -> Path:
+        """The spec of a command that uses what the run has trained, and trains nothing."""
+        return self.records / RUN_FILE
 
     @property
     def records(self) -> Path:
-        return self.root / "stages"
+        return self.root / RECORDS
 
     def record(self, stage: str) -> Path:
         return self.records / f"{stage}.json"
@@ -104,7 +112,13 @@ class RunPaths:
 
     @property
     def export(self) -> Path:
-        return self.root / "export"
+        """The folder of the exported model."""
+        asked = self.run.export
+        if asked.output:
+            return Path(asked.output)
+        if asked.adapter == "adapter":
+            return self.root / "adapter"
+        return self.root / ("gguf" if asked.format == "gguf" else "export")
 
     @property
     def gguf(self) -> Path:

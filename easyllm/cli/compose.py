@@ -11,6 +11,7 @@ from typing import Any
 from easyllm.cli import diagnosis, interpolation, spelling
 from easyllm.cli.arguments import Override, of_hydra
 from easyllm.cli.library import ROOT, Library, absent_option
+from easyllm.cli.relocation import relocated
 from easyllm.cli.words import has, lay
 from easyllm.spec import texts
 from easyllm.spec.problems import ABSENT, Problem, SpecError
@@ -143,7 +144,7 @@ def _by_hydra(folder: Path, words: tuple[str, ...]) -> tuple[dict[str, Any], dic
 
 def from_file(file: Path, overrides: list[Override]) -> dict[str, Any]:
     """The configuration in a resolved spec with the overrides laid over it. Raises SpecError."""
-    config = _loaded(file)
+    config = relocated(_loaded(file), file)
     found = [problem for o in overrides if (problem := lay(config, o))]
     config = interpolation.resolved(config, found)
     if found:

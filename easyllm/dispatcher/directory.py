@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm import runfile
 from easyllm.dispatcher import records
 from easyllm.paths import RunPaths
 from easyllm.spec.problems import ABSENT, Problem
 from easyllm.spec.run import STAGES, RunSpec
-from easyllm.spec.schema import flatten, write
 from easyllm.stages import load
+
+OUTPUTS = ("export.output", "inference.output")
+"""Keys by which a run has several results of one kind."""
+
+ENDS = ("export", "infer")
+"""Stages on whose keys no later one depends."""
 
 
 def problems(run: RunSpec) -> list[Problem]:
@@ -29,48 +33,49 @@ def problems(run: RunSpec) -> list[Problem]:
                 )
             ]  # fmt: skip
         return []
-    differing = _differing(write(run), runfile.load_plain(paths.spec))
-    spoiled = [key for key in differing if _was_used(run, key)]
+    spoiled = _spoiled(run)
     if not spoiled:
         return []
-    shown = [f"{key} ({_short(old)} -> {_short(new)})" for key, (old, new) in differing.items()
-             if key in spoiled]  # fmt: skip
+    shown = [f"{key} ({_short(old)} -> {_short(new)})" for key, (old, new) in spoiled.items()]
     weights = all(key.startswith(("training.", "parallelism.")) for key in spoiled)
     instead = ", or training.resume=weights to begin with the weights it has" if weights else ""
+    remedy = f"give another run_dir, or none: a run finds its own{instead}"
+    for output in OUTPUTS:
+        group = output.partition(".")[0]
+        if all(key.startswith(f"{group}.") for key in spoiled):
+            remedy = f"give {output}=<another place> to keep both, or another run_dir"
     more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
     return [
         Problem(
             "run_dir", run.run_dir,
             f"holds another run, which differs in {', '.join(shown[:6])}{more}",
-            f"give another run_dir, or none: a run finds its own{instead}",
+            remedy,
         )
     ]  # fmt: skip
 
 
-def _differing(new: Any, old: Any) -> dict[str, tuple[Any, Any]]:
-    """(old, new) by dotted key."""
-    flat_new, flat_old = flatten(new), flatten(old)
-    keys = [*flat_new, *(key for key in flat_old if key not in flat_new)]
-    pairs = {key: (flat_old.get(key, ABSENT), flat_new.get(key, ABSENT)) for key in keys}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1] and key != "stages"}
-
-
-def _was_used(run: RunSpec, key: str) -> bool:
-    """Whether a stage that has left something behind read the key."""
+def _spoiled(run: RunSpec) -> dict[str, tuple[Any, Any]]:
+    """Keys, with their values then and now, that were read by a stage which has left something
+    behind and cannot go on from it."""
+    found = {}
     for name in STAGES:
+        if name in ENDS and name not in run.stages:
+            continue  # it has what it was asked for
         stage = load(name)
         record = records.read(run, stage)
         if record is None or not _left_something(run, name, record):
             continue
-        read = any(key == prefix or key.startswith(prefix + ".") for prefix in stage.reads)
-        if read and not stage.goes_on(run, key):
-            return True
-    return False
+        old, new = record.get("spec") or {}, records.keys_read(run, stage)
+        for key in [*new, *(key for key in old if key not in new)]:
+            pair = old.get(key, ABSENT), new.get(key, ABSENT)
+            if pair[0] != pair[1] and not stage.goes_on(run, key):
+                found[key] = pair
+    return found
 
 
 def _left_something(run: RunSpec, stage: str, record: Mapping[str, Any]) -> bool:
-    if record.get("status") == records.DONE:
-        return bool(record.get("outputs"))
+    if record.get("status") == records.DONE and record.get("outputs"):
+        return True
     return stage == "train" and _has_entries(RunPaths(run).checkpoints)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from easyllm.data.identity import tokens_identity
 from easyllm.files import digest
-from easyllm.paths import RUNS
+from easyllm.inference.prompts import model_path
+from easyllm.paths import RUNS, RunPaths
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import hints, write
 from easyllm.spec.types import Location
@@ -36,7 +37,7 @@ def moved(before: RunSpec, after: RunSpec) -> RunSpec:
     """``after``, which is the resolved ``before`` with some keys changed, in places of its own.
 
     A place that was derived from what ``before`` holds is derived anew beside the old one;
-    a place that was given stays.
+    a place that was given stays. Other prompts are answered by the model that ``before`` trained.
     """
     assert before.data.dir and before.run_dir and after.data.dir and after.run_dir
     if after.data.dir == before.data.dir and Path(before.data.dir).name == store_address(before):
@@ -44,6 +45,11 @@ def moved(before: RunSpec, after: RunSpec) -> RunSpec:
         after = replace(after, data=replace(after.data, dir=str(store)))
     if after.run_dir == before.run_dir and Path(before.run_dir).name == run_folder(before):
         after = replace(after, run_dir=str(Path(before.run_dir).with_name(run_folder(after))))
+        asked, old = after.inference, RunPaths(before)
+        alike = run_folder(replace(after, inference=before.inference)) == run_folder(before)
+        left = old.export.exists() or old.checkpoints.exists()
+        if alike and left and not asked.model and not {"train", "export"} & set(after.stages):
+            after = replace(after, inference=replace(asked, model=model_path(before)))
     return after
 
 
@@ -51,11 +57,11 @@ def run_folder(run: RunSpec) -> str:
     """``<name>-<hash>``: where a run lands by default.
 
     Places, the engines of the data stages and of the tokenizer, workers and memory, how ranks
-    are started, which stages are asked for and how the model is served do not make another
-    run; the content of the sources does.
+    are started, which stages are asked for and how the model is exported and served do not make
+    another run; the content of the sources does.
     """
     plain = write(run)
-    for key in ("run_dir", "stages", "serving"):
+    for key in ("run_dir", "stages", "export", "serving"):
         del plain[key]
     address = store_address(run)
     derived = plain["data"]["dir"] is None or Path(plain["data"]["dir"]).name == address

@@ -19,7 +19,7 @@ DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
 def read(run: RunSpec, stage: Stage) -> dict[str, Any] | None:
     """The stage's record; None where there is none that can be read."""
     try:
-        record = read_json(RunPaths(run).record(stage.name))
+        record = read_json(RunPaths(run).record(stage.record(run)))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
@@ -43,10 +43,10 @@ def save(
         "error": error,
         "log": str(RunPaths(run).logs(stage.name)),
         "spec": keys_read(run, stage),
-        "inputs": _fingerprints(stage.inputs(run)),
-        "outputs": _fingerprints(stage.outputs(run)) if status == DONE else {},
+        "inputs": _fingerprints(run, stage.inputs(run)),
+        "outputs": _fingerprints(run, stage.outputs(run)) if status == DONE else {},
     }
-    write_json(RunPaths(run).record(stage.name), record)
+    write_json(RunPaths(run).record(stage.record(run)), record)
     return record
 
 
@@ -58,9 +58,9 @@ def changed(run: RunSpec, stage: Stage, record: Mapping[str, Any] | None) -> str
         return f"was {record.get('status')}"
     if record.get("spec") != keys_read(run, stage):
         return "its keys have changed"
-    if record.get("inputs") != _fingerprints(stage.inputs(run)):
+    if record.get("inputs") != _fingerprints(run, stage.inputs(run)):
         return "its inputs have changed"
-    outputs = _fingerprints(stage.outputs(run))
+    outputs = _fingerprints(run, stage.outputs(run))
     if not outputs:
         return "runs each time"
     return "" if record.get("outputs") == outputs else "what it made is gone or has changed"
@@ -75,5 +75,13 @@ def keys_read(run: RunSpec, stage: Stage) -> dict[str, Any]:
     }
 
 
-def _fingerprints(paths: Sequence[Path | str]) -> dict[str, str]:
-    return {str(path): fingerprint(path) for path in paths}
+def _fingerprints(run: RunSpec, paths: Sequence[Path | str]) -> dict[str, str]:
+    return {_name(run, path): fingerprint(path) for path in paths}
+
+
+def _name(run: RunSpec, path: Path | str) -> str:
+    """A path in the run's directory from there on, so that the directory may be moved."""
+    root = RunPaths(run).root
+    if isinstance(path, Path) and path.is_relative_to(root):
+        return str(path.relative_to(root))
+    return str(path)

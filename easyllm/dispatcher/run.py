@@ -40,7 +40,7 @@ def dispatch(run: RunSpec) -> int:
         raise SpecError(found)
     try:
         with held(paths.root):
-            runfile.save(run, paths.spec)
+            runfile.save(run, _file(run))
             with stoppable():
                 return _on_machines(run)
     except Occupied as error:
@@ -52,6 +52,19 @@ def dispatch(run: RunSpec) -> int:
                 )
             ]
         ) from None  # fmt: skip
+
+
+def _file(run: RunSpec) -> Path:
+    """Where the stages read the spec. A command that trains nothing leaves alone what ``run.yaml``
+    says of a training."""
+    paths = RunPaths(run)
+    if "train" in run.stages or not paths.spec.exists():
+        return paths.spec
+    try:
+        told = runfile.load_plain(paths.spec).get("stages")
+    except Exception:  # of YAML and OmegaConf: a damaged one is written anew
+        return paths.spec
+    return paths.command if isinstance(told, list) and "train" in told else paths.spec
 
 
 def _lacking(run: RunSpec) -> list[Problem]:
@@ -104,7 +117,7 @@ def _stages(run: RunSpec, launcher: Launch) -> int:
     if status == DONE:
         summary.table(run, made, time.monotonic() - begun)
     elif status in (STOPPED, INTERRUPTED):
-        summary.say(f"to go on, run the same command again, or: {summary.again(run)}")
+        summary.say(f"to go on, run the same command again, or: {summary.again(_file(run))}")
     return status
 
 
@@ -116,12 +129,13 @@ def _run(run: RunSpec, stage: Stage, launcher: Launch) -> tuple[int, dict[str, A
     for left in ("result.json", "stopped.json"):
         (logs / left).unlink(missing_ok=True)
     summary.say(f"{stage.name} …" if ranks == 1 else f"{stage.name} on {ranks} ranks …")
-    command = [sys.executable, "-m", "easyllm.worker", str(paths.spec), stage.name]
+    file = _file(run)
+    command = [sys.executable, "-m", "easyllm.worker", str(file), stage.name]
     nodes = run.hardware.nodes if ranks > 1 else 1
     try:
         stage.prepare(run)
         code = (launcher if ranks > 1 else Local()).launch(
-            command, ranks, logs, _environment(), nodes=nodes, files=[paths.spec]
+            command, ranks, logs, _environment(), nodes=nodes, files=[file]
         )
     except UserError as unreached:
         summary.failure(stage.name, str(unreached), None)

@@ -34,8 +34,8 @@ def shown(path: Path | str) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def again(run: RunSpec) -> str:
-    return f"{command()} {shlex.quote(shown(RunPaths(run).spec))}"
+def again(file: Path) -> str:
+    return f"{command()} {shlex.quote(shown(file))}"
 
 
 def command() -> str:

@@ -118,6 +118,9 @@ class TrainingSpec:
 class ExportSpec:
     checkpoint: Place | None = None
     """The checkpoint to convert; null takes the run's newest."""
+    output: Place | None = None
+    """The folder to write. Null is one of the run's directory: ``export``, ``gguf`` for that
+    format, or ``adapter`` for an adapter alone, so that a run may have each."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the exported weights; null keeps the checkpoint's."""
     format: Literal["safetensors", "gguf"] = "safetensors"

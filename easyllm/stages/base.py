@@ -47,6 +47,11 @@ class Stage(abc.ABC):
         """Whether the stage can go on from what it left though ``key`` has changed since."""
         return False
 
+    def record(self, run: RunSpec) -> str:
+        """The name of the stage's record, of which a run has one for each place that the stage
+        was asked to write to."""
+        return self.name
+
     def ranks(self, run: RunSpec) -> int:
         """Processes the stage runs on."""
         return 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.errors import UserError
+from easyllm.files import digest
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
 from easyllm.training import checkpoints
@@ -20,6 +21,13 @@ class Export(Stage):
     def require(self, run: RunSpec) -> None:
         if "train" not in run.stages and self._found(run) is None:
             raise UserError(_missing(run, self.paths(run).checkpoints))
+
+    def record(self, run: RunSpec) -> str:
+        asked = run.export.output
+        if asked:
+            return f"{self.name}-{Path(asked).name}-{digest(asked, 8)}"
+        kind = self.paths(run).export.name  # export, adapter or gguf
+        return self.name if kind == self.name else f"{self.name}-{kind}"
 
     def inputs(self, run: RunSpec) -> list[Path]:
         found = self._found(run)

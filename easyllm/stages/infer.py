@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from easyllm.files import digest
 from easyllm.inference import prompts
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
@@ -18,6 +19,10 @@ class Infer(Stage):
     def require(self, run: RunSpec) -> None:
         if "export" not in run.stages:
             prompts.model_path(run)
+
+    def record(self, run: RunSpec) -> str:
+        asked = run.inference.output
+        return f"{self.name}-{Path(asked).name}-{digest(asked, 8)}" if asked else self.name
 
     def inputs(self, run: RunSpec) -> list[Path]:
         given = run.inference.prompts

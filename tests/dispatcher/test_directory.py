@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from easyllm import runfile
-from easyllm.dispatcher import directory
-from easyllm.files import write_json
+from easyllm.dispatcher import directory, records
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
+from easyllm.stages import load
 from tests.support import merged, run_spec
 
 ZERO = {"_target_": "easyllm.parallelism.layouts.Zero"}
@@ -34,7 +35,7 @@ def trained(tmp_path: Path) -> Path:
     paths = RunPaths(run)
     (paths.checkpoints / "step-00000002").mkdir(parents=True)
     runfile.save(run, paths.spec)
-    write_json(paths.record("train"), {"status": "interrupted"})
+    records.save(run, load("train"), records.INTERRUPTED, datetime.now(UTC))
     return tmp_path
 
 

@@ -229,8 +229,8 @@ def test_inference_takes_the_file(tmp_path: Path, tokenizer_folder: Path) -> Non
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="add export to stages"):
         prompts.model_path(run)
-    export(found, tmp_path / "run" / "export", run)
-    file = tmp_path / "run" / "export" / "small.gguf"
+    export(found, tmp_path / "run" / "gguf", run)
+    file = tmp_path / "run" / "gguf" / "small.gguf"
     assert prompts.model_path(run) == str(file) and prompts.model_files(run) == [file]
     folder = prompts.model_folder(run)
     torch.testing.assert_close(logits(folder), logits(found.weights))

@@ -1,0 +1,43 @@
+"""A run's directory that was moved or copied, with the run.yaml in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyllm.paths import RECORDS, RUN_FILE
+
+PLACES = (("data", "dir"), ("model", "cache"), ("model", "path"))
+"""Keys of what may have been moved along."""
+
+
+def relocated(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The configuration in ``file``, where that is the run.yaml of the directory it lies in,
+    for that directory and not for the one where it was written.
+
+    A store, a cache and a model that are no longer where they were, and are in the same place
+    beside the directory, are taken from there.
+    """
+    found, written = dict(config), config.get("run_dir")
+    folder = Path(os.path.abspath(file)).parent
+    if file.name != RUN_FILE or not (folder / RECORDS).is_dir() or not isinstance(written, str):
+        return found
+    old = Path(written)
+    if not old.is_absolute() or old == folder or (old.exists() and old.samefile(folder)):
+        return found
+    depth = 0
+    while depth < len(old.parts) - 1 and old.parts[-1 - depth :] == folder.parts[-1 - depth :]:
+        depth += 1
+    before, after = (Path(*path.parts[: len(path.parts) - depth]) for path in (old, folder))
+    found["run_dir"] = str(folder)
+    for group, key in PLACES:
+        place = (found.get(group) or {}).get(key) if isinstance(found.get(group), dict) else None
+        if not isinstance(place, str) or Path(place).exists():
+            continue
+        if Path(place).is_relative_to(before):
+            now = after / Path(place).relative_to(before)
+            if now.exists():
+                found[group] = {**found[group], key: str(now)}
+    return found

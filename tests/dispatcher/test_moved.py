@@ -1,0 +1,75 @@
+"""A trained run is used: from another place, for other exports and answers, and stays itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from easyllm.__main__ import main
+from tests.dispatcher.test_run import TRAINED
+
+ADAPTED = [*(word for word in TRAINED if "vocab_size" not in word), "training.steps=1",
+           "training.adapter=lora", "training.adapter.r=2", "model=from_path",
+           "model.path=base/export", "data.tokenizer=pretrained",
+           "data.tokenizer.path=base/export"]  # fmt: skip
+ASK = ["stages=[infer]", "inference.prompts={sea: The sea}", "inference.sampling.max_tokens=3"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``runs/<name>-<hash>`` and the store that it was trained on."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main([*TRAINED, "training.steps=0", "run_dir=base", "data.dir=base/store"]) == 0
+        assert main(ADAPTED) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run in a copy of that folder, in which the one it was made in is not known."""
+    shutil.copytree(trained / "runs", tmp_path / "copy/runs")
+    monkeypatch.chdir(tmp_path)
+    (spec,) = Path("copy/runs").glob("*/run.yaml")  # the model under the adapter stays there
+    return spec.parent
+
+
+def stages_of(run: Path) -> list[str]:
+    stages = yaml.safe_load((run / "run.yaml").read_text())["stages"]
+    assert isinstance(stages, list)
+    return stages
+
+
+def test_a_copy_is_a_run_of_its_own(run: Path, trained: Path, capfd: pytest.CaptureFixture[str]):
+    before = {file: file.stat().st_mtime_ns for file in trained.rglob("*") if file.is_file()}
+    assert main([str(run / "run.yaml")]) == 0
+    said = capfd.readouterr().err
+    assert said.count("passed over") == 3
+    assert yaml.safe_load((run / "run.yaml").read_text())["run_dir"] == str(run.absolute())
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+def test_it_answers_under_another_name(run: Path, capfd: pytest.CaptureFixture[str]):
+    moved = run.rename("mine")
+    assert main([str(moved / "run.yaml"), *ASK]) == 0, "and not with the model under the adapter"
+    (made,) = Path.cwd().glob("**/results.jsonl")
+    assert "sea" in made.read_text()
+    assert stages_of(moved) == ["tokenize", "train", "export"], "what is said of the training"
+    assert main([str(moved / "run.yaml")]) == 0
+    assert "train: done before" in capfd.readouterr().err
+
+
+def test_an_adapter_beside_the_merged_model(run: Path, capfd: pytest.CaptureFixture[str]):
+    words = [str(run / "run.yaml"), "stages=[export]"]
+    assert main([*words, "export.adapter=adapter"]) == 0
+    assert (run / "adapter/adapter_config.json").is_file()
+    assert (run / "export/config.json").is_file()
+    assert main([*words, "export.dtype=float16"]) == 2
+    assert "give export.output=<another place> to keep both" in capfd.readouterr().err
+    assert main([*words, "export.dtype=float16", "export.output=half"]) == 0
+    assert Path("half/config.json").is_file()
+    assert stages_of(run) == ["tokenize", "train", "export"]
