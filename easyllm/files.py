@@ -82,6 +82,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         folder.discard()
 
 
+def clear_leftovers(path: Path) -> None:
+    """Remove what processes of this machine that are no more left beside ``path`` when they
+    were to replace it."""
+    for left in path.parent.glob(f".{path.name}.{platform.node()}-*.part"):
+        number = left.suffixes[-2].rpartition("-")[2]
+        if number.isdigit() and not Path(f"/proc/{number}").exists():
+            removed(left)
+
+
 def removed(folder: Path) -> bool:
     """Remove a folder that nobody needs; whether it is gone.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import Any
 
 from easyllm.data import manifest as manifests
 from easyllm.data.manifest import Manifest
+from easyllm.data.store import damaged
 from easyllm.errors import UserError
 from easyllm.files import Workshop, digest
 from easyllm.paths import RunPaths, StorePaths
@@ -40,6 +42,8 @@ def repartition(run: RunSpec) -> dict[str, Any]:
 def _fill(
     run: RunSpec, place: StorePaths, shuffled: Manifest, parts: int, workshop: Workshop
 ) -> Manifest:
+    if manifests.folder(place, "repartition").exists():
+        _check(place, shuffled)
     workshop.clear()  # begun anew: what a killed process left is not trusted
     folder = workshop.folder
     folder.mkdir()
@@ -82,6 +86,19 @@ def _fill(
             "bytes": sum(file["bytes"] for file in files),
         },
     }
+
+
+def _check(place: StorePaths, shuffled: Manifest) -> None:
+    """Raises UserError for a shuffled file that is not what was written. Asked where partitions
+    are made again: what was wrong with one is wrong with the file that it is a link to."""
+    for source in shuffled["sources"].values():
+        for file in source["files"]:
+            path = place.shuffled / file["path"]
+            if path.is_file():
+                with path.open("rb") as handle:
+                    found = hashlib.file_digest(handle, "sha256").hexdigest()
+                if found != file["sha256"]:
+                    raise damaged(path, "its content is not what was written", "shuffle")
 
 
 def _deal(files: Iterable[tuple[Path, Path]]) -> int:

@@ -60,10 +60,16 @@ def changed(run: RunSpec, stage: Stage, record: Mapping[str, Any] | None) -> str
         return "its keys have changed"
     if record.get("inputs") != _fingerprints(run, stage.inputs(run)):
         return "its inputs have changed"
-    outputs = _fingerprints(run, stage.outputs(run))
+    outputs = stage.outputs(run)
     if not outputs:
         return "runs each time"
-    return "" if record.get("outputs") == outputs else "what it made is gone or has changed"
+    made = record.get("outputs") or {}
+    root = RunPaths(run).root
+    # a path that is absolute stays what it is; what a user has put beside it does not count
+    there = all(fingerprint(root / name) == was for name, was in made.items())
+    if not there or _name(run, outputs[0]) not in made or not stage.whole(run):
+        return "what it made is gone or has changed"
+    return ""
 
 
 def keys_read(run: RunSpec, stage: Stage) -> dict[str, Any]:

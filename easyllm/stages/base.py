@@ -70,7 +70,11 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def outputs(self, run: RunSpec) -> list[Path]:
-        """Files that are there once the stage is done, the last written ones."""
+        """Files that are there once the stage is done: the one by which that is known first."""
+
+    def whole(self, run: RunSpec) -> bool:
+        """Whether what the stage made looks whole; its ``outputs`` are compared besides."""
+        return True
 
     @abc.abstractmethod
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.errors import UserError
-from easyllm.files import digest
+from easyllm.files import clear_leftovers, digest
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
 from easyllm.training import checkpoints
@@ -34,10 +34,11 @@ class Export(Stage):
         return [found.path / checkpoints.MANIFEST] if found else []
 
     def outputs(self, run: RunSpec) -> list[Path]:
-        alone = run.export.adapter == "adapter"
+        alone, folder = run.export.adapter == "adapter", self.paths(run).export
         if run.export.format == "gguf" and not alone:
             return [self.paths(run).gguf]
-        return [self.paths(run).export / ("adapter_config.json" if alone else "config.json")]
+        first = folder / ("adapter_config.json" if alone else "config.json")
+        return [first, *(f for f in sorted(folder.rglob("*")) if f.is_file() and f != first)]
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
         checkpoint = self._found(run)
@@ -50,6 +51,7 @@ class Export(Stage):
             )
         from easyllm.training.exporting import export
 
+        clear_leftovers(self.paths(run).export)
         return export(checkpoint, self.paths(run).export, run)
 
     def _found(self, run: RunSpec) -> checkpoints.Checkpoint | None:

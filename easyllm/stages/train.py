@@ -81,13 +81,17 @@ class Train(Stage):
         return files
 
     def outputs(self, run: RunSpec) -> list[Path]:
+        return [self._last(run) / checkpoints.MANIFEST]
+
+    def whole(self, run: RunSpec) -> bool:
+        return checkpoints.opened(self._last(run)) is not None
+
+    def _last(self, run: RunSpec) -> Path:
         root = self.paths(run).checkpoints
         if run.training.steps is not None:
-            last = checkpoints.location(root, run.training.steps)
-        else:
-            found, _ = checkpoints.newest(root)
-            last = found.path if found else checkpoints.location(root, 0)
-        return [last / checkpoints.MANIFEST]
+            return checkpoints.location(root, run.training.steps)
+        found, _ = checkpoints.newest(root)
+        return found.path if found else checkpoints.location(root, 0)
 
     def prepare(self, run: RunSpec) -> None:
         path = run.model.path

@@ -91,13 +91,17 @@ def told(line: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; a last one that was cut off is left out."""
+    """The lines of a ``metrics.jsonl``; a last one that was cut off is left out, and so are
+    damaged ones, which is said."""
     lines = []
-    for text in file.read_text("utf-8").splitlines() if file.exists() else ():
+    texts = file.read_bytes().split(b"\n") if file.exists() else []
+    for number, text in enumerate(texts[:-1], 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+            line = json.loads(text)
+            int(line["step"])
+            lines.append(line)
+        except (ValueError, KeyError, TypeError):
+            print(f"{file}, line {number}: is damaged and left out", file=sys.stderr, flush=True)
     return lines
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from easyllm.data import manifest, shards, store
 from easyllm.data.shards import Shard
+from easyllm.errors import UserError
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 from tests.data.conftest import work
@@ -91,3 +92,22 @@ def test_partitions_are_even_and_hold_everything(
         )
         tokens += shares
     assert tokens.max() - tokens.min() <= 0.01 * tokens.mean() + 1
+
+
+def test_a_partition_is_not_repaired_from_what_is_damaged(tmp_path: Path) -> None:
+    """Where it is a link, the shuffled file is the same one."""
+    files = [shard([[n, n + 1] for n in range(40)], None)]
+    run = tokens_store(tmp_path, {"a": files}, stages=STAGES, data={"partitions": 2})
+    place = RunPaths(run).store
+    work(run, "shuffle", "repartition")
+    before = order_of(run, "repartition", "a")
+    (file, _) = sorted(place.partitions.rglob("*.parquet"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+    file.unlink()
+    with pytest.raises(UserError, match="remove it and run again with shuffle") as told:
+        work(run, "repartition")
+    Path(str(told.value).partition(" is damaged")[0]).unlink()
+    work(run, "shuffle", "repartition")
+    assert order_of(run, "repartition", "a") == before

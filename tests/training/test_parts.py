@@ -200,6 +200,17 @@ def test_metrics_survive_a_line_that_was_cut_off(tmp_path: Path) -> None:
     assert summary(read(tmp_path / "absent")) == {"tokens": 0, "seconds": 0.0}
 
 
+def test_metrics_lose_a_damaged_line_alone(tmp_path: Path, capfd: Any) -> None:
+    file = tmp_path / "metrics.jsonl"
+    lines = [b'{"step": %d}\n' % step for step in range(1, 5)]
+    lines[1] = lines[1].replace(b"s", b"\xf3")
+    lines[2] = lines[2].replace(b"}", b"y")
+    file.write_bytes(b"".join(lines))
+    assert [line["step"] for line in read(file)] == [1, 4]
+    said = capfd.readouterr().err
+    assert said.count("is damaged and left out") == 2 and f"{file}, line 3" in said
+
+
 def checkpoint(root: Path, step: int) -> Path:
     folder = checkpoints.location(root, step)
     (folder / "weights").mkdir(parents=True)
