@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from easyllm.data.engines import Local
 from easyllm.preflight.machine import ON_DEVICE, cuda_devices
 from easyllm.spec.run import RunSpec
+
+MADE = ("tokenize", "shuffle", "repartition")
+"""Stages that make the store."""
 
 
 def notes(run: RunSpec) -> Iterator[str]:
@@ -16,6 +20,12 @@ def notes(run: RunSpec) -> Iterator[str]:
         yield (
             f"hardware.device = cpu, and this machine has {found} CUDA device"
             f"{'s' if found > 1 else ''}: {', '.join(uses)} without them; hardware=h100 uses one"
+        )
+    data = [stage for stage in MADE if stage in run.stages]
+    if data and hardware.nodes > 1 and isinstance(run.data.engine, Local):
+        yield (
+            f"{', '.join(data)} on the first of {hardware.nodes} machines alone, since data.engine "
+            "is local; data.engine=spark with data.engine.master=<a cluster> shares them out"
         )
     sources = run.data.sources
     if "train" in uses and hardware.device == "cuda" and any(s.sample for s in sources.values()):

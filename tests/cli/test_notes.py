@@ -43,6 +43,16 @@ def test_gpus_that_train_on_the_sample() -> None:
     assert not noted(*words, "data=text", "data.sources.text.path=mine.txt")
 
 
+def test_data_stages_of_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("NODE_RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29511")):
+        monkeypatch.setenv(name, value)
+    words = ["+recipe=llama13b_pipe", "data=text", "data.sources.text.path=mine.txt"]
+    (said,) = noted(*words)
+    assert said.startswith("tokenize, shuffle, repartition on the first of 8 machines alone")
+    assert not noted(*words, "data.engine=spark", "data.engine.master=spark://host:7077")
+    assert not noted(*words, "stages=[]")
+
+
 def test_they_are_said_first_and_last(empty: Path, capfd: Any) -> None:
     words = ["+recipe=demo", "stages=[tokenize,train]", "data.limit=20", "training.steps=1",
              "data.tokenizer.vocab_size=300", "data.seq_len=32", "training.evaluate.fraction=0",
