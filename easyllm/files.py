@@ -87,8 +87,18 @@ def clear_leftovers(path: Path) -> None:
     were to replace it."""
     for left in path.parent.glob(f".{path.name}.{platform.node()}-*.part"):
         number = left.suffixes[-2].rpartition("-")[2]
-        if number.isdigit() and not Path(f"/proc/{number}").exists():
+        if number.isdigit() and not _runs(int(number)):
             removed(left)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def removed(folder: Path) -> bool:
@@ -200,6 +210,12 @@ def digest(content: Any, length: int = 16) -> str:
     """A hash of plain data that does not depend on the order of a map's keys."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's whole content."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def fingerprint(path: Path | str) -> str:

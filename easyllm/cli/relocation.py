@@ -33,11 +33,12 @@ def relocated(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     before, after = (Path(*path.parts[: len(path.parts) - depth]) for path in (old, folder))
     found["run_dir"] = str(folder)
     for group, key in PLACES:
-        place = (found.get(group) or {}).get(key) if isinstance(found.get(group), dict) else None
-        if not isinstance(place, str) or Path(place).exists():
+        values = found.get(group)
+        if not isinstance(values, Mapping):
             continue
-        if Path(place).is_relative_to(before):
+        place = values.get(key)
+        if isinstance(place, str) and Path(place).is_relative_to(before):
             now = after / Path(place).relative_to(before)
-            if now.exists():
-                found[group] = {**found[group], key: str(now)}
+            if now.exists() and not Path(place).exists():
+                found[group] = {**values, key: str(now)}
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from easyllm.data import manifest as manifests
 from easyllm.data.manifest import Manifest
 from easyllm.data.store import damaged
 from easyllm.errors import UserError
-from easyllm.files import Workshop, digest
+from easyllm.files import Workshop, digest, sha256
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
@@ -94,11 +93,8 @@ def _check(place: StorePaths, shuffled: Manifest) -> None:
     for source in shuffled["sources"].values():
         for file in source["files"]:
             path = place.shuffled / file["path"]
-            if path.is_file():
-                with path.open("rb") as handle:
-                    found = hashlib.file_digest(handle, "sha256").hexdigest()
-                if found != file["sha256"]:
-                    raise damaged(path, "its content is not what was written", "shuffle")
+            if path.is_file() and sha256(path) != file["sha256"]:
+                raise damaged(path, "its content is not what was written", "shuffle")
 
 
 def _deal(files: Iterable[tuple[Path, Path]]) -> int:

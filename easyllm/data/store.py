@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from easyllm.data import shards
 from easyllm.data.manifest import Manifest
 from easyllm.data.shards import Shard, UInt64
 from easyllm.errors import UserError
+from easyllm.files import sha256
 from easyllm.paths import StorePaths
 
 
@@ -37,8 +37,7 @@ def save_groups(
             for key in ("documents", "tokens", "trained_tokens"):
                 entry[key] += getattr(group, key)
             checksums.append(shards.checksum(shards.hashes(group)))
-    with target.open("rb") as handle:
-        entry["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
+    entry["sha256"] = sha256(target)
     entry["bytes"] = target.stat().st_size
     return {**entry, "checksum": shards.add_checksums(*checksums)}
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.data.identity import tokens_identity
+from easyllm.errors import UserError
 from easyllm.files import digest
-from easyllm.inference.prompts import model_path
 from easyllm.paths import RUNS, RunPaths
+from easyllm.spec.problems import Problem, SpecError
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import hints, write
 from easyllm.spec.types import Location
@@ -37,7 +38,8 @@ def moved(before: RunSpec, after: RunSpec) -> RunSpec:
     """``after``, which is the resolved ``before`` with some keys changed, in places of its own.
 
     A place that was derived from what ``before`` holds is derived anew beside the old one;
-    a place that was given stays. Other prompts are answered by the model that ``before`` trained.
+    a place that was given stays. In a new directory the model that ``before`` trained answers.
+    Raises SpecError where that is not exported.
     """
     assert before.data.dir and before.run_dir and after.data.dir and after.run_dir
     if after.data.dir == before.data.dir and Path(before.data.dir).name == store_address(before):
@@ -45,12 +47,24 @@ def moved(before: RunSpec, after: RunSpec) -> RunSpec:
         after = replace(after, data=replace(after.data, dir=str(store)))
     if after.run_dir == before.run_dir and Path(before.run_dir).name == run_folder(before):
         after = replace(after, run_dir=str(Path(before.run_dir).with_name(run_folder(after))))
+    if after.run_dir != before.run_dir:
         asked, old = after.inference, RunPaths(before)
-        alike = run_folder(replace(after, inference=before.inference)) == run_folder(before)
-        left = old.export.exists() or old.checkpoints.exists()
-        if alike and left and not asked.model and not {"train", "export"} & set(after.stages):
-            after = replace(after, inference=replace(asked, model=model_path(before)))
+        uses = {"infer", "serve"} & set(after.stages) and "export" not in after.stages
+        another = asked.model or after.model.path != before.model.path
+        if uses and not another and (old.export.exists() or old.checkpoints.exists()):
+            after = replace(after, inference=replace(asked, model=_trained(before)))
     return after
+
+
+def _trained(run: RunSpec) -> str:
+    """The model that a run has made. Raises SpecError where it is not exported."""
+    from easyllm.inference.prompts import model_path  # not on the way of every command
+
+    try:
+        return model_path(run)
+    except UserError as error:
+        what, remedy = error.parts
+        raise SpecError([Problem("stages", list(run.stages), what, remedy)]) from None
 
 
 def run_folder(run: RunSpec) -> str:

@@ -40,9 +40,10 @@ def dispatch(run: RunSpec) -> int:
         raise SpecError(found)
     try:
         with held(paths.root):
-            runfile.save(run, _file(run))
+            file = _file(run)
+            runfile.save(run, file)
             with stoppable():
-                return _on_machines(run)
+                return _on_machines(run, file)
     except Occupied as error:
         raise SpecError(
             [
@@ -62,7 +63,7 @@ def _file(run: RunSpec) -> Path:
         return paths.spec
     try:
         told = runfile.load_plain(paths.spec).get("stages")
-    except Exception:  # of YAML and OmegaConf: a damaged one is written anew
+    except Exception:  # of YAML, OmegaConf, the disk: a damaged one is written anew
         return paths.spec
     return paths.command if isinstance(told, list) and "train" in told else paths.spec
 
@@ -79,19 +80,20 @@ def _lacking(run: RunSpec) -> list[Problem]:
     return found
 
 
-def _on_machines(run: RunSpec) -> int:
-    """The stages, with all machines of the run at hand; the status, which all end with."""
+def _on_machines(run: RunSpec, file: Path) -> int:
+    """The stages, which read ``file``, with all machines of the run at hand; the status, which
+    all end with."""
     status = FAILED
     try:
         with run.hardware.launcher.opened(run.hardware.nodes, lambda: status) as launcher:
-            status = _stages(run, launcher)
+            status = _stages(run, file, launcher)
     except Asked:  # while the machines joined
         summary.say("stopped")
         return STOPPED
     return status
 
 
-def _stages(run: RunSpec, launcher: Launch) -> int:
+def _stages(run: RunSpec, file: Path, launcher: Launch) -> int:
     begun = time.monotonic()
     made: list[tuple[dict[str, Any], bool]] = []
     status = DONE
@@ -107,7 +109,7 @@ def _stages(run: RunSpec, launcher: Launch) -> int:
                 summary.say(f"{name}: done before, inputs unchanged; passed over")
                 made.append((record, True))
                 continue
-            status, record = _run(run, stage, launcher)
+            status, record = _run(run, file, stage, launcher)
             made.append((record, False))
             if status != DONE:
                 break
@@ -117,11 +119,11 @@ def _stages(run: RunSpec, launcher: Launch) -> int:
     if status == DONE:
         summary.table(run, made, time.monotonic() - begun)
     elif status in (STOPPED, INTERRUPTED):
-        summary.say(f"to go on, run the same command again, or: {summary.again(_file(run))}")
+        summary.say(f"to go on, run the same command again, or: {summary.again(file)}")
     return status
 
 
-def _run(run: RunSpec, stage: Stage, launcher: Launch) -> tuple[int, dict[str, Any]]:
+def _run(run: RunSpec, file: Path, stage: Stage, launcher: Launch) -> tuple[int, dict[str, Any]]:
     """One stage through the launcher; its exit status and record."""
     paths = RunPaths(run)
     logs, started = paths.logs(stage.name), datetime.now(UTC)
@@ -129,7 +131,6 @@ def _run(run: RunSpec, stage: Stage, launcher: Launch) -> tuple[int, dict[str, A
     for left in ("result.json", "stopped.json"):
         (logs / left).unlink(missing_ok=True)
     summary.say(f"{stage.name} …" if ranks == 1 else f"{stage.name} on {ranks} ranks …")
-    file = _file(run)
     command = [sys.executable, "-m", "easyllm.worker", str(file), stage.name]
     nodes = run.hardware.nodes if ranks > 1 else 1
     try:

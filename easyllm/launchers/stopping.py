@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from easyllm.signals import handled
 
-SAVING = b"\neasyllm | Ctrl-C: saving what there is; press it again to stop without\n"
+SAVING = b"\neasyllm | Ctrl-C: stops once what is done is saved; press it again to stop at once\n"
 
 
 @contextlib.contextmanager

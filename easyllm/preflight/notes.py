@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from easyllm.data import manifest
 from easyllm.data.engines import Local
 from easyllm.preflight.machine import ON_DEVICE, cuda_devices
 from easyllm.spec.run import RunSpec
-
-MADE = ("tokenize", "shuffle", "repartition")
-"""Stages that make the store."""
 
 
 def notes(run: RunSpec) -> Iterator[str]:
@@ -21,7 +19,7 @@ def notes(run: RunSpec) -> Iterator[str]:
             f"hardware.device = cpu, and this machine has {found} CUDA device"
             f"{'s' if found > 1 else ''}: {', '.join(uses)} without them; hardware=h100 uses one"
         )
-    data = [stage for stage in MADE if stage in run.stages]
+    data = [stage for stage in manifest.STAGES if stage in run.stages]
     if data and hardware.nodes > 1 and isinstance(run.data.engine, Local):
         yield (
             f"{', '.join(data)} on the first of {hardware.nodes} machines alone, since data.engine "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from easyllm.files import digest
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 
@@ -50,7 +51,12 @@ class Stage(abc.ABC):
     def record(self, run: RunSpec) -> str:
         """The name of the stage's record, of which a run has one for each place that the stage
         was asked to write to."""
-        return self.name
+        asked = self.asked(run)
+        return f"{self.name}-{Path(asked).name}-{digest(asked, 8)}" if asked else self.name
+
+    def asked(self, run: RunSpec) -> str | None:
+        """The place that the stage was asked to write to; None where it has one of its own."""
+        return None
 
     def ranks(self, run: RunSpec) -> int:
         """Processes the stage runs on."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.errors import UserError
-from easyllm.files import clear_leftovers, digest
+from easyllm.files import clear_leftovers
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
 from easyllm.training import checkpoints
@@ -23,11 +23,13 @@ class Export(Stage):
             raise UserError(_missing(run, self.paths(run).checkpoints))
 
     def record(self, run: RunSpec) -> str:
-        asked = run.export.output
-        if asked:
-            return f"{self.name}-{Path(asked).name}-{digest(asked, 8)}"
         kind = self.paths(run).export.name  # export, adapter or gguf
-        return self.name if kind == self.name else f"{self.name}-{kind}"
+        if self.asked(run) or kind == self.name:
+            return super().record(run)
+        return f"{self.name}-{kind}"
+
+    def asked(self, run: RunSpec) -> str | None:
+        return run.export.output
 
     def inputs(self, run: RunSpec) -> list[Path]:
         found = self._found(run)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.files import digest
 from easyllm.inference import prompts
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
@@ -20,9 +19,8 @@ class Infer(Stage):
         if "export" not in run.stages:
             prompts.model_path(run)
 
-    def record(self, run: RunSpec) -> str:
-        asked = run.inference.output
-        return f"{self.name}-{Path(asked).name}-{digest(asked, 8)}" if asked else self.name
+    def asked(self, run: RunSpec) -> str | None:
+        return run.inference.output
 
     def inputs(self, run: RunSpec) -> list[Path]:
         given = run.inference.prompts

@@ -7,14 +7,13 @@ the checkpoint was trained with.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyllm.files import read_json, removed, write_json
+from easyllm.files import read_json, removed, sha256, write_json
 from easyllm.heartbeat import beat
 
 MANIFEST = "manifest.json"
@@ -46,7 +45,7 @@ class Checkpoint:
         names = list(names)
         told = []
         with ThreadPoolExecutor(threads) as pool:
-            found = pool.map(lambda name: hashed(self.path / name), names)
+            found = pool.map(lambda name: sha256(self.path / name), names)
             for name, content in zip(names, found, strict=True):
                 beat()
                 if content != self.files[name]["sha256"]:
@@ -95,16 +94,11 @@ def newest(checkpoints: Path) -> tuple[Checkpoint | None, list[Path]]:
     return None, damaged
 
 
-def hashed(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def facts_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What the manifest says of the files ``names`` of a folder."""
     found = {}
     for name in names:
-        found[name] = {"bytes": (folder / name).stat().st_size, "sha256": hashed(folder / name)}
+        found[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
         beat()
     return found
 

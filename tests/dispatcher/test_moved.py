@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,34 @@ def test_an_adapter_beside_the_merged_model(run: Path, capfd: pytest.CaptureFixt
     assert main([*words, "export.dtype=float16", "export.output=half"]) == 0
     assert Path("half/config.json").is_file()
     assert stages_of(run) == ["tokenize", "train", "export"]
+
+
+def test_other_prompts_are_answered_by_what_it_trained(
+    run: Path, capfd: pytest.CaptureFixture[str]
+):
+    """In a directory of their own, beside the run's."""
+    words = [str(run / "run.yaml"), *ASK]
+    assert main(words) == 0
+    (made,) = Path.cwd().glob("copy/runs/*/inference/results.jsonl")
+    other = made.parents[1]
+    assert other != run
+    asked = yaml.safe_load((other / "run.yaml").read_text())["inference"]["model"]
+    assert asked == str(run.absolute() / "export")
+    shutil.rmtree(run / "export")
+    capfd.readouterr()
+    for more in ([], ["seed=1"]):
+        assert main([*words, *more]) == 2, "and not by the model under the adapter"
+    said = " ".join(capfd.readouterr().err.split())
+    assert "the run's trained model is not exported" in said and "add export to stages" in said
+
+
+def test_its_own_prompts_are_answered_in_its_directory(
+    run: Path, capfd: pytest.CaptureFixture[str]
+):
+    words = [str(run / "run.yaml"), "stages=[infer]"]
+    for _ in range(2):
+        capfd.readouterr()
+        assert main(words) == 0
+    assert "infer: done before" in capfd.readouterr().err
+    assert (run / "inference/results.jsonl").is_file()
+    assert [path.name for path in run.parent.glob("demo-*")] == [run.name]

@@ -264,7 +264,7 @@ def test_ctrl_c_saves_what_was_trained(folder):
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
-    assert "press it again to stop without" in told and "Traceback" not in told
+    assert "press it again to stop at once" in told and "Traceback" not in told
     (step,) = re.findall(r"train: stopped by .*; what it had is saved, step (\d+) of 400", told)
     assert record(folder / "here", "train")["error"].endswith(f"step {step} of 400")
     saved = [path.name for path in (folder / "here/checkpoints").iterdir()]

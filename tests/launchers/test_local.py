@@ -182,7 +182,7 @@ def test_a_signal_lets_the_ranks_save(
     process.send_signal(number)
     assert process.wait(60) == status  # KeyboardInterrupt reaches the top
     assert all("saved" in (tmp_path / f"rank-{n}.log").read_text() for n in range(2))
-    assert ("press it again to stop" in capfd.readouterr().err) == (number == signal.SIGINT)
+    assert ("press it again to stop at once" in capfd.readouterr().err) == (number == signal.SIGINT)
 
 
 def test_a_second_ctrl_c_stops_without_saving(tmp_path: Path) -> None:
