@@ -59,7 +59,8 @@ def results(root: Path) -> dict[str, object]:
         for file in (run / folder).rglob("*")
         if file.is_file()
     }
-    lines = (run / "metrics.jsonl").read_text("utf-8", "replace").splitlines()
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text("utf-8", "replace").splitlines() if metrics.exists() else []
     losses: list[object] = []
     for line in lines:
         try:
