@@ -83,9 +83,12 @@ def cut(file: Path) -> None:
 
 
 def names(said: str, file: Path) -> bool:
-    """Whether a message names the file, its folder, or the stage's own folder that holds it."""
+    """Whether a message names the file, or the checkpoint or folder below the run's own that it
+    lies in: a name such as ``run`` or ``export`` is in every run's words."""
     text = " ".join(said.split())
-    return any(part in text for part in (file.name, str(file.parent), file.parent.name))
+    checkpoints = [part for part in file.parts if part.startswith("step-")]
+    folder = [] if file.parent.name == "run" else [str(file.parent)]
+    return any(part in text for part in (file.name, *checkpoints, *folder))
 
 
 def judged(
