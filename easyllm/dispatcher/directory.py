@@ -24,7 +24,7 @@ def problems(run: RunSpec) -> list[Problem]:
     paths = RunPaths(run)
     if not paths.root.is_dir():
         return []
-    if not paths.spec.exists():
+    if not paths.spec.exists() and not paths.records.is_dir():
         if any(not p.name.startswith(".") for p in paths.root.iterdir()):
             return [
                 Problem(

@@ -58,3 +58,7 @@ def test_run_yaml(trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: Said) -
     assert main(ADAPTED) == 0
     assert capfd.readouterr().err.count("passed over") == 3
     assert file.read_text() == before
+    file.unlink()
+    assert main(ADAPTED) == 0
+    assert capfd.readouterr().err.count("passed over") == 3
+    assert file.read_text() == before
