@@ -121,7 +121,7 @@ def tried(words: list[str], folder: Path) -> Outcome:
             contextlib.redirect_stderr(err),
             mock.patch.object(command, "refuse", refused),
             mock.patch.object(hydra_app, "inspect", lambda *asked: 0),
-            mock.patch("easyllm.dispatcher.run._on_machines", lambda run: 0),
+            mock.patch("easyllm.dispatcher.run._on_machines", lambda run, file: 0),
         ):
             status: Any = command.main(words)
     except (Exception, Hangs, SystemExit) as error:
