@@ -128,6 +128,13 @@ def _start(run: RunSpec) -> int:
     except UserError as error:
         print(printable(f"easyllm: {error}"), file=sys.stderr)
         return 1
+    except OSError as error:
+        from easyllm.files import full_disk
+
+        if (full := full_disk(error)) is None:
+            raise
+        print(printable(f"easyllm: {full}"), file=sys.stderr)
+        return 1
 
 
 def _follows(run: RunSpec) -> bool:

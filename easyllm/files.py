@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,11 +12,43 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from easyllm.heartbeat import beat
+
+DIGEST = "digest"
+"""The key of a record under which its own digest lies."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk that takes no more."""
+
+CHECKSUM = ', "crc32": '
+"""What stands in a line of JSON Lines before its checksum."""
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What to say of an error whose cause is a full disk or a spent quota; None for another.
+
+    Libraries in other languages (safetensors, arrow, torch) raise kinds of their own, which hold
+    the system's words.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
+        named = any(os.strerror(code) in str(cause) for code in FULL)
+        if number in FULL or named:
+            file = getattr(cause, "filename", None)
+            what = f"{file} cannot be written" if file else "a file cannot be written"
+            return (
+                f"{what}: the disk is full, or a quota is spent; make room and give the same "
+                "command again, which keeps what is finished"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def flush(path: Path) -> None:
@@ -204,6 +237,44 @@ def write_json(path: Path, content: Any, durable: bool = True) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a map of plain data with a digest of itself, by which damage to it is noticed."""
+    plain = json.loads(json.dumps(content))
+    write_json(path, {**plain, DIGEST: digest(plain)})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What ``write_record`` wrote. Raises OSError where there is none, ValueError where its
+    content is not what was written."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold a map of keys")  # noqa: TRY004  (it is damaged)
+    # written by a version before there were digests, it has none
+    if content.pop(DIGEST, None) not in (None, digest(content)):
+        raise ValueError(f"{path} is damaged: its content is not what was written")
+    return content
+
+
+def json_line(content: Mapping[str, Any]) -> str:
+    """A line of JSON Lines, without its line break, that ends with a checksum of what is before
+    it, so that a damaged line is noticed even where it can be read."""
+    text = json.dumps(content, ensure_ascii=False)[:-1]
+    return f"{text}{CHECKSUM}{zlib.crc32(text.encode())}}}"
+
+
+def read_json_line(text: str) -> dict[str, Any]:
+    """What ``json_line`` wrote, without its checksum. Raises ValueError where the line is not what
+    was written."""
+    content, found, checksum = text.rstrip().rpartition(CHECKSUM)
+    # written by a version before there were checksums, it has none
+    if found and checksum != f"{zlib.crc32(content.encode())}}}":
+        raise ValueError("its content is not what was written")
+    line = json.loads(content + "}" if found else text)
+    if not isinstance(line, dict):
+        raise ValueError("it does not hold a map of keys")  # noqa: TRY004  (it is damaged)
+    return line
 
 
 def digest(content: Any, length: int = 16) -> str:

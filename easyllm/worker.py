@@ -17,7 +17,7 @@ from pathlib import Path
 
 from easyllm import runfile
 from easyllm.errors import UserError
-from easyllm.files import write_json
+from easyllm.files import full_disk, write_json
 from easyllm.launchers import reports
 from easyllm.launchers.reports import Report
 from easyllm.paths import RunPaths
@@ -41,6 +41,8 @@ def main(file: Path, stage: str) -> int:
     )
     try:
         metrics = load(stage).work(run, rank)
+        if rank.first:
+            write_json(rank.reports / "result.json", dict(metrics))
     except Interrupted as stopped:
         if rank.first:
             write_json(rank.reports / "stopped.json", {"message": str(stopped)})
@@ -49,6 +51,9 @@ def main(file: Path, stage: str) -> int:
         _leave(rank, str(error), mendable=True)
         return FAILED
     except Exception as error:
+        if full := full_disk(error):
+            _leave(rank, full, mendable=True)
+            return FAILED
         last = traceback.format_exception_only(error)[-1].strip()
         if reports.kind_of(last) == "lost_peer":
             # the cause is another rank's, and is to be seen first
@@ -57,8 +62,6 @@ def main(file: Path, stage: str) -> int:
             traceback.print_exc()
         _leave(rank, last)
         return FAILED
-    if rank.first:
-        write_json(rank.reports / "result.json", dict(metrics))
     return 0
 
 

@@ -17,11 +17,12 @@ import numpy.typing as npt
 
 from easyllm.data import manifest as manifests
 from easyllm.data import mapping
+from easyllm.data.block_hashes import Blocks, damaged
 from easyllm.data.identity import check_encoding
 from easyllm.data.manifest import Manifest
 from easyllm.data.shards import Int64, UInt64
 from easyllm.errors import UserError
-from easyllm.files import digest, exclusive, new_folder, read_json
+from easyllm.files import digest, exclusive, new_folder, read_record
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 
@@ -36,18 +37,20 @@ class Column:
 
     def __init__(self, file: Path, dtype: np.dtype[Any]):
         self.file, self.dtype = file, dtype
+        self._blocks = Blocks(file)
         self._descriptor, self._size = os.open(file, os.O_RDONLY), dtype.itemsize
         weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, place: int, into: npt.NDArray[Any]) -> None:
-        """Fill an array of this type with what begins at ``place``. Raises UserError where the
-        file ends before."""
+        """Fill an array of this type with what begins at ``place``. Raises UserError where that
+        is not what was written."""
         at = place * self._size
+        self._blocks.check(self._descriptor, at, at + into.nbytes)
         got = os.preadv(self._descriptor, [into.data], at)
         while got < into.nbytes:  # 2 GiB at once at most
             more = os.preadv(self._descriptor, [into.view(np.uint8)[got:].data], at + got)
             if not more:
-                raise UserError(f"{self.file} is cut short; remove {self.file.parent}")
+                raise damaged(self.file)
             got += more
 
     def __len__(self) -> int:
@@ -116,6 +119,12 @@ def chosen(run: RunSpec) -> tuple[str, Manifest]:
             f"{manifests.folder(place, stage)} was made from other tokens than are in "
             f"{place.tokens}; add shuffle and repartition to stages"
         )
+    if manifests.tokenizer_identity(place.tokenizer) != manifest["tokenizer"]:
+        raise UserError(
+            f"{place.tokenizer} is not the tokenizer with which {manifests.folder(place, stage)} "
+            "was made: a file there is damaged, gone or new; add tokenize to stages, which makes "
+            "both again"
+        )
     return stage, manifest
 
 
@@ -153,9 +162,13 @@ def built_once(root: Path, folder: Path, build: Callable[[Path], None]) -> None:
 
 
 def _open(folder: Path) -> Cache:
-    index: dict[str, Any] = read_json(folder / mapping.INDEX)
+    try:
+        index = read_record(folder / mapping.INDEX)
+    except (OSError, ValueError):
+        raise damaged(folder / mapping.INDEX) from None
 
     def mapped(name: str, dtype: Any) -> Any:
+        Blocks(folder / name).check_all()
         # a plain array over the mapping: memmap's own indexing costs more than the reading
         return np.asarray(np.memmap(folder / name, dtype, "r"))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.errors import UserError
-from easyllm.files import Workshop, digest, exclusive, read_json, write_json
+from easyllm.files import Workshop, digest, exclusive, read_record, write_record
 from easyllm.paths import StorePaths
 
 SCHEMA = 3
@@ -41,7 +41,7 @@ def location(store: StorePaths, stage: str) -> Path:
 def find(store: StorePaths, stage: str) -> Manifest | None:
     """The manifest of a finished stage, or None."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        manifest: Manifest = read_json(location(store, stage))
+        manifest: Manifest = read_record(location(store, stage))
         if manifest.get("schema") == SCHEMA:
             return manifest
     return None
@@ -111,7 +111,7 @@ def make(
         location(store, stage).unlink(missing_ok=True)
         workshop.folder.mkdir(exist_ok=True)
         manifest = {"schema": SCHEMA, "made_from": made_from, **work(workshop)}
-        write_json(workshop.folder / "manifest.json", manifest)
+        write_record(workshop.folder / "manifest.json", manifest)
         names = {file["path"] for file in _files(manifest)}
         workshop.finish(names | BESIDE)
         return {**manifest["metrics"], "reused": False}

@@ -4,7 +4,8 @@ In a folder named by the fingerprint of what it copies::
 
     tokens.int32   trained.bool   offsets.int64   hashes.uint64   index.json   plans/
 
-``plans/`` holds how the documents lie in rows, for each way in which runs have read them.
+Beside each of them lie the hashes of its blocks. ``plans/`` holds how the documents lie in rows,
+for each way in which runs have read them.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from easyllm.data import block_hashes, shards, store
 from easyllm.data import manifest as manifests
-from easyllm.data import shards, store
 from easyllm.data.manifest import Manifest
 from easyllm.data.pool import ordered_map
 from easyllm.data.shards import Shard
 from easyllm.errors import UserError
-from easyllm.files import flush, write_json
+from easyllm.files import flush, write_record
 from easyllm.paths import StorePaths
 from easyllm.progress import progress
 
-VERSION = 2
+VERSION = 3
 """Of the map's layout; part of its fingerprint."""
 
 TOKENS, TRAINED, OFFSETS, HASHES = "tokens.int32", "trained.bool", "offsets.int64", "hashes.uint64"
@@ -89,13 +90,14 @@ def build(
         for copied in ordered_map(copy, in_order, workers if worth > 1 else 1):
             bar.update(copied)
     for name in sizes:
+        block_hashes.write(folder / name)
         flush(folder / name)
     index = {
         "sources": sources,
         "bytes": sum(sizes.values()),
         "seconds": round(time.perf_counter() - began, 3),
     }
-    write_json(folder / INDEX, index)
+    write_record(folder / INDEX, index)
 
 
 def _copy(store_folder: Path, stage: str, folder: Path, masked: bool, piece: _Piece) -> int:

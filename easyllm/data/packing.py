@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from easyllm.data import copies
+from easyllm.data import block_hashes, copies
 from easyllm.data.best_fit import best_fit
 from easyllm.data.shards import Int64
 
@@ -91,15 +91,18 @@ class Plan:
     def save(self, folder: Path) -> None:
         for name in ("starts", "lengths", "slots"):
             np.save(folder / f"{name}.npy", getattr(self, name))
+            block_hashes.write(folder / f"{name}.npy")
 
     @classmethod
     def open(cls, folder: Path, seq_len: int) -> Plan:
-        """A saved plan, mapped: processes of a node share its pages."""
-        starts, lengths, slots = (
-            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
-            for name in ("starts", "lengths", "slots")
-        )
-        return cls(starts, lengths, slots, seq_len)
+        """A saved plan, mapped: processes of a node share its pages. Raises UserError where it is
+        not what was saved."""
+
+        def mapped(name: str) -> Int64:
+            block_hashes.Blocks(folder / f"{name}.npy").check_all()
+            return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+
+        return cls(mapped("starts"), mapped("lengths"), mapped("slots"), seq_len)
 
 
 def slots_taken(lengths: Int64, seq_len: int, packing: Packing) -> Int64:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from easyllm.data.block_hashes import damaged
 from easyllm.data.cache import Cache, built_once, open_cache
 from easyllm.data.epochs import Epochs, Split
 from easyllm.data.manifest import Manifest
@@ -15,7 +16,7 @@ from easyllm.data.packing import Plan
 from easyllm.data.shards import UNTRAINED, Int64
 from easyllm.data.turns import LongConversations
 from easyllm.errors import UserError
-from easyllm.files import digest, read_json, write_json
+from easyllm.files import digest, read_record, write_record
 from easyllm.spec.run import RunSpec
 
 PLAN_VERSION = 2
@@ -82,7 +83,10 @@ class Rows:
         heldout = self._plans / "heldout"
         built_once(cache.root, heldout, self._build_heldout)
         self._held_out = Plan.open(heldout, self.seq_len)
-        facts = read_json(heldout / "facts.json")
+        try:
+            facts = read_record(heldout / "facts.json")
+        except (OSError, ValueError):
+            raise damaged(heldout / "facts.json") from None
         self.per_epoch: int = facts["per_epoch"]
         """Training rows of an epoch; about the mean where a source's weight is fractional."""
         counts: dict[str, dict[str, Any]] = facts["sources"]
@@ -141,7 +145,7 @@ class Rows:
         split = self._split()
         split.evaluation(self.packing).save(folder)
         per_epoch = split.per_epoch(self.packing)
-        write_json(folder / "facts.json", {"per_epoch": per_epoch, "sources": split.counts})
+        write_record(folder / "facts.json", {"per_epoch": per_epoch, "sources": split.counts})
 
     def _split(self) -> Split:
         return Split(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from easyllm.files import fingerprint, read_json, write_json
+from easyllm.files import fingerprint, read_record, write_record
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import flatten, write
@@ -19,10 +19,9 @@ DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
 def read(run: RunSpec, stage: Stage) -> dict[str, Any] | None:
     """The stage's record; None where there is none that can be read."""
     try:
-        record = read_json(RunPaths(run).record(stage.record(run)))
+        return read_record(RunPaths(run).record(stage.record(run)))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) else None
 
 
 def save(
@@ -46,7 +45,7 @@ def save(
         "inputs": _fingerprints(run, stage.inputs(run)),
         "outputs": _fingerprints(run, stage.outputs(run)) if status == DONE else {},
     }
-    write_json(RunPaths(run).record(stage.record(run)), record)
+    write_record(RunPaths(run).record(stage.record(run)), record)
     return record
 
 

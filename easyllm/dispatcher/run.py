@@ -107,6 +107,8 @@ def _stages(run: RunSpec, file: Path, launcher: Launch) -> int:
             reason = records.changed(run, stage, record)
             if record is not None and not reason:
                 summary.say(f"{name}: done before, inputs unchanged; passed over")
+                if lost := stage.lost(run):
+                    summary.say(f"{name}: {lost}")
                 made.append((record, True))
                 continue
             status, record = _run(run, file, stage, launcher)

@@ -15,7 +15,7 @@ from easyllm.errors import UserError
 from easyllm.inference.engines import Engine
 from easyllm.inference.prompts import encode_messages, encode_text, model_files, model_folder
 from easyllm.inference.reading import Prompt, read_prompts
-from easyllm.inference.results import Journal
+from easyllm.inference.results import Journal, finished
 from easyllm.inference.text import answer
 from easyllm.inference.token_texts import TokenText
 from easyllm.paths import RunPaths
@@ -36,12 +36,16 @@ def infer(run: RunSpec) -> dict[str, Any]:
     ``completion_tokens``; with ``sampling.n`` its ``index``, with ``sampling.logprobs`` the
     tokens' ``logprobs``, whose texts, and bytes, are the answer's. Where a prompt failed,
     ``error`` says why and the text is null. Prompts that a killed run has answered are not
-    answered again. A record's own fields of sampling are laid over ``inference.sampling``.
+    answered again, nor are those of results that are whole and made from the same. A record's own
+    fields of sampling are laid over ``inference.sampling``.
     """
     count = sum(1 for _ in read_prompts(run))
     if not count:
         raise UserError(f"inference.prompts={run.inference.prompts}: holds no prompt; write one")
-    journal = Journal(RunPaths(run).results, _identity(run))
+    output, made_from = RunPaths(run).results, _identity(run)
+    if made := finished(output, made_from):
+        return {**made, "resumed": count, "generated_tokens": 0, "tokens_per_second": 0.0}
+    journal = Journal(output, made_from)
     try:
         resumed = len(journal)
         tokens, seconds = 0, 0.0
@@ -62,17 +66,18 @@ def infer(run: RunSpec) -> dict[str, Any]:
             if len(samples) < SHOWN and "error" not in result:
                 shown = {"prompt": _words(result["prompt"]), "text": result["text"]}
                 samples.append({key: _shortened(text) for key, text in shown.items()})
-        journal.finish()
+        metrics = {
+            "prompts": count,
+            "failed": failed,
+            "resumed": resumed,
+            "generated_tokens": tokens,
+            "tokens_per_second": tokens / seconds if seconds else 0.0,
+            "samples": samples,
+        }
+        journal.finish(metrics)
+        return metrics
     finally:
         journal.close()
-    return {
-        "prompts": count,
-        "failed": failed,
-        "resumed": resumed,
-        "generated_tokens": tokens,
-        "tokens_per_second": tokens / seconds if seconds else 0.0,
-        "samples": samples,
-    }
 
 
 async def _answer_all(run: RunSpec, engine: Engine, journal: Journal, count: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,8 +22,11 @@ class Journal:
     """What prompts have given so far, in the order in which they ended.
 
     It lies beside the output, ``.<name>.journal``: a line that says what the results are made
-    from, then ``{"at": N, "results": [...]}`` for each prompt that is done. A line cut short
-    by a kill is dropped. One process at a time may hold it.
+    from, then ``{"at": N, "results": [...]}`` for each prompt that is done, each with a
+    checksum. A line cut short by a kill is dropped, and so is a damaged one, which is said: its
+    prompt is answered again. One process at a time may hold it.
+
+    When it is finished, ``.<name>.done`` says what the output was made from and holds its hash.
     """
 
     def __init__(self, output: Path, made_from: str):
@@ -38,6 +42,7 @@ class Journal:
                 f"inference.output={output}: another process is writing it; wait for it, or "
                 "give another inference.output"
             ) from None
+        self._made_from = made_from
         self._places: dict[int, int] = {}
         self._flushed = 0.0
         if not self._read(made_from):
@@ -48,22 +53,25 @@ class Journal:
     def _read(self, made_from: str) -> bool:
         """Find what is done; False where the journal is of something else."""
         self._file.seek(0)
-        whole = place = 0
+        end = 0
         for number, line in enumerate(self._file):
-            place, whole = whole, whole + len(line)
-            try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                entry = None
-            if number == 0:
-                if entry != {"made_from": made_from}:
-                    return False
-            elif isinstance(entry, dict) and isinstance(entry.get("at"), int):
-                self._places[entry["at"]] = place
-            else:  # the last words of a killed process
+            place, end = end, end + len(line)
+            if not line.endswith(b"\n"):  # the last words of a killed process
                 self._file.truncate(place)
-                break
-        return whole > 0
+                return number > 0
+            try:
+                entry = files.read_json_line(line.decode())
+                if number:
+                    self._places[int(entry["at"])] = place
+            except (ValueError, KeyError, TypeError):
+                lost = "it is answered again" if number else "all prompts are answered again"
+                print(f"{self.path}, line {number + 1}: is damaged; {lost}", file=sys.stderr)
+                if not number:
+                    return False
+                continue
+            if number == 0 and entry != {"made_from": made_from}:
+                return False
+        return end > 0
 
     def __contains__(self, at: int) -> bool:
         return at in self._places
@@ -81,7 +89,7 @@ class Journal:
 
     def _append(self, entry: Mapping[str, Any]) -> int:
         place = self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        self._file.write(files.json_line(entry).encode() + b"\n")
         self._file.flush()
         return place
 
@@ -89,10 +97,11 @@ class Journal:
         """All results, in the order of the prompts."""
         for at in sorted(self._places):
             self._file.seek(self._places[at])
-            yield from json.loads(self._file.readline())["results"]
+            yield from files.read_json_line(self._file.readline().decode())["results"]
 
-    def finish(self) -> None:
-        """Write the output, whole or not at all, and remove the journal."""
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """Write the output, whole or not at all, note that it is, with the stage's ``metrics``, and
+        remove the journal."""
         with files.new_file(self.output) as aside:
             if self.output.suffix == ".parquet":
                 _write_parquet(aside, self.results())
@@ -100,11 +109,28 @@ class Journal:
                 with aside.open("w", encoding="utf-8") as out:
                     for result in self.results():
                         out.write(json.dumps(result, ensure_ascii=False) + "\n")
+        done = {"made_from": self._made_from, "sha256": files.sha256(self.output)}
+        files.write_record(_done(self.output), {**done, "metrics": metrics})
         self.path.unlink()
         self.close()
 
     def close(self) -> None:
         self._file.close()
+
+
+def finished(output: Path, made_from: str) -> dict[str, Any] | None:
+    """The metrics of an output that is whole and made from the same; None where it is not."""
+    try:
+        done = files.read_record(_done(output))
+        if done["made_from"] == made_from and done["sha256"] == files.sha256(output):
+            return dict(done["metrics"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _done(output: Path) -> Path:
+    return output.with_name(f".{output.name}.done")
 
 
 def _write_parquet(path: Path, results: Iterator[dict[str, Any]]) -> None:

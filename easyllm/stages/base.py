@@ -82,6 +82,11 @@ class Stage(abc.ABC):
         """Whether what the stage made looks whole; its ``outputs`` are compared besides."""
         return True
 
+    def lost(self, run: RunSpec) -> str:
+        """What of the stage's results is gone and cannot be made again; empty where nothing is.
+        Asked where the stage is passed over."""
+        return ""
+
     @abc.abstractmethod
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
         """Do it. Rank 0's return value, plain numbers and strings, goes into the record.

@@ -86,6 +86,14 @@ class Train(Stage):
     def whole(self, run: RunSpec) -> bool:
         return checkpoints.opened(self._last(run)) is not None
 
+    def lost(self, run: RunSpec) -> str:
+        from easyllm.training import metrics
+
+        found = checkpoints.opened(self._last(run))
+        file = self.paths(run).metrics
+        said = metrics.lacking(metrics.read(file), found.step if found else 0)
+        return f"{file}: {said}" if said else ""
+
     def _last(self, run: RunSpec) -> Path:
         root = self.paths(run).checkpoints
         if run.training.steps is not None:

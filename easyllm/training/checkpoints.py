@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyllm.files import read_json, removed, sha256, write_json
+from easyllm.files import read_record, removed, sha256, write_record
 from easyllm.heartbeat import beat
 
 MANIFEST = "manifest.json"
@@ -65,7 +65,7 @@ def listed(checkpoints: Path) -> list[Path]:
 def examined(path: Path) -> Checkpoint | str:
     """The checkpoint at ``path``, or what is wrong with it; no content is read."""
     try:
-        manifest = read_json(path / MANIFEST)
+        manifest = read_record(path / MANIFEST)
         facts = {key: manifest[key] for key in ("step", "samples", "trained_with", "files")}
         for name, file in facts["files"].items():
             found = (path / name).stat().st_size
@@ -114,7 +114,7 @@ def seal(
     """Write the manifest of a checkpoint whose files are all there."""
     if files is None:
         files = facts_of(folder, file_names(folder))
-    write_json(folder / MANIFEST, {**facts, "files": files})
+    write_record(folder / MANIFEST, {**facts, "files": files})
 
 
 def set_apart(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import statistics
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from easyllm.files import new_file
+from easyllm.files import json_line, new_file, read_json_line
 from easyllm.paths import RunPaths
 from easyllm.spec.roles import ModelShape
 from easyllm.spec.run import RunSpec
@@ -41,7 +40,9 @@ class MetricsLog:
         paths = RunPaths(run)
         lines = [line for line in read(paths.metrics) if line["step"] <= done]
         with new_file(paths.metrics) as aside:
-            aside.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+            aside.write_text("".join(json_line(line) + "\n" for line in lines), "utf-8")
+        if lost := lacking(lines, done):
+            print(f"{paths.metrics}: {lost}", file=sys.stderr, flush=True)
         self._file = paths.metrics.open("a", encoding="utf-8")
         settings = flatten(write(run))
         self._trackers = [
@@ -52,7 +53,7 @@ class MetricsLog:
     def log(self, line: Mapping[str, Any]) -> None:
         """Record a step; ``line["step"]`` counts from 1."""
         if self._file:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json_line(line) + "\n")
             self._file.flush()
         for tracker in self._trackers:
             tracker.log(line["step"], line)
@@ -97,12 +98,22 @@ def read(file: Path) -> list[dict[str, Any]]:
     texts = file.read_bytes().split(b"\n") if file.exists() else []
     for number, text in enumerate(texts[:-1], 1):
         try:
-            line = json.loads(text)
+            line = read_json_line(text.decode())
             int(line["step"])
             lines.append(line)
         except (ValueError, KeyError, TypeError):
             print(f"{file}, line {number}: is damaged and left out", file=sys.stderr, flush=True)
     return lines
+
+
+def lacking(lines: list[dict[str, Any]], done: int) -> str:
+    """What is lost where there is no line of some of the steps from 1 to ``done``."""
+    there = {line["step"] for line in lines}
+    lost = [step for step in range(1, done + 1) if step not in there]
+    if not lost:
+        return ""
+    which = f"step {lost[0]}" if len(lost) == 1 else f"{len(lost)} steps from step {lost[0]} on"
+    return f"the metrics of {which} are lost; the weights are not affected"
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def tokens_store(
             "schema": manifest.SCHEMA,
             "made_from": {},
             **dict.fromkeys(manifest.CARRIED, 0),
+            "tokenizer": manifest.tokenizer_identity(place.tokenizer),
             "encoding": {},
             "chats": {},
             "sources": made,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -111,13 +113,55 @@ def test_ranks_of_a_node_hold_one_copy(tmp_path: Path) -> None:
     assert sum(rank["total"] for rank in found) == whole
 
 
-def test_a_map_that_is_cut_short_is_said(tmp_path: Path) -> None:
-    rows = open_rows(large(tmp_path))
-    cache, _ = open_cache(runfile.load(tmp_path / "run.yaml"))
-    os.truncate(cache.folder / mapping.TOKENS, 1000)
-    with pytest.raises(UserError, match=r"tokens\.int32 is cut short; remove "):
-        for index in range(rows.per_epoch):
-            rows.sample(index)
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x04
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+MAP = (
+    mapping.TOKENS, mapping.TRAINED, mapping.OFFSETS, mapping.HASHES, mapping.INDEX,
+    "starts.npy", "lengths.npy", "slots.npy", "facts.json", f"{mapping.TOKENS}.xxh3",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", [flip, cut, Path.unlink], ids=["flipped", "cut", "gone"])
+@pytest.mark.parametrize("name", MAP)
+def test_a_damaged_map_is_named_and_made_again_once_removed(
+    name: str, harm: Callable[[Path], None], tmp_path: Path
+) -> None:
+    run = large(tmp_path)
+
+    def read() -> list[int]:
+        rows = open_rows(run)
+        return [int(rows.sample(index).input_ids.sum()) for index in range(rows.per_epoch)]
+
+    whole = read()
+    cache, _ = open_cache(run)
+    files = list(cache.folder.rglob(name))
+    assert files
+    for file in files:
+        harm(file)
+    with pytest.raises(UserError) as refused:
+        read()
+    what, remedy = refused.value.parts
+    assert name.removesuffix(".xxh3") in what
+    folder = Path(remedy.removeprefix("remove ").partition(",")[0])
+    assert folder.is_relative_to(tmp_path / "node")
+    for file in files:
+        shutil.rmtree(file.parent)
+    assert read() == whole
+
+
+def test_a_tokenizer_that_is_not_the_stores_is_refused(tmp_path: Path) -> None:
+    run = large(tmp_path)
+    (tmp_path / "store/tokenizer/tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"store/tokenizer is not the tokenizer with which "):
+        open_rows(run)
 
 
 SMALL_DISK = """
