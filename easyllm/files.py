@@ -80,6 +80,10 @@ def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
         aside.replace(path)
         if durable:
             flush(path.parent)
+    except OSError as error:
+        if error.filename is None:  # that of writing to an open file names none
+            error.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

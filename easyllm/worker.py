@@ -67,7 +67,10 @@ def main(file: Path, stage: str) -> int:
 
 def _leave(rank: Rank, message: str, mendable: bool = False) -> None:
     kind = reports.kind_of(message) if not mendable else "error"
-    reports.leave(rank.reports, Report(rank.index, message, kind, mendable))
+    try:
+        reports.leave(rank.reports, Report(rank.index, message, kind, mendable))
+    except OSError as error:
+        print(f"{message}\nno report could be written: {error}", file=sys.stderr)
 
 
 def _die_with_parent() -> None:

@@ -43,8 +43,8 @@ def infer(run: RunSpec) -> dict[str, Any]:
     if not count:
         raise UserError(f"inference.prompts={run.inference.prompts}: holds no prompt; write one")
     output, made_from = RunPaths(run).results, _identity(run)
-    if made := finished(output, made_from):
-        return {**made, "resumed": count, "generated_tokens": 0, "tokens_per_second": 0.0}
+    if there := finished(output, made_from):
+        return {**there, "resumed": count, "generated_tokens": 0, "tokens_per_second": 0.0}
     journal = Journal(output, made_from)
     try:
         resumed = len(journal)
@@ -66,18 +66,16 @@ def infer(run: RunSpec) -> dict[str, Any]:
             if len(samples) < SHOWN and "error" not in result:
                 shown = {"prompt": _words(result["prompt"]), "text": result["text"]}
                 samples.append({key: _shortened(text) for key, text in shown.items()})
-        metrics = {
-            "prompts": count,
-            "failed": failed,
-            "resumed": resumed,
-            "generated_tokens": tokens,
-            "tokens_per_second": tokens / seconds if seconds else 0.0,
-            "samples": samples,
-        }
-        journal.finish(metrics)
-        return metrics
+        made = {"prompts": count, "failed": failed, "samples": samples}
+        journal.finish(made)
     finally:
         journal.close()
+    return {
+        **made,
+        "resumed": resumed,
+        "generated_tokens": tokens,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+    }
 
 
 async def _answer_all(run: RunSpec, engine: Engine, journal: Journal, count: int) -> int:

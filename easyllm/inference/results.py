@@ -99,9 +99,9 @@ class Journal:
             self._file.seek(self._places[at])
             yield from files.read_json_line(self._file.readline().decode())["results"]
 
-    def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Write the output, whole or not at all, note that it is, with the stage's ``metrics``, and
-        remove the journal."""
+    def finish(self, counts: Mapping[str, Any]) -> None:
+        """Write the output, whole or not at all, note that it is, with ``counts`` of what is in
+        it, and remove the journal."""
         with files.new_file(self.output) as aside:
             if self.output.suffix == ".parquet":
                 _write_parquet(aside, self.results())
@@ -110,7 +110,7 @@ class Journal:
                     for result in self.results():
                         out.write(json.dumps(result, ensure_ascii=False) + "\n")
         done = {"made_from": self._made_from, "sha256": files.sha256(self.output)}
-        files.write_record(_done(self.output), {**done, "metrics": metrics})
+        files.write_record(_done(self.output), {**done, "counts": counts})
         self.path.unlink()
         self.close()
 
@@ -119,11 +119,11 @@ class Journal:
 
 
 def finished(output: Path, made_from: str) -> dict[str, Any] | None:
-    """The metrics of an output that is whole and made from the same; None where it is not."""
+    """The counts of an output that is whole and made from the same; None where it is not."""
     try:
         done = files.read_record(_done(output))
         if done["made_from"] == made_from and done["sha256"] == files.sha256(output):
-            return dict(done["metrics"])
+            return dict(done["counts"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None

@@ -177,11 +177,17 @@ class Tee:
     """Copies output to a log and to the terminal as it comes, byte for byte."""
 
     def __init__(self, log: Path, shown: bool):
-        self.file = log.open("wb", buffering=0)
+        self.log, self.file = log, log.open("wb", buffering=0)
+        self.written = True
         self.terminal: Any = getattr(sys.stderr, "buffer", None) if shown else None
 
     def __call__(self, chunk: bytes) -> None:
-        self.file.write(chunk)
+        if self.written:
+            try:
+                self.file.write(chunk)
+            except OSError as error:  # the disk is full: the stage may end well all the same
+                self.written = False
+                print(f"{self.log} ends here: {error}", file=sys.stderr, flush=True)
         if self.terminal is not None:
             try:
                 self.terminal.write(chunk)
