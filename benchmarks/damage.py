@@ -32,7 +32,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 STEPS = 2
-NO_RESULT = ("run/logs/", "run/stages/", "run/deepspeed.json", ".lock")
+RECORD = ".done"
+"""The end of the name of what says from which files, and when written, the answers were made."""
+NO_RESULT = ("run/logs/", "run/stages/", "run/deepspeed.json", ".lock", RECORD)
 """Of people, of locks, and the records, which hold times and are written anew."""
 
 
@@ -57,7 +59,7 @@ def results(root: Path) -> dict[str, object]:
         str(file.relative_to(run)): file.read_bytes()
         for folder in ("export", "inference")
         for file in (run / folder).rglob("*")
-        if file.is_file()
+        if file.is_file() and not file.name.endswith(RECORD)
     }
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text("utf-8", "replace").splitlines() if metrics.exists() else []
