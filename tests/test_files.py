@@ -2,12 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from easyllm.files import new_file
+from easyllm.files import (
+    full_disk,
+    json_line,
+    new_file,
+    read_json_line,
+    read_record,
+    write_record,
+)
+
+CONTENT = {"stage": "train", "steps": 12, "losses": [2.5, None, float("inf")], "names": {"é": "x"}}
+
+
+def flipped(content: bytes) -> Iterator[bytes]:
+    """``content`` with one bit turned over, at each place and for each bit."""
+    for place in range(len(content)):
+        for bit in range(8):
+            yield content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+
+
+def test_a_record_is_what_was_written_or_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    write_record(file, CONTENT)
+    assert read_record(file) == CONTENT
+    whole, noticed = file.read_bytes(), 0
+    for damaged in flipped(whole):
+        file.write_bytes(damaged)
+        try:
+            found = read_record(file)
+        except ValueError:
+            noticed += 1
+        else:  # a blank between keys, or the digest's own key
+            assert {key: found[key] for key in CONTENT} == CONTENT
+    assert noticed > 6 * len(whole)
+    file.write_text('{"stage": "train"}')  # of a version before there were digests
+    assert read_record(file) == {"stage": "train"}
+
+
+def test_a_line_is_what_was_written_or_damaged() -> None:
+    line = json_line(CONTENT)
+    assert read_json_line(line) == CONTENT == read_json_line(line + "\n")
+    noticed = 0
+    for damaged in flipped(line.encode()):
+        try:
+            found = read_json_line(damaged.decode())
+        except ValueError:
+            noticed += 1
+        else:
+            assert {key: found[key] for key in CONTENT} == CONTENT
+    assert noticed > 6 * len(line)
+    assert read_json_line('{"step": 1}') == {"step": 1}
+
+
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs Linux's /dev/full, which is a full disk"
+)
+def test_a_full_disk_is_told_from_other_errors(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as full, Path("/dev/full").open("w") as file:
+        file.write("x")
+        file.flush()
+    assert (said := full_disk(full.value)) and "the disk is full" in said
+    with pytest.raises(RuntimeError) as wrapped:
+        raise RuntimeError("saving") from full.value
+    assert full_disk(wrapped.value)
+    assert full_disk(Exception("I/O error: No space left on device (os error 28)"))
+    with pytest.raises(OSError) as absent:
+        (tmp_path / "absent").read_text()
+    assert full_disk(absent.value) is None
 
 
 def test_machines_that_share_a_disk_write_aside_apart(

@@ -62,3 +62,27 @@ def test_run_yaml(trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: Said) -
     assert main(ADAPTED) == 0
     assert capfd.readouterr().err.count("passed over") == 3
     assert file.read_text() == before
+
+
+def test_a_damaged_record_is_made_again(run: Path, capfd: Said) -> None:
+    """Nothing of it is believed: not that another run lies there either."""
+    before = contents(run / "export")
+    record = run / "stages/train.json"
+    record.write_text(record.read_text().replace('"seed": ', '"seed": 1'))
+    assert main([str(run / "run.yaml")]) == 0
+    assert "train …" in capfd.readouterr().err
+    assert contents(run / "export") == before
+    assert main([str(run / "run.yaml")]) == 0
+    assert capfd.readouterr().err.count("passed over") == 3
+
+
+@pytest.mark.parametrize("harm", ["altered", "gone"])
+def test_metrics_that_are_lost_are_said(run: Path, harm: str, capfd: Said) -> None:
+    file = run / "metrics.jsonl"
+    if harm == "gone":
+        file.unlink()
+    else:
+        file.write_text(file.read_text().replace('"loss": ', '"loss": 1'))
+    assert main([str(run / "run.yaml")]) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"{file}: the metrics of step 1 are lost" in said

@@ -261,6 +261,43 @@ def test_a_journal_cut_anywhere_loses_no_whole_result(tmp_path: Path) -> None:
     changed.close()
 
 
+def test_a_damaged_line_of_the_journal_loses_itself_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    journal = Journal(output, "x")
+    for at in range(4):
+        journal.add(at, [{"id": at, "text": "one two"}])
+    journal.close()
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b"two", b"twn")
+    lines[3] = lines[3].replace(b'"at"', b'"at')
+    journal.path.write_bytes(b"".join(lines))
+    again = Journal(output, "x")
+    said = capfd.readouterr().err
+    assert f"{journal.path}, line 3: is damaged" in said and "line 4: is damaged" in said
+    assert [at for at in range(4) if at in again] == [0, 3]
+    for at in (1, 2):
+        again.add(at, [{"id": at, "text": "one two"}])
+    assert list(again.results()) == [{"id": at, "text": "one two"} for at in range(4)]
+    again.close()
+
+
+def test_results_that_are_whole_are_not_computed_again(tmp_path: Path, model: Path) -> None:
+    run = spec(tmp_path, model, prompts={"one": "w1", "two": "w2 w3"})
+    first, results = infer(run)
+    assert first["resumed"] == 0 and first["generated_tokens"] > 0
+    (file,) = load("infer").outputs(run)
+    before = file.stat().st_mtime_ns
+    metrics, again = infer(run)
+    assert again == results and file.stat().st_mtime_ns == before
+    assert metrics["resumed"] == metrics["prompts"] == 2 and metrics["generated_tokens"] == 0
+    assert metrics["samples"] == first["samples"]
+    file.write_text(file.read_text().replace("w1", "w7"))  # what a disk or a person altered
+    metrics, again = infer(run)
+    assert again == results and metrics["resumed"] == 0
+
+
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_killed_five_times_it_ends_as_if_undisturbed(
     tmp_path: Path, model: Path, temperature: float

@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaConfig, TrainingArguments, get_scheduler
 
 from easyllm.errors import UserError
-from easyllm.files import write_json
+from easyllm.files import json_line, write_json
 from easyllm.models.families import Llama
 from easyllm.parallelism.layouts import Pipeline, Zero
 from easyllm.parallelism.partition import bounds
@@ -23,7 +23,7 @@ from easyllm.spec.problems import SpecError
 from easyllm.spec.roles import Schedule
 from easyllm.stages.train import Train
 from easyllm.training import checkpoints
-from easyllm.training.metrics import flops_per_token, read, summary
+from easyllm.training.metrics import flops_per_token, lacking, read, summary
 from easyllm.training.optimizers import AdamW
 from easyllm.training.sampling import samples_of
 from easyllm.training.schedules import WSD, Constant, Cosine, Linear
@@ -209,6 +209,15 @@ def test_metrics_lose_a_damaged_line_alone(tmp_path: Path, capfd: Any) -> None:
     assert [line["step"] for line in read(file)] == [1, 4]
     said = capfd.readouterr().err
     assert said.count("is damaged and left out") == 2 and f"{file}, line 3" in said
+    file.write_text(json_line({"step": 1, "loss": 2.5}).replace("2.5", "2.7") + "\n")
+    assert read(file) == [] and "line 1: is damaged" in capfd.readouterr().err
+
+
+def test_metrics_that_are_lost_are_said() -> None:
+    lines = [{"step": step} for step in (1, 4, 5)]
+    assert lacking(lines, 5).startswith("the metrics of 2 steps from step 2 on are lost")
+    assert lacking(lines[:1], 2).startswith("the metrics of step 2 are lost")
+    assert lacking(lines[:1], 1) == lacking([], 0) == ""
 
 
 def checkpoint(root: Path, step: int) -> Path:
