@@ -4,7 +4,7 @@ A small model is trained for STEPS steps, exported and asked. Then, for each fil
 turned over, or the second half is cut off, or the file is removed, and the command is given again:
 
 repaired   status 0, and every result is what it was
-unread     the file stays damaged, since nothing reads it; so the run is continued for a step
+unread     the file stays damaged, since nothing reads it; so training is continued for a step
            more, and that gives what it gives undamaged
 said       status 0, results differ or the file stays damaged, and its name was said
 refused    another status, and a message that names the file or the folder it lies in
@@ -13,7 +13,8 @@ traceback  a Python traceback
 
 Results are the exported model, the answers and the losses. A byte that a disk turns over without
 changing the file's time of change is another matter: what is read from checkpoints and the store
-is compared with its hash, exports are not.
+is compared with its hash, exports are not. Of the older checkpoint weights and manifest alone are
+damaged: what is true of those of the newest is true of its other files.
 
 Prints a line for each damage; the last line is one flat JSON object. Exits 1 where something was
 silent or gave a traceback.
@@ -49,7 +50,10 @@ def command(root: Path, steps: int) -> list[str]:
 
 
 def given(root: Path, steps: int = STEPS) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(root, steps), cwd=root, capture_output=True, text=True)
+    """The command; of more steps it trains only."""
+    stages = [] if steps == STEPS else ["stages=[tokenize,shuffle,repartition,train]"]
+    words = [*command(root, steps), *stages]
+    return subprocess.run(words, cwd=root, capture_output=True, text=True)
 
 
 def results(root: Path) -> dict[str, object]:
@@ -71,6 +75,13 @@ def results(root: Path) -> dict[str, object]:
         except (ValueError, KeyError):
             losses.append(line)
     return {**found, "losses": losses}
+
+
+def trained(root: Path) -> dict[str, object]:
+    """What training for a step more gives."""
+    weights = root / f"run/checkpoints/step-{STEPS + 1:08}/weights"
+    found = {file.name: file.read_bytes() for file in weights.glob("*.safetensors")}
+    return {**found, "losses": results(root)["losses"]}
 
 
 def flip(file: Path) -> None:
@@ -116,9 +127,15 @@ def judged(
         return "traceback"
     if done.returncode:
         return "refused" if names(done.stdout + done.stderr, place) else "silent"
-    if results(root) == later:
+    if trained(root) == later:
         return "unread"
     return "said" if names(done.stderr, place) else "silent"
+
+
+def repeats(file: Path) -> bool:
+    """Whether a file is of the older checkpoint and neither its weights nor its manifest."""
+    older = "step-00000001" in file.parts
+    return older and file.name not in ("model.safetensors", "manifest.json")
 
 
 def not_a_result(file: str) -> bool:
@@ -141,10 +158,10 @@ def main() -> int:
         shutil.copytree(root, pristine)
         before = results(root)
         assert given(root, STEPS + 1).returncode == 0
-        later = results(root)
+        later = trained(root)
         for whole in sorted(file for file in pristine.rglob("*") if file.is_file()):
             file = str(whole.relative_to(pristine))
-            if asked.only not in file or not whole.stat().st_size:
+            if asked.only not in file or not whole.stat().st_size or repeats(whole):
                 continue
             for kind in asked.kinds or harms:
                 shutil.rmtree(root)
