@@ -30,7 +30,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 SHELL = [line for kind, text in BLOCKS if kind == "shell" for line in text.splitlines()]
 TABLE = re.findall(r"`(python -m easyllm [^`]*)` \|$", README, re.MULTILINE)
 NEEDS_GPUS = ("llama13b_zero", "llama13b_pipe data=text")
-SLOW = ("smollm2_pipe", "data.engine=spark")
+SLOW = ("smollm2_pipe", "data.engine=spark", "+smoke=cpu")
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,7 @@ def test_vllm_finds_the_plugin(python, tmp_path):
     assert Path(where).is_relative_to(python.parent.parent)
 
 
+@pytest.mark.slow
 def test_demo_from_an_empty_folder(python, tmp_path):
     run([str(python), "-m", "easyllm", "+recipe=demo", "training.steps=3"], tmp_path)
     (folder,) = (p.parent for p in tmp_path.glob("runs/*/run.yaml"))

@@ -22,6 +22,8 @@ from easyllm.stages.base import Rank
 from tests.data.conftest import Spec
 
 STAGES = ("tokenize", "shuffle", "repartition")
+KILLS = 10
+"""Of each stage."""
 
 SCRIPT = """
 import sys
@@ -85,17 +87,19 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, errors
 
 
-def survive(folder: Path, texts: Path, kills: int) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kills_of_each_stage_change_nothing(texts: Path, tmp_path: Path) -> None:
     draw = random.Random(0)
     killed = 0
-    whole, broken = folder / "whole", folder / "broken"
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
     for stage in STAGES:
         process = start(whole, texts, stage)
         assert process.stdout and process.stdout.readline() == "ready\n"
         began = time.perf_counter()
         finish(process)
         took = time.perf_counter() - began
-        for _ in range(kills):
+        for _ in range(KILLS):
             process = start(broken, texts, stage)
             assert process.stdout and process.stdout.readline() == "ready\n"
             time.sleep(draw.uniform(0, 0.8 * took))
@@ -106,16 +110,6 @@ def survive(folder: Path, texts: Path, kills: int) -> None:
         assert content(broken / "store", stage) == content(whole / "store", stage)
     assert killed, "every process was done before it was killed"
     assert not list((broken / "store").glob(".*"))
-
-
-def test_killed_stages_go_on(texts: Path, tmp_path: Path) -> None:
-    survive(tmp_path, texts, kills=1)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_many_kills_of_each_stage_change_nothing(texts: Path, tmp_path: Path) -> None:
-    survive(tmp_path, texts, kills=10)
 
 
 def test_only_unfinished_shards_are_made_again(

@@ -49,7 +49,7 @@ def test_a_moved_run_says_so(moved: tuple[Trained, Trained]) -> None:
 
 @pytest.mark.parametrize(
     ("rank", "asynchronous"),
-    [(0, False), (1, True), pytest.param(1, False, marks=pytest.mark.slow)],
+    [(0, False), *(pytest.param(1, late, marks=pytest.mark.slow) for late in (False, True))],
 )
 def test_a_rank_killed_while_saving_costs_nothing(
     small: Small, lives: Trained, tmp_path: Path, rank: int, asynchronous: bool
