@@ -121,7 +121,7 @@ def _stages(run: RunSpec, file: Path, launcher: Launch) -> int:
     if status == DONE:
         summary.table(run, made, time.monotonic() - begun)
     elif status in (STOPPED, INTERRUPTED):
-        summary.say(f"to go on, run the same command again, or: {summary.again(file)}")
+        summary.say(f"to go on, run the same command again, or: {summary.again(run, file)}")
     return status
 
 
