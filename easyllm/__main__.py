@@ -84,10 +84,12 @@ def _composed(arguments: Arguments, overrides: list[Override]) -> RunSpec:
 
 def _again(arguments: Arguments, file: Path, overrides: list[Override]) -> RunSpec:
     """The run in a run.yaml; with other values it is another run, and lands elsewhere."""
+    from easyllm.cli import trust
     from easyllm.cli.check import check
     from easyllm.cli.compose import from_file
     from easyllm.dispatcher.identity import moved, resolved
 
+    trust.check(arguments, file, overrides)
     run = check(from_file(file, overrides), arguments.library)
     if _follows(run):
         return run

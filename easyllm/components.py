@@ -11,6 +11,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from easyllm.spec.problems import near
 from easyllm.spec.roles import Component
@@ -81,6 +82,16 @@ def resolver(allow: Iterable[str] = (), path: Iterable[str] = ()) -> Resolve:
         return cls
 
     return resolve
+
+
+def outside(folders: Iterable[str], homes: Iterable[Path]) -> list[str]:
+    """The folders that lie below none of ``homes``, links followed."""
+    real = [home.expanduser().resolve() for home in homes]
+    return [
+        folder
+        for folder in folders
+        if not any(Path(folder).expanduser().resolve().is_relative_to(home) for home in real)
+    ]
 
 
 def shipped(role: type[Component] = Component) -> list[type[Component]]:

@@ -15,14 +15,19 @@ from easyllm.spec.schema import read, write
 
 def read_config(config: Mapping[str, Any]) -> tuple[RunSpec, list[Problem]]:
     """The spec in plain configuration, its components found where ``components`` says."""
-    places = config.get("components")
-    places = places if isinstance(places, Mapping) else {}
+    return read(config, resolver(*places(config)))
+
+
+def places(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The modules that ``components.allow`` names and the folders that ``components.path`` does."""
+    components = config.get("components")
+    components = components if isinstance(components, Mapping) else {}
 
     def texts(name: str) -> list[str]:
-        value = places.get(name)
+        value = components.get(name)
         return [v for v in value if isinstance(v, str)] if isinstance(value, list) else []
 
-    return read(config, resolver(texts("allow"), texts("path")))
+    return texts("allow"), texts("path")
 
 
 def load_plain(file: Path) -> dict[str, Any]:

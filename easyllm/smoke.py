@@ -117,8 +117,8 @@ def _model(run: RunSpec, limits: SmokeSpec) -> ModelSpec:
         tied=large.tied,
     )
     return replace(
-        model, path=None, init="random", dtype="float32", attention="sdpa", compile=False,
-        family=family,
+        model, path=None, revision=None, init="random", dtype="float32", attention="sdpa",
+        compile=False, family=family,
         config=family.shaped(config, shape), overrides={},
     )  # fmt: skip
 

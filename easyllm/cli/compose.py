@@ -12,7 +12,7 @@ from easyllm.cli import diagnosis, interpolation, spelling
 from easyllm.cli.arguments import Override, of_hydra
 from easyllm.cli.library import ROOT, Library, absent_option
 from easyllm.cli.relocation import relocated
-from easyllm.cli.words import has, lay
+from easyllm.cli.words import has, lay, tree
 from easyllm.spec import texts
 from easyllm.spec.problems import ABSENT, Problem, SpecError
 from easyllm.spec.schema import flatten
@@ -145,11 +145,21 @@ def _by_hydra(folder: Path, words: tuple[str, ...]) -> tuple[dict[str, Any], dic
 def from_file(file: Path, overrides: list[Override]) -> dict[str, Any]:
     """The configuration in a resolved spec with the overrides laid over it. Raises SpecError."""
     config = relocated(_loaded(file), file)
+    path = _at(config, "path")
     found = [problem for o in overrides if (problem := lay(config, o))]
+    revised = any(has(tree(o), f"{MODEL}.revision") for o in overrides)
+    if _at(config, "path") != path and _at(config, "revision") and not revised:
+        config[MODEL]["revision"] = None  # it was the other model's
     config = interpolation.resolved(config, found)
     if found:
         raise SpecError(found)
     return config
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a key of the model."""
+    model = config.get(MODEL)
+    return model.get(key) if isinstance(model, Mapping) else None
 
 
 def _loaded(file: Path) -> dict[str, Any]:

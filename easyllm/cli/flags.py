@@ -24,6 +24,7 @@ COMPLETION = {"--shell-completion", "-sc"}
 SHELL = re.compile(r"(install|uninstall)=(bash|zsh|fish)|query=\w+")
 """What is asked of shell completion."""
 CONFIG_DIR = {"--config-dir", "-cd"}
+TRUST, VERSION = "--trust", "--version"
 RECIPE = "recipe"
 
 
@@ -36,6 +37,8 @@ class Arguments:
     config_dir: Path | None = None
     hydra_flags: list[str] = field(default_factory=list)
     sweep: bool = False
+    trust: bool = False
+    """Import code from wherever ``spec_file`` says."""
     version: bool = False
 
     @property
@@ -61,12 +64,14 @@ def parse(words: list[str]) -> Arguments:
             found["config_dir"] = Path(folder).absolute()
         elif word in SWEEP:
             found["sweep"] = True
-        elif word == "--version":
+        elif word == TRUST:
+            found["trust"] = True
+        elif word == VERSION:
             found["version"] = True
         elif flag in HYDRA:
             found["hydra_flags"] += [word, *_asked(flag, given, value, rest)]
         elif word.startswith("-"):
-            flags = sorted(SWEEP | HYDRA | CONFIG_DIR | {"--version"})
+            flags = sorted(SWEEP | HYDRA | CONFIG_DIR | {TRUST, VERSION})
             raise SpecError(
                 [Problem(word, ABSENT, "no such flag", near(word, flags) or ", ".join(flags))]
             )
@@ -148,6 +153,7 @@ def _of_recipe(arguments: Arguments) -> Arguments:
         config_dir=folder,
         hydra_flags=arguments.hydra_flags,
         sweep=arguments.sweep,
+        trust=arguments.trust,
         version=arguments.version,
     )
 

@@ -22,6 +22,7 @@ THEN = (
 FLAGS = (
     ("-m", "run each combination of the values that keys are given, as in seed=1,2"),
     ("--config-dir FOLDER", "recipes and groups of your own, beside these"),
+    ("--trust", "import the code that a run.yaml names, wherever it lies; look at it before"),
     ("--cfg job", "print the configuration; --package KEY a part of it"),
     ("--info defaults", "print the files that it is composed of"),
     ("--hydra-help", "what else Hydra, which composes it, can be asked"),

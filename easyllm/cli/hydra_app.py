@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from easyllm.cli.arguments import Override
-from easyllm.cli.flags import CFG, PACKAGE, SHELL, Arguments
+from easyllm.cli.flags import CFG, PACKAGE, SHELL, TRUST, Arguments
 from easyllm.cli.library import ROOT, absent_option
 from easyllm.cli.origins import Origin
 from easyllm.cli.report import refuse
@@ -64,6 +64,8 @@ def _run_point(arguments: Arguments, words: list[str]) -> int:
     command = [sys.executable, "-m", "easyllm", *file, *words]
     if arguments.config_dir is not None:
         command += ["--config-dir", str(arguments.config_dir)]
+    if arguments.trust:
+        command.append(TRUST)
     process = subprocess.Popen(command)
     while True:
         try:

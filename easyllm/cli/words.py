@@ -41,6 +41,14 @@ def lay(config: dict[str, Any], override: Override) -> Problem | None:
     return None
 
 
+def tree(override: Override) -> Any:
+    """What a word lays over a configuration."""
+    laid = override.value
+    for name in reversed(override.key.split(".")):
+        laid = {name: laid}
+    return laid
+
+
 def has(config: Any, key: str) -> bool:
     """Whether something stands at a dotted key."""
     for part in key.split("."):

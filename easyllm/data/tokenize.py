@@ -14,8 +14,8 @@ from easyllm.data import inputs, store
 from easyllm.data.chunks import Chunk, chunks, files, shown
 from easyllm.data.encoding import ChatCounts, Vocabulary, encode, load_tokenizer
 from easyllm.data.exactness import Engine, choose, compared, load
-from easyllm.data.identity import encoding, tokens_identity
-from easyllm.data.manifest import Manifest, make, scratch, tokenizer_identity
+from easyllm.data.identity import encoding, made_from
+from easyllm.data.manifest import Manifest, find, make, scratch, tokenizer_identity
 from easyllm.data.originals import TokenStore
 from easyllm.data.pool import Pool
 from easyllm.data.settling import settle
@@ -42,7 +42,8 @@ def tokenize(run: RunSpec) -> dict[str, Any]:
     for name, reader in run.data.sources.items():
         files(name, reader)  # said before any work
     place = RunPaths(run).store
-    return make(place, "tokenize", tokens_identity(run), functools.partial(_fill, run, place))
+    told = made_from(run, find(place, "tokenize"))
+    return make(place, "tokenize", told, functools.partial(_fill, run, place))
 
 
 def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
@@ -183,11 +184,11 @@ def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
         note.touch()
         return tokenizer_identity(place.tokenizer)
 
-    made_from = tokens_identity(run)
-    identity: str = workshop.piece("tokenizer", made_from, make)
+    told = made_from(run, None)
+    identity: str = workshop.piece("tokenizer", told, make)
     if identity != tokenizer_identity(place.tokenizer):
         (workshop.folder / "tokenizer").unlink()
-        identity = workshop.piece("tokenizer", made_from, make)
+        identity = workshop.piece("tokenizer", told, make)
     return identity
 
 

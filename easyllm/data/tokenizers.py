@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easyllm.errors import Unusable, UserError
+from easyllm.files import digest
 from easyllm.models import source
 from easyllm.paths import RunPaths
 from easyllm.spec.problems import Problem
@@ -106,6 +108,23 @@ class Pretrained(Tokenizer):
         path = self._path(run)
         return source.tokenizer_rule(path) if path else None
 
+    def of_model(self, run: RunSpec) -> bool:
+        return bool(run.model.path) and self._path(run) == run.model.path
+
+    def content(self, run: RunSpec) -> str | None:
+        model = run.model
+        if not (self.of_model(run) and model.path and model.revision):
+            return None
+        place = source.snapshot(model.path, model.revision)
+        if place is None:
+            return None
+        return digest(
+            [
+                (str(file.relative_to(place)), hashlib.sha256(file.read_bytes()).hexdigest())
+                for file in tokenizer_files(place)
+            ]
+        )
+
     def make(self, run: RunSpec, folder: Path) -> None:
         path = self._path(run)
         assert path, "checked by problems()"
@@ -113,7 +132,8 @@ class Pretrained(Tokenizer):
         if origin is not None and origin.suffix == ".tiktoken":
             return _from_ranks(origin, folder, run)
         if origin is None or not origin.is_dir():
-            origin = source.folder(path, RunPaths(run).models, with_weights=False)
+            revision = run.model.revision if self.of_model(run) else None
+            origin = source.folder(path, RunPaths(run).models, False, revision)
         if told := source.without_tokenizer(origin):
             raise UserError(told)
         files = tokenizer_files(origin)

@@ -63,17 +63,16 @@ def _spoiled(run: RunSpec) -> dict[str, tuple[Any, Any]]:
             continue  # it has what it was asked for
         stage = load(name)
         record = records.read(run, stage)
-        if record is None or not _left_something(run, name, record):
+        if record is None or not left_something(run, name, record):
             continue
-        old, new = record.get("spec") or {}, records.keys_read(run, stage)
-        for key in [*new, *(key for key in old if key not in new)]:
-            pair = old.get(key, ABSENT), new.get(key, ABSENT)
-            if pair[0] != pair[1] and not stage.goes_on(run, key):
+        for key, pair in records.differences(run, stage, record).items():
+            if not stage.goes_on(run, key):
                 found[key] = pair
     return found
 
 
-def _left_something(run: RunSpec, stage: str, record: Mapping[str, Any]) -> bool:
+def left_something(run: RunSpec, stage: str, record: Mapping[str, Any]) -> bool:
+    """Whether a stage with this record has made something that lies in the run's directory."""
     if record.get("status") == records.DONE and record.get("outputs"):
         return True
     return stage == "train" and _has_entries(RunPaths(run).checkpoints)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,16 @@ def moved(before: RunSpec, after: RunSpec) -> RunSpec:
     """``after``, which is the resolved ``before`` with some keys changed, in places of its own.
 
     A place that was derived from what ``before`` holds is derived anew beside the old one;
-    a place that was given stays. In a new directory the model that ``before`` trained answers.
-    Raises SpecError where that is not exported.
+    a place that was given stays. Both are named by what was typed: without ``model.revision``,
+    where the run found that by itself. In a new directory the model that ``before`` trained
+    answers. Raises SpecError where that is not exported.
     """
     assert before.data.dir and before.run_dir and after.data.dir and after.run_dir
-    if after.data.dir == before.data.dir and Path(before.data.dir).name == store_address(before):
-        store = Path(before.data.dir).with_name(store_address(after))
-        after = replace(after, data=replace(after.data, dir=str(store)))
-    if after.run_dir == before.run_dir and Path(before.run_dir).name == run_folder(before):
-        after = replace(after, run_dir=str(Path(before.run_dir).with_name(run_folder(after))))
+    if after.data.dir == before.data.dir:
+        store = _beside(before.data.dir, store_address, before, after)
+        after = replace(after, data=replace(after.data, dir=store))
+    if after.run_dir == before.run_dir:
+        after = replace(after, run_dir=_beside(before.run_dir, run_folder, before, after))
     if after.run_dir != before.run_dir:
         asked, old = after.inference, RunPaths(before)
         uses = {"infer", "serve"} & set(after.stages) and "export" not in after.stages
@@ -54,6 +55,24 @@ def moved(before: RunSpec, after: RunSpec) -> RunSpec:
         if uses and not another and (old.export.exists() or old.checkpoints.exists()):
             after = replace(after, inference=replace(asked, model=_trained(before)))
     return after
+
+
+def _beside(place: str, name: Callable[[RunSpec], str], before: RunSpec, after: RunSpec) -> str:
+    """The place of ``after`` beside that of ``before``, where that was derived by ``name``; else
+    the same."""
+    pairs = [(before, after)]
+    if before.model.revision is not None:
+        same = after.model.revision == before.model.revision
+        pairs.append((_unpinned(before), _unpinned(after) if same else after))
+    for then, now in pairs:
+        if Path(place).name == name(then):
+            return str(Path(place).with_name(name(now)))
+    return place
+
+
+def _unpinned(run: RunSpec) -> RunSpec:
+    """``run`` as it was typed, where it found its ``model.revision`` by itself."""
+    return replace(run, model=replace(run.model, revision=None))
 
 
 def _trained(run: RunSpec) -> str:
@@ -81,6 +100,8 @@ def run_folder(run: RunSpec) -> str:
     derived = plain["data"]["dir"] is None or Path(plain["data"]["dir"]).name == address
     for key in ("cache", "encoder", "engine", "workers", "memory_gb") + (("dir",) * derived):
         del plain["data"][key]
+    if run.model.revision is None:
+        del plain["model"]["revision"]  # the names of older runs stay
     del plain["model"]["cache"], plain["training"]["resume"]
     del plain["hardware"]["launcher"], plain["hardware"]["timeout_s"]
     return f"{run.name}-{digest([plain, address], 8)}"
@@ -88,7 +109,9 @@ def run_folder(run: RunSpec) -> str:
 
 def store_address(run: RunSpec) -> str:
     """A hash of everything that decides what the token store holds, the sources' files included."""
-    return digest([tokens_identity(run), run.data.partitions, run.seed], 12)
+    revision = run.model.revision if run.data.tokenizer.of_model(run) else None
+    given = [revision] if revision else []  # the names of older stores stay
+    return digest([tokens_identity(run), run.data.partitions, run.seed, *given], 12)
 
 
 def _absolute(part: Any) -> Any:

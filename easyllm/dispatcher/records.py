@@ -9,6 +9,8 @@ from typing import Any
 
 from easyllm.files import fingerprint, read_record, write_record
 from easyllm.paths import RunPaths
+from easyllm.spec.defaults import default
+from easyllm.spec.problems import ABSENT
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import flatten, write
 from easyllm.stages.base import Stage
@@ -55,7 +57,7 @@ def changed(run: RunSpec, stage: Stage, record: Mapping[str, Any] | None) -> str
         return "not run yet"
     if record.get("status") != DONE:
         return f"was {record.get('status')}"
-    if record.get("spec") != keys_read(run, stage):
+    if differences(run, stage, record):
         return "its keys have changed"
     if record.get("inputs") != _fingerprints(run, stage.inputs(run)):
         return "its inputs have changed"
@@ -69,6 +71,24 @@ def changed(run: RunSpec, stage: Stage, record: Mapping[str, Any] | None) -> str
     if not there or _name(run, outputs[0]) not in made or not stage.whole(run):
         return "what it made is gone or has changed"
     return ""
+
+
+def differences(
+    run: RunSpec, stage: Stage, record: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """The keys that the stage reads whose values differ, with the record's and the run's.
+
+    A key that the record lacks has its default there: the field did not exist yet.
+    """
+    old, new = record.get("spec") or {}, keys_read(run, stage)
+    found = {}
+    for key in [*new, *(key for key in old if key not in new)]:
+        # a damaged record without any key says nothing
+        before = old[key] if key in old else default(run, key) if old else ABSENT
+        after = new.get(key, ABSENT)
+        if before != after:
+            found[key] = before, after
+    return found
 
 
 def keys_read(run: RunSpec, stage: Stage) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from easyllm import runfile
 from easyllm.dispatcher import directory, records, summary
 from easyllm.dispatcher.lock import Occupied, held
+from easyllm.dispatcher.pinning import pinned
 from easyllm.errors import UserError
 from easyllm.files import read_json
 from easyllm.launchers import reports
@@ -35,6 +36,7 @@ def dispatch(run: RunSpec) -> int:
 
     Raises SpecError, with nothing started, where the directory belongs to another run.
     """
+    run = pinned(run)
     paths = RunPaths(run)
     if found := [*directory.problems(run), *_lacking(run)]:
         raise SpecError(found)
@@ -121,7 +123,7 @@ def _stages(run: RunSpec, file: Path, launcher: Launch) -> int:
     if status == DONE:
         summary.table(run, made, time.monotonic() - begun)
     elif status in (STOPPED, INTERRUPTED):
-        summary.say(f"to go on, run the same command again, or: {summary.again(file)}")
+        summary.say(f"to go on, run the same command again, or: {summary.again(run, file)}")
     return status
 
 

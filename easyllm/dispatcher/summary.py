@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from easyllm.components import outside
 from easyllm.paths import RunPaths
 from easyllm.preflight.notes import notes
 from easyllm.printable import printable
@@ -34,8 +35,11 @@ def shown(path: Path | str) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def again(file: Path) -> str:
-    return f"{command()} {shlex.quote(shown(file))}"
+def again(run: RunSpec, file: Path) -> str:
+    """The command that runs a spec on disk from here, in which code of the user's own that lies
+    elsewhere has to be trusted once more."""
+    trust = " --trust" if outside(run.components.path, [Path.cwd()]) else ""
+    return f"{command()} {shlex.quote(shown(file))}{trust}"
 
 
 def command() -> str:
@@ -128,20 +132,20 @@ def _where(run: RunSpec, stage: str) -> str:
 
 
 def _next(run: RunSpec) -> list[tuple[str, str]]:
-    paths, spec = RunPaths(run), shlex.quote(shown(RunPaths(run).spec))
+    paths, rerun = RunPaths(run), again(run, RunPaths(run).spec)
     ideas = [("read its metrics", f"tail -n 3 {shown(paths.metrics)}")]
     if not paths.metrics.exists():
         ideas.clear()
     written = paths.gguf if paths.gguf.is_file() else paths.export
     if written.is_file() or (written / "config.json").is_file():  # an adapter has none
         ideas += [
-            ("serve the model", f"{command()} {spec} stages=[serve]"),
+            ("serve the model", f"{rerun} stages=[serve]"),
             ("ask it something", f"{command()} stages=[infer]{_like(run)} "
              f"inference.model={shown(written)} inference.prompts.mine='Once upon a time'"),
         ]  # fmt: skip
     elif "train" not in run.stages and not paths.export.is_dir():
-        ideas.append(("train on it", f"{command()} {spec} stages=[train,export]"))
-    ideas.append(("run it with another value", f"{command()} {spec} seed=1"))
+        ideas.append(("train on it", f"{rerun} stages=[train,export]"))
+    ideas.append(("run it with another value", f"{rerun} seed=1"))
     return ideas
 
 

@@ -19,6 +19,7 @@ KEYS = (
     "inference",
     "data.template",
     "model.path",
+    "model.revision",
     "model.init",
     "model.dtype",
     "model.attention",
@@ -53,6 +54,14 @@ def model_path(run: RunSpec) -> str:
     )
 
 
+def of_model(run: RunSpec) -> bool:
+    """Whether the model to generate with is that at ``model.path``."""
+    try:
+        return "export" not in run.stages and model_path(run) == run.model.path
+    except UserError:
+        return False
+
+
 def model_name(run: RunSpec) -> str:
     """What the model to generate with is called, which tells nothing of where it lies.
 
@@ -74,7 +83,9 @@ def model_name(run: RunSpec) -> str:
 
 def model_folder(run: RunSpec) -> Path:
     """The model to generate with, as a folder in Hugging Face's format. Raises UserError."""
-    folder = source.folder(model_path(run), RunPaths(run).models)
+    path = model_path(run)
+    revision = run.model.revision if path == run.model.path else None
+    folder = source.folder(path, RunPaths(run).models, revision=revision)
     if told := source.without_tokenizer(folder):
         raise UserError(told)
     return folder

@@ -38,13 +38,15 @@ def model_folder(run: RunSpec) -> Path | None:
     """The local folder of ``model.path``, fetched or converted first where need be."""
     if run.model.path is None:
         return None
-    return _fetched(run.model.path, RunPaths(run).models, run.model.init == "pretrained")
+    model = run.model
+    with_weights = model.init == "pretrained"
+    return _fetched(run.model.path, RunPaths(run).models, with_weights, model.revision)
 
 
 @functools.cache
-def _fetched(path: str, models: Path, with_weights: bool) -> Path:
+def _fetched(path: str, models: Path, with_weights: bool, revision: str | None) -> Path:
     """Asked for once a process: a hub that does not answer must not stop a running training."""
-    return folder(path, models, with_weights)
+    return folder(path, models, with_weights, revision)
 
 
 def family_of(run: RunSpec, model_type: str) -> Family:

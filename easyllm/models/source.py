@@ -6,11 +6,12 @@ import importlib.util
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from easyllm import files
-from easyllm.errors import Unusable, UserError
+from easyllm.errors import Unusable, UserError, WrongValue
 from easyllm.models import tensor_files
 
 PACKAGE = "package:"
@@ -100,17 +101,17 @@ def local_config(path: str) -> dict[str, Any] | None:
     return _config(place)
 
 
-def folder(path: str, cache: Path, with_weights: bool = True) -> Path:
+def folder(path: str, cache: Path, with_weights: bool = True, revision: str | None = None) -> Path:
     """A folder in Hugging Face's format that holds the model at ``path``.
 
     It has ``config.json``, the tokenizer's files and, unless ``with_weights`` is false, weights
-    as safetensors or, where there are none, as ``.bin`` files. A hub id is downloaded into the
-    hub's own cache. A GGUF file is converted once, under a lock, into
-    ``cache/<name>-<digest>/``. Raises UserError.
+    as safetensors or, where there are none, as ``.bin`` files. A hub id is downloaded, at
+    ``revision`` or else its main branch, into the hub's own cache. A GGUF file is converted once,
+    under a lock, into ``cache/<name>-<digest>/``. Raises UserError.
     """
     place = _checked(path)
     if place is None:
-        place = _downloaded(path, with_weights)
+        place = _downloaded(path, revision, WEIGHTS if with_weights else ())
     elif place.is_file():
         return _converted(place, cache)
     if with_weights and tensor_files.adapter_only(place):
@@ -122,6 +123,30 @@ def folder(path: str, cache: Path, with_weights: bool = True) -> Path:
             "give a folder that has them, or model.init=random",
         )
     return place
+
+
+def commit(hub_id: str, revision: str | None = None) -> str:
+    """The commit of a model on the hub that ``revision``, by default its main branch, is at.
+
+    Its small files are fetched along. Where the hub does not answer, its cache on this machine
+    says which commit that was when it was fetched last. Raises UserError where neither knows it.
+    """
+    return _downloaded(hub_id, revision).name
+
+
+def snapshot(hub_id: str, revision: str) -> Path | None:
+    """The folder of the hub's cache with a model's files at ``revision``; None where it was not
+    fetched. Asks nobody."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    home = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="model")
+    try:
+        found = (home / "refs" / revision).read_text("utf-8").strip()
+    except OSError:  # a commit has no entry of its own
+        found = revision
+    place = home / "snapshots" / found
+    return place if found and place.is_dir() else None
 
 
 def _checked(path: str) -> Path | None:
@@ -179,27 +204,47 @@ def _in_package(path: str) -> Path:
     raise Unusable(path, f"{name} has no {file}; {there}")
 
 
-def _downloaded(hub_id: str, with_weights: bool) -> Path:
+def _downloaded(hub_id: str, revision: str | None, weights: Iterable[str] = ()) -> Path:
+    """The folder of the hub's cache with the small files of a model and the first of ``weights``
+    that it has."""
+    import httpx2
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def fetched(*patterns: str) -> Path:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*patterns]))
 
     try:
-        place = Path(snapshot_download(hub_id, allow_patterns=[*SMALL_FILES]))
+        place = fetched(*SMALL_FILES)
         # the indexes are small files: only where safetensors do not come are .bin files wanted
-        for pattern in WEIGHTS if with_weights else ():
-            place = Path(snapshot_download(hub_id, allow_patterns=[pattern]))
+        for pattern in weights:
+            place = fetched(pattern)
             if tensor_files.paths(place) and any(place.glob(pattern)):
                 break
         return place
+    except RevisionNotFoundError:
+        raise WrongValue(
+            "model.revision", revision, f"{hub_id} has no such branch, tag or commit on the hub",
+            f"give one that https://huggingface.co/{hub_id}/commits/main lists, or leave it out "
+            "for the newest",
+        ) from None  # fmt: skip
     except GatedRepoError:
         consent = f"accept the terms on https://huggingface.co/{hub_id}, then set HF_TOKEN"
         raise Unusable(hub_id, "its owner asks for consent", consent) from None
     except RepositoryNotFoundError:
         what = "no such folder here and no such model on the hub"
         raise Unusable(hub_id, what, FORMATS) from None
-    except OSError as error:
-        why = str(error).splitlines()[0]
-        what = f"no such folder here, and the hub does not answer ({why})"
+    except HFValidationError as error:
+        raise Unusable(hub_id, f"no such folder here, and no hub id: {error}", FORMATS) from None
+    except (OSError, httpx2.HTTPError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        at = f", and its cache here holds no {revision}" if revision else ""
+        what = f"no such folder here, and the hub does not answer{at} ({why})"
         raise Unusable(hub_id, what, FORMATS) from None
 
 

@@ -28,6 +28,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
         yield Problem("model.path", run.model.path, complaint, "give a folder or a hub id")
     elif run.model.path:
         yield from _weights(run, run.model.path)
+        yield from _revision(run, run.model.path)
     tokenizer = getattr(run.data.tokenizer, "path", None)
     if isinstance(tokenizer, str) and (complaint := tokenizers.problem(tokenizer)):
         yield Problem("data.tokenizer.path", tokenizer, complaint, tokenizers.PATHS)
@@ -79,6 +80,17 @@ def _weights(run: RunSpec, path: str) -> Iterator[Problem]:
             yield Problem(
                 "model.path", path, complaint, "fetch its files again, or give model.init=random"
             )
+
+
+def _revision(run: RunSpec, path: str) -> Iterator[Problem]:
+    """A revision of what has none."""
+    if run.model.revision is not None and (place := source.local(path)):
+        kind = "folder" if place.is_dir() else "file"
+        yield Problem(
+            "model.revision", run.model.revision,
+            f"is of a model on the hub, and model.path={path} is a {kind} of this machine",
+            "leave it out, or give model.path=<hub id>", also=("model.path",),
+        )  # fmt: skip
 
 
 def _model_tokenizer(run: RunSpec) -> Iterator[Problem]:

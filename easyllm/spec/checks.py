@@ -256,6 +256,12 @@ def _model(run: RunSpec) -> Iterator[Problem]:
             "model.path", None, "there are no weights to start from",
             "give a folder or a hub id, or model.init=random", also=("model.init",),
         )  # fmt: skip
+    if model.revision is not None and not model.path:
+        yield Problem(
+            "model.revision", model.revision,
+            "is of a model on the hub, and model.path is not given",
+            "give model.path=<hub id>, or leave it out", also=("model.path",),
+        )  # fmt: skip
     yield from attention.problems(run)
     if model.family is None:
         return

@@ -50,6 +50,9 @@ class ModelSpec:
     path: ModelPath | None = None
     """A folder in Hugging Face's format, a hub id, a ``.gguf`` file, or
     ``package:NAME/FILE`` for a file that an installed Python package carries."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id. Null takes the commit that the hub's main branch is at
+    when the run begins; ``run.yaml`` names it, and the run keeps it when main moves on."""
     init: Literal["pretrained", "random"] = "pretrained"
     """Start from the weights at ``path``, or from random ones drawn with ``seed``."""
     dtype: DType = "bfloat16"

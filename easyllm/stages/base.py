@@ -66,6 +66,10 @@ class Stage(abc.ABC):
         """Raises UserError when the stage stands on something that is not there and that no
         earlier stage of the run makes. Called before anything is started."""
 
+    def fetches(self, run: RunSpec) -> bool:
+        """Whether the stage takes files of ``model.path``, which may be on the hub."""
+        return False
+
     def prepare(self, run: RunSpec) -> None:  # noqa: B027  (most stages need nothing)
         """Bring to this machine what the stage needs from elsewhere. Called before its ranks are
         started, where time does not count as a hang's. Raises UserError."""

@@ -22,6 +22,9 @@ class Export(Stage):
         if "train" not in run.stages and self._found(run) is None:
             raise UserError(_missing(run, self.paths(run).checkpoints))
 
+    def fetches(self, run: RunSpec) -> bool:
+        return run.training.adapter is not None  # it is laid over the model
+
     def record(self, run: RunSpec) -> str:
         kind = self.paths(run).export.name  # export, adapter or gguf
         if self.asked(run) or kind == self.name:

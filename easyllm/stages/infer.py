@@ -22,6 +22,9 @@ class Infer(Stage):
     def asked(self, run: RunSpec) -> str | None:
         return run.inference.output
 
+    def fetches(self, run: RunSpec) -> bool:
+        return prompts.of_model(run)
+
     def inputs(self, run: RunSpec) -> list[Path]:
         given = run.inference.prompts
         return [*prompts.model_files(run), *([Path(given)] if isinstance(given, str) else [])]

@@ -21,6 +21,9 @@ class Serve(Stage):
         if "export" not in run.stages:
             prompts.model_path(run)
 
+    def fetches(self, run: RunSpec) -> bool:
+        return prompts.of_model(run)
+
     def inputs(self, run: RunSpec) -> list[Path]:
         return prompts.model_files(run)
 

@@ -23,7 +23,15 @@ class Tokenize(Stage):
         "data.rows_per_file",
         "data.limit",
         "model.path",
+        "model.revision",
     )
+
+    def goes_on(self, run: RunSpec, key: str) -> bool:
+        # a model that is chosen later has no part in the tokens
+        return key == "model.revision" and not self.fetches(run)
+
+    def fetches(self, run: RunSpec) -> bool:
+        return run.data.tokenizer.of_model(run)
 
     def inputs(self, run: RunSpec) -> list[Path | str]:
         sources = [file for reader in run.data.sources.values() for file in reader.files()]

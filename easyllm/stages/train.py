@@ -21,6 +21,7 @@ class Train(Stage):
     reads = (
         "seed",
         "model.path",
+        "model.revision",
         "model.init",
         "model.dtype",
         "model.attention",
@@ -101,10 +102,13 @@ class Train(Stage):
         found, _ = checkpoints.newest(root)
         return found.path if found else checkpoints.location(root, 0)
 
+    def fetches(self, run: RunSpec) -> bool:
+        return run.model.path is not None
+
     def prepare(self, run: RunSpec) -> None:
-        path = run.model.path
+        path, weights = run.model.path, run.model.init == "pretrained"
         if path and source.local(path) is None:
-            source.folder(path, self.paths(run).models, run.model.init == "pretrained")
+            source.folder(path, self.paths(run).models, weights, run.model.revision)
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
         if rank.local_count < rank.count:

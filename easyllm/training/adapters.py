@@ -95,13 +95,14 @@ class LoRA(Adapter):
         base: str,
         linears: Sequence[str],
         parts: Mapping[str, torch.Tensor],
+        revision: str | None = None,
     ) -> None:
         from safetensors.torch import save_file
 
         chosen = self.chosen(linears)
         ends = {name.rpartition(".")[2] for name in chosen}
         everywhere = {name for name in linears if name.rpartition(".")[2] in ends} == set(chosen)
-        config = self._config(sorted(ends) if everywhere else chosen, base)
+        config = self._config(sorted(ends) if everywhere else chosen, base, revision)
         config.save_pretrained(str(folder))
         written = folder / "adapter_config.json"
         values = json.loads(written.read_text("utf-8"))
@@ -116,7 +117,9 @@ class LoRA(Adapter):
         save_file(tensors, file, metadata={"format": "pt"})
         file.chmod(0o644)
 
-    def _config(self, targets: Sequence[str], base: str | None = None) -> Any:
+    def _config(
+        self, targets: Sequence[str], base: str | None = None, revision: str | None = None
+    ) -> Any:
         from peft import LoraConfig
 
         return LoraConfig(
@@ -126,6 +129,7 @@ class LoRA(Adapter):
             use_rslora=self.rslora,
             target_modules=list(targets),
             base_model_name_or_path=base,
+            revision=revision,
             task_type="CAUSAL_LM" if base else None,
             inference_mode=base is not None,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 DECIDES = (
     "seed",
     "model.path",
+    "model.revision",
     "model.init",
     "model.dtype",
     "model.family",

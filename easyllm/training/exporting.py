@@ -37,7 +37,7 @@ from easyllm.spec.schema import flatten, write
 from easyllm.training.checkpoints import Checkpoint
 from easyllm.training.resuming import first_weights
 
-UNDER_ADAPTER = ("training.adapter", "model.path", "model.init", "seed")
+UNDER_ADAPTER = ("training.adapter", "model.path", "model.revision", "model.init", "seed")
 """What the weights under an adapter, and its own, depend on."""
 
 CODE = ("modeling_*.py", "both_transformers.py")
@@ -115,7 +115,8 @@ def _export_adapter(
         path, made = run.model.path, model_folder(run)
         assert path, "checked with the spec: an adapter of random weights is merged"
         place = source.local(path)  # of another format: what it was converted into
-        adapter.write(aside, str(made) if place and place.is_file() else path, linears, parts)
+        base = str(made) if place and place.is_file() else path
+        adapter.write(aside, base, linears, parts, run.model.revision)
     sizes = [part.nbytes for part in parts.values()]
     return {"tensors": len(sizes), "shards": 1, "bytes": sum(sizes)}
 

@@ -19,6 +19,8 @@ from easyllm.models.config import model_folder
 from easyllm.models.weights import RandomWeights, WeightFiles, Weights
 from easyllm.parallelism import world
 from easyllm.paths import RunPaths
+from easyllm.spec.defaults import default
+from easyllm.spec.problems import ABSENT
 from easyllm.spec.roles import Family
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import flatten, write
@@ -76,7 +78,8 @@ def starting_point(run: RunSpec, rows: Rows, total: int) -> Start:
     if found is None:
         return Start()
     now = settings(run, rows)
-    told = differing(found.trained_with, now)
+    then = {**_unknown_then(run, found.trained_with, now), **found.trained_with}
+    told = differing(then, now)
     if found.step > total:
         told.append(f"training.steps: then {found.step} done, now {total}")
     if told and how == "exact":
@@ -95,6 +98,13 @@ def starting_point(run: RunSpec, rows: Rows, total: int) -> Start:
     if moved := differing(found.trained_with, now, decided=False):
         _say(f"going on from {found.path}, the state of the optimizer included, with", *moved)
     return Start(found)
+
+
+def _unknown_then(run: RunSpec, then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of keys that decide the losses and that a checkpoint does not name: the fields
+    did not exist yet."""
+    absent = {key: default(run, key) for key in now if key not in then and decides(key)}
+    return {key: value for key, value in absent.items() if value is not ABSENT}
 
 
 def differing(

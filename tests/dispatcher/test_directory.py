@@ -10,6 +10,7 @@ import pytest
 
 from easyllm import runfile
 from easyllm.dispatcher import directory, records
+from easyllm.files import read_json, write_json
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
@@ -66,3 +67,52 @@ def test_another_model_is_another_run(trained: Path) -> None:
     (told,) = directory.problems(asked(trained, {"seed": 7, "training": {"resume": "weights"}}))
     assert "seed (42 -> 7)" in told.message
     assert "training.resume" not in told.remedy
+
+
+def forget(folder: Path, *keys: str) -> None:
+    """Make the run's record one of before there were these keys."""
+    file = RunPaths(asked(folder, {})).record("train")
+    record = read_json(file)
+    for key in keys:
+        del record["spec"][key]
+    write_json(file, record)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model.revision", "v1"), ("training.optimizer.eps", 1e-3), ("seed", 7),
+     ("training.evaluate.fraction", 0.5)],
+)  # fmt: skip
+def test_a_key_that_a_record_lacks_had_its_default(trained: Path, key: str, value: Any) -> None:
+    """The field is newer than the record."""
+    forget(trained, key)
+    assert directory.problems(asked(trained, {})) == []
+    run, stage = asked(trained, {}), load("train")
+    record = records.read(run, stage)
+    assert record is not None and records.differences(run, stage, record) == {}
+    over: Any = value
+    for name in reversed(key.split(".")):
+        over = {name: over}
+    (told,) = directory.problems(asked(trained, over))
+    assert f"differs in {key} (" in told.message and f" -> {value})" in told.message
+    assert records.changed(asked(trained, over), stage, {**record, "status": "done"}) == (
+        "its keys have changed"
+    )
+
+
+def test_a_component_of_a_new_field_had_its_default(trained: Path) -> None:
+    run = asked(trained, {})
+    keys = [key for key in records.keys_read(run, load("train")) if ".schedule." in key]
+    assert "training.schedule._target_" in keys
+    forget(trained, *keys)
+    assert directory.problems(run) == []
+    other = {"training": {"schedule": {"_target_": "linear"}}}
+    (told,) = directory.problems(asked(trained, other))
+    assert "differs in training.schedule._target_ (" in told.message
+
+
+def test_a_record_without_keys_says_nothing(trained: Path) -> None:
+    run = asked(trained, {})
+    forget(trained, *records.keys_read(run, load("train")))
+    (told,) = directory.problems(run)
+    assert "seed (nothing -> 42)" in told.message

@@ -2,86 +2,58 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
-import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from easyllm.errors import WrongValue
 from easyllm.models import source, tensor_files
 from easyllm.stages import load
+from tests.hub import NAME, Hub, unreachable
 from tests.inference.small import save_model
 from tests.support import run_spec
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OLD, NEW = "0123456789abcdef" * 2 + "01234567", "f" * 40
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The files that a hub with the model ``some/model`` was asked for."""
-    folder, found = save_model(tmp_path / "there"), []
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path.startswith("/api/models/some/model"):
-                files = [
-                    {"type": "file", "oid": "0" * 40, "size": file.stat().st_size,
-                     "path": file.name, "rfilename": file.name}
-                    for file in folder.iterdir()
-                ]  # fmt: skip
-                known: Any = {"id": "some/model", "sha": COMMIT, "siblings": files}
-                if "/tree/" in self.path:
-                    known = files
-                return self.answer(json.dumps(known).encode(), {})
-            file = folder / self.path.rpartition("/")[2].partition("?")[0]
-            if not file.is_file():
-                return self.send_error(404)
-            if self.command == "GET":
-                found.append(file.name)
-            content = file.read_bytes()
-            etag = hashlib.sha256(content).hexdigest()
-            return self.answer(content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
-
-        do_HEAD = do_GET
-
-        def answer(self, content: bytes, headers: dict[str, str]) -> None:
-            self.send_response(200)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-            endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield found
-        server.shutdown()
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    commits = {OLD: save_model(tmp_path / "old"), NEW: save_model(tmp_path / "new", chat=True)}
+    with Hub(commits, NEW, tmp_path / "cache").running(monkeypatch) as hub:
+        hub.tags["v1"] = OLD
+        yield hub
 
 
+@pytest.mark.parametrize("revision", [None, OLD, "v1"])
 @pytest.mark.parametrize("init", ["pretrained", "random"])
 def test_training_has_its_model_before_its_ranks(
-    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str, revision: str | None
 ) -> None:
-    run = run_spec(tmp_path, {"model": {"path": "some/model", "init": init}})
+    run = run_spec(tmp_path, {"model": {"path": NAME, "init": init, "revision": revision}})
     load("train").prepare(run)
     weights = init == "pretrained"
-    assert "config.json" in asked and ("model.safetensors" in asked) == weights
+    assert "config.json" in hub.sent and ("model.safetensors" in hub.sent) == weights
     # the ranks find it without the hub
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    found = source.folder("some/model", tmp_path, with_weights=weights)
-    assert (found.name, bool(tensor_files.paths(found))) == (COMMIT, weights)
+    unreachable(monkeypatch)
+    found = source.folder(NAME, tmp_path, with_weights=weights, revision=revision)
+    expected = NEW if revision is None else OLD
+    assert (found.name, bool(tensor_files.paths(found))) == (expected, weights)
+
+
+def test_a_revisions_commit(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the hub and, where it does not answer, by its cache."""
+    assert (source.commit(NAME), source.commit(NAME, "v1")) == (NEW, OLD)
+    assert source.commit(NAME, OLD) == OLD
+    unreachable(monkeypatch)
+    hub.main = OLD
+    assert (source.commit(NAME), source.commit(NAME, "v1")) == (NEW, OLD)
+    found = source.snapshot(NAME, "v1")
+    assert found == source.snapshot(NAME, OLD) and found and found.name == OLD
+    assert source.snapshot(NAME, "v2") is None
+
+
+@pytest.mark.parametrize("revision", ["v2", "d" * 40])
+def test_a_revision_that_is_not_there(hub: Hub, tmp_path: Path, revision: str) -> None:
+    with pytest.raises(WrongValue, match=f"model.revision={revision}: some/model has no such"):
+        source.folder(NAME, tmp_path, revision=revision)

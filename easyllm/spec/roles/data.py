@@ -128,6 +128,15 @@ class Tokenizer(Component):
         it changes, the same files give other ids. None where they are taken as they are."""
         return None
 
+    def of_model(self, run: RunSpec) -> bool:
+        """Whether it is taken from ``model.path``, at ``model.revision``."""
+        return False
+
+    def content(self, run: RunSpec) -> str | None:
+        """A hash of files that the hub has at a known revision; None where they are not on this
+        machine. Asks nobody. Local files are told by ``files``."""
+        return None
+
     @abc.abstractmethod
     def make(self, run: RunSpec, folder: Path) -> None:
         """Write the tokenizer into ``folder`` in Hugging Face's format."""

@@ -111,10 +111,16 @@ class Adapter(Component):
 
     @abc.abstractmethod
     def write(
-        self, folder: Path, base: str, linears: Sequence[str], parts: Mapping[str, Any]
+        self,
+        folder: Path,
+        base: str,
+        linears: Sequence[str],
+        parts: Mapping[str, Any],
+        revision: str | None = None,
     ) -> None:
-        """Write the adapter of the model at ``base``, whose linear layers are ``linears``, as a
-        folder that peft loads; ``parts`` are all its tensors by name."""
+        """Write the adapter of the model at ``base``, at ``revision`` of a hub id, whose linear
+        layers are ``linears``, as a folder that peft loads; ``parts`` are all its tensors by
+        name."""
 
 
 @dataclass(frozen=True, kw_only=True)

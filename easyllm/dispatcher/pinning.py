@@ -1,0 +1,88 @@
+"""Which commit of a model on the hub a run takes: settled once, before anything is started."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from easyllm import runfile
+from easyllm.dispatcher import directory, records, summary
+from easyllm.errors import UserError, WrongValue
+from easyllm.models import source
+from easyllm.paths import RunPaths
+from easyllm.spec.problems import Problem, SpecError
+from easyllm.spec.run import STAGES, RunSpec
+from easyllm.spec.schema import flatten
+from easyllm.stages import load
+
+
+def pinned(run: RunSpec) -> RunSpec:
+    """``run`` with the commit of its model, where ``model.path`` is on the hub and no revision is
+    given.
+
+    A run that has begun keeps the commit that it began with. Else it is what the hub's main branch
+    is at or, where the hub does not answer, what its cache on this machine holds. A run of which
+    no stage takes the model asks nobody. Raises SpecError where there is no such revision, or none
+    can be found out.
+    """
+    path, revision = run.model.path, run.model.revision
+    if path is None or _is_local(path):
+        return run
+    if revision is None:
+        begun, revision = _begun_with(run, path)
+        if begun:
+            return _at(run, revision)
+    if not any(load(name).fetches(run) for name in run.stages):
+        return run
+    if revision is not None and source.snapshot(path, revision) is not None:
+        return run  # given, and fetched before
+    try:
+        found = source.commit(path, revision)
+    except WrongValue as error:
+        raise SpecError([Problem(error.key, error.value, error.what, error.remedy)]) from None
+    except UserError as error:
+        what, remedy = error.parts
+        message = what.removeprefix(f"{path}: ")
+        raise SpecError([Problem("model.path", path, message, remedy)]) from None
+    if revision is not None:
+        return run  # stays as it was typed
+    summary.say(f"model.revision: {path} is at {found}")
+    return _at(run, found)
+
+
+def _is_local(path: str) -> bool:
+    try:
+        return source.local(path) is not None
+    except UserError:  # told when it is read
+        return True
+
+
+def _at(run: RunSpec, revision: str | None) -> RunSpec:
+    return replace(run, model=replace(run.model, revision=revision))
+
+
+def _begun_with(run: RunSpec, path: str) -> tuple[bool, str | None]:
+    """Whether a run with this model lies in the directory already, and its revision: None where it
+    is older than revisions, or began without the model."""
+    for keys in _told(run):
+        if keys.get("model.path") == path and keys.get("model.revision"):
+            return True, str(keys["model.revision"])
+    for name in STAGES:
+        stage = load(name)
+        record = records.read(run, stage)
+        if record and stage.fetches(run) and directory.left_something(run, name, record):
+            return True, None
+    return False, None
+
+
+def _told(run: RunSpec) -> Iterator[Mapping[str, Any]]:
+    """The keys of the run in the directory by what says them: its run.yaml, and where that is
+    gone the records of its stages."""
+    with contextlib.suppress(Exception):  # of YAML, OmegaConf, the disk: a damaged one says nothing
+        yield flatten(runfile.load_plain(RunPaths(run).spec))
+    for name in STAGES:
+        record = records.read(run, load(name)) or {}
+        if isinstance(keys := record.get("spec"), Mapping):
+            yield keys
