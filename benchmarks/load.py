@@ -105,7 +105,7 @@ def load_stage(folder: Path) -> dict[str, float]:
     from easyllm.components import resolver
     from easyllm.models.config import hf_config
     from easyllm.models.families import Llama
-    from easyllm.models.layers import outline
+    from easyllm.models.layers import param_specs
     from easyllm.models.weights import WeightFiles
     from easyllm.parallelism.engine import TrainEngine
     from easyllm.parallelism.partition import stage_bounds
@@ -130,7 +130,7 @@ def load_stage(folder: Path) -> dict[str, float]:
             layer = super().build(spec)
             touch(layer)
             self.built += 1
-            bounds = stage_bounds(outline(self.layers), self.layout, self.run.data.seq_len)
+            bounds = stage_bounds(param_specs(self.layers), self.layout, self.run.data.seq_len)
             if self.built == bounds[rank + 1] - bounds[rank]:
                 self.found = self.meter.stop()
                 (folder / f"done-{rank}").touch()

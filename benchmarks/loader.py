@@ -37,7 +37,7 @@ import psutil
 from shuffle import build
 
 from easyllm.components import resolver
-from easyllm.data.rows import open_rows
+from easyllm.data.dataset.rows import open_rows
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import read
 

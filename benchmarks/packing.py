@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from easyllm.data.packing import Plan
+from easyllm.data.dataset.packing import Plan
 
 FILL, OVER_SORT = 0.999, 6.0
 """Limits: at least, at most."""

@@ -28,9 +28,9 @@ import numpy as np
 import psutil
 
 from easyllm.components import resolver
-from easyllm.data import manifest, store
-from easyllm.data.shards import Shard
-from easyllm.files import new_folder, write_json
+from easyllm.data.store import manifest, token_files
+from easyllm.data.store.shards import Shard
+from easyllm.files import atomic_dir, write_json
 from easyllm.paths import StorePaths
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import read
@@ -62,16 +62,18 @@ def build(folder: Path, gigabytes: float) -> None:
     place.tokenizer.mkdir(parents=True)
     entries: list[dict[str, Any]] = []
     left = int(gigabytes * 1e9 / 4)
-    with new_folder(place.tokens) as aside:
+    with atomic_dir(place.tokens) as aside:
         while left > 0:
             size = min(left, FILE_TOKENS)
             lengths = np.clip(draw.lognormal(6, 1.2, size // 200 + 2), 20, 20_000).astype(np.int64)
             ends = np.cumsum(lengths)
             ends = np.append(ends[ends < size], size)
             ids = (50_000 * draw.random(size, np.float32) ** 4).astype(np.int32)
-            path = f"text/text-part-00/{store.file_name('text-part-00', len(entries), 'zstd')}"
+            path = (
+                f"text/text-part-00/{token_files.file_name('text-part-00', len(entries), 'zstd')}"
+            )
             shard = Shard(ids, np.concatenate([np.zeros(1, np.int64), ends]))
-            entries.append(store.save(aside / path, path, shard, "zstd"))
+            entries.append(token_files.save(aside / path, path, shard, "zstd"))
             left -= size
         write_json(
             aside / "manifest.json",
@@ -79,14 +81,16 @@ def build(folder: Path, gigabytes: float) -> None:
                 "schema": manifest.SCHEMA,
                 "made_from": "benchmark",
                 **dict.fromkeys(manifest.CARRIED, 0),
-                "sources": {"text": {"dataset": "text", "weight": 1.0, **store.totals(entries)}},
+                "sources": {
+                    "text": {"dataset": "text", "weight": 1.0, **token_files.totals(entries)}
+                },
                 "metrics": {},
             },
         )
 
 
 def shuffle_easyllm(folder: Path, memory: float, workers: int) -> None:
-    from easyllm.data.shuffle import shuffle
+    from easyllm.data.shuffle.shuffle import shuffle
 
     shuffle(spec(folder, memory, workers))
 

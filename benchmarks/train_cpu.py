@@ -77,7 +77,7 @@ class Sides:
         import torch
 
         from easyllm import runfile
-        from easyllm.data.rows import open_rows
+        from easyllm.data.dataset.rows import open_rows
         from easyllm.training.loop import Training
         from easyllm.training.stopping import Stop
 

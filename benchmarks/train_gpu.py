@@ -163,7 +163,7 @@ def run_trainer(asked: argparse.Namespace) -> dict[str, float]:
     from transformers import TrainingArguments as Arguments
 
     from easyllm import runfile
-    from easyllm.data.rows import open_rows
+    from easyllm.data.dataset.rows import open_rows
     from easyllm.models.config import family_of, hf_config
     from easyllm.training.metrics import flops_per_token, peak_memory
 

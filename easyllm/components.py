@@ -18,18 +18,18 @@ from easyllm.spec.roles import Component
 from easyllm.spec.schema import Resolve, UnknownComponent, target_of
 
 FACES = (
-    "easyllm.data.encoders",
-    "easyllm.data.engines",
-    "easyllm.data.formats",
-    "easyllm.data.originals",
-    "easyllm.data.readers",
-    "easyllm.data.tables",
-    "easyllm.data.templates",
-    "easyllm.data.tokenizers",
+    "easyllm.data.tokenizers.backends",
+    "easyllm.data.executors.components",
+    "easyllm.data.chat.formats",
+    "easyllm.data.sources.legacy_store",
+    "easyllm.data.sources.readers",
+    "easyllm.data.sources.tables",
+    "easyllm.data.chat.templates",
+    "easyllm.data.tokenizers.components",
     "easyllm.inference.engines",
     "easyllm.launchers.auto",
     "easyllm.launchers.local",
-    "easyllm.launchers.machines",
+    "easyllm.launchers.multi_node",
     "easyllm.launchers.rendezvous",
     "easyllm.launchers.slurm",
     "easyllm.launchers.ssh",
@@ -43,6 +43,19 @@ FACES = (
     "easyllm.training.schedules",
 )
 """The modules in which shipped components are declared."""
+
+
+RENAMED = {
+    "easyllm.data.encoders": "easyllm.data.tokenizers.backends",
+    "easyllm.data.engines": "easyllm.data.executors.components",
+    "easyllm.data.formats": "easyllm.data.chat.formats",
+    "easyllm.data.originals": "easyllm.data.sources.legacy_store",
+    "easyllm.data.readers": "easyllm.data.sources.readers",
+    "easyllm.data.tables": "easyllm.data.sources.tables",
+    "easyllm.data.templates": "easyllm.data.chat.templates",
+    "easyllm.data.tokenizers": "easyllm.data.tokenizers.components",
+}
+"""Modules of components by the names that they had in older versions."""
 
 
 def resolver(allow: Iterable[str] = (), path: Iterable[str] = ()) -> Resolve:
@@ -62,6 +75,9 @@ def resolver(allow: Iterable[str] = (), path: Iterable[str] = ()) -> Resolve:
                 f"{near_target(target, role)}; for a class of your own give "
                 f"components.allow=[{target.split('.')[0]}]",
             )
+        if module_name in RENAMED:
+            now = f"{RENAMED[module_name]}.{name}"
+            raise UnknownComponent(f"is now {now}", f"give {now}")
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:

@@ -66,7 +66,7 @@ def _beside(path: Path, kind: str = "part") -> Path:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """A path to write to; it becomes ``path`` when the block ends well and goes otherwise.
 
     What is not ``durable`` may be lost when the machine loses power.
@@ -88,7 +88,7 @@ def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-class NewFolder:
+class AtomicDir:
     """An empty folder to fill, ``aside``, that is to become ``path``."""
 
     def __init__(self, path: Path):
@@ -106,12 +106,12 @@ class NewFolder:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def atomic_dir(path: Path) -> Iterator[Path]:
     """An empty folder to fill; it becomes ``path`` when the block ends well.
 
     A folder that stands at ``path`` already is replaced only then.
     """
-    folder = NewFolder(path)
+    folder = AtomicDir(path)
     try:
         yield folder.aside
         folder.install()
@@ -187,13 +187,13 @@ class Workshop:
 
         Nothing is done where that file was finished before from the same ``made_from``.
         """
-        target, key = self.folder / name, digest(made_from)
-        note = self._pieces / f"{digest(name)}.json"
+        target, key = self.folder / name, stable_hash(made_from)
+        note = self._pieces / f"{stable_hash(name)}.json"
         with contextlib.suppress(OSError, ValueError, KeyError):
             there = read_json(note)
             if there["made_from"] == key and there["bytes"] == target.stat().st_size:
                 return there["gave"]
-        with new_file(target, durable=False) as aside:
+        with atomic_write(target, durable=False) as aside:
             gave = make(aside)
             flush(aside)  # before the note, which says that it is whole
         # without a note, or with half of one, the piece is only made again
@@ -218,7 +218,7 @@ class Workshop:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Hold a lock on the file ``path``; waits while another process holds it, which is alive."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
@@ -235,7 +235,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any, durable: bool = True) -> None:
-    with new_file(path, durable) as aside:
+    with atomic_write(path, durable) as aside:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -246,7 +246,7 @@ def read_json(path: Path) -> Any:
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
     """Write a map of plain data with a digest of itself, by which damage to it is noticed."""
     plain = json.loads(json.dumps(content))
-    write_json(path, {**plain, DIGEST: digest(plain)})
+    write_json(path, {**plain, DIGEST: stable_hash(plain)})
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} does not hold a map of keys")  # noqa: TRY004  (it is damaged)
     # written by a version before there were digests, it has none
-    if content.pop(DIGEST, None) not in (None, digest(content)):
+    if content.pop(DIGEST, None) not in (None, stable_hash(content)):
         raise ValueError(f"{path} is damaged: its content is not what was written")
     return content
 
@@ -281,7 +281,7 @@ def read_json_line(text: str) -> dict[str, Any]:
     return line
 
 
-def digest(content: Any, length: int = 16) -> str:
+def stable_hash(content: Any, length: int = 16) -> str:
     """A hash of plain data that does not depend on the order of a map's keys."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]

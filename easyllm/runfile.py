@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.components import resolver
-from easyllm.files import new_file
+from easyllm.files import atomic_write
 from easyllm.spec.problems import Problem, SpecError
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import read, write
@@ -50,6 +50,6 @@ def load(file: Path) -> RunSpec:
 def save(run: RunSpec, file: Path) -> None:
     import yaml
 
-    with new_file(file) as aside:
+    with atomic_write(file) as aside:
         text = yaml.safe_dump(write(run), sort_keys=False, allow_unicode=True, width=100)
         aside.write_text(text, "utf-8")

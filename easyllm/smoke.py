@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import replace
 from typing import Any
 
-from easyllm.data import engines
-from easyllm.data.templates import TokenizerTemplate
-from easyllm.data.tokenizers import ByteLevelBPE
+from easyllm.data.chat.templates import TokenizerTemplate
+from easyllm.data.executors import components as engines
+from easyllm.data.tokenizers.components import ByteLevelBPE
 from easyllm.launchers.local import Local
 from easyllm.models.families import Llama
 from easyllm.models.source import local_config
@@ -85,7 +85,7 @@ def _layout(run: RunSpec, limits: SmokeSpec) -> tuple[Parallelism, int]:
 
 def _freeze(run: RunSpec, model: ModelSpec) -> dict[str, str]:
     """The patterns that match something of the smaller ``model``, which has fewer layers."""
-    layers = model.family.outline(model.config) if model.family else None
+    layers = model.family.param_specs(model.config) if model.family else None
     names = trainable.shapes(layers or [])
     return {
         key: pattern

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from easyllm.files import (
+    atomic_write,
     full_disk,
     json_line,
-    new_file,
     read_json_line,
     read_record,
     write_record,
@@ -85,7 +85,7 @@ def test_machines_that_share_a_disk_write_aside_apart(
     with ExitStack() as both:
         for name in ("one", "two"):
             monkeypatch.setattr("platform.node", lambda name=name: name)
-            both.enter_context(new_file(file)).write_text(name)
+            both.enter_context(atomic_write(file)).write_text(name)
         assert not file.exists() and len(list(tmp_path.iterdir())) == 2
     assert file.read_text() == "one"  # which ends last
     assert list(tmp_path.iterdir()) == [file]

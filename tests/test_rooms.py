@@ -6,13 +6,14 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import easyllm
-from easyllm.components import FACES, shipped
-from easyllm.spec.schema import target_of
+from easyllm.components import FACES, RENAMED, resolver, shipped
+from easyllm.spec.schema import UnknownComponent, target_of
 
 PACKAGE = Path(easyllm.__file__).parent
 ORDER = (
@@ -83,6 +84,58 @@ def test_arrows_go_down(file):
         if there == here or there == "__version__":
             continue
         assert FLOOR[there] > FLOOR[here], f"{here} must not know {there} ({name})"
+
+
+def dependencies() -> dict[str, set[str]]:
+    """By module what it imports at run time: inside functions too, for type checkers alone not."""
+
+    def nodes(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+                yield child
+                yield from nodes(child)
+
+    def name(file: Path) -> str:
+        parts = ("easyllm", *file.relative_to(PACKAGE).with_suffix("").parts)
+        return ".".join(parts).removesuffix(".__init__")
+
+    files = {name(file): file for file in modules()}
+    found = {}
+    for module, file in files.items():
+        imported: set[str] = set()
+        for node in nodes(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                imported |= {one if one in files else node.module for one in whole}
+        found[module] = (imported & files.keys()) - {module}
+    return found
+
+
+def test_no_module_imports_itself_through_others():
+    """Modules without dependencies go, layer by layer; what is left imports in a circle."""
+    left = dependencies()
+    assert left["easyllm.data.tokenize"], "imports are found"
+    while free := {module for module, imported in left.items() if not imported & left.keys()}:
+        left = {module: imported for module, imported in left.items() if module not in free}
+    assert not left, "\n".join(f"{m} -> {sorted(i & left.keys())}" for m, i in left.items())
+
+
+def test_files_and_folders_stay_small():
+    long = {str(f): n for f in modules() if (n := len(f.read_text().splitlines())) > 350}
+    assert not long
+    folders = [folder for folder in (PACKAGE / "data").rglob("*") if folder.is_dir()]
+    full = {str(f): n for f in folders if (n := len(list(f.glob("*.py")))) > 13}
+    assert len(folders) > 7 and not full, "twelve modules beside __init__.py at most"
+
+
+def test_a_target_that_has_moved_is_refused_with_its_new_name():
+    for old, new in RENAMED.items():
+        for cls in (cls for cls in shipped() if cls.__module__ == new):
+            with pytest.raises(UnknownComponent, match=f"is now {target_of(cls)}"):
+                resolver()(f"{old}.{cls.__name__}", cls)
+    assert set(RENAMED.values()) <= set(FACES)
 
 
 def loaded_by(code: str) -> set[str]:

@@ -70,7 +70,7 @@ def test_recipe_and_reader_of_the_users_own(python, tmp_path):
     (own / "recipe").mkdir(parents=True)
     (own / "poems.py").write_text(
         "from dataclasses import dataclass\n"
-        "from easyllm.data.readers import FileReader\n\n\n"
+        "from easyllm.data.sources.readers import FileReader\n\n\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Verses(FileReader):\n"
         '    """One document a line."""\n\n'

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from easyllm.data import manifest as manifests
-from easyllm.data.manifest import Manifest
-from easyllm.data.store import damaged
+from easyllm.data.store import manifest as manifests
+from easyllm.data.store.manifest import Manifest
+from easyllm.data.store.token_files import damaged
 from easyllm.errors import UserError
-from easyllm.files import Workshop, digest, sha256
+from easyllm.files import Workshop, sha256, stable_hash
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
@@ -47,7 +47,7 @@ def _fill(
     folder = workshop.folder
     folder.mkdir()
     # the original names partitions by 18 hexadecimal digits; these are of the content
-    uuid = digest(shuffled["sources"], 18)
+    uuid = stable_hash(shuffled["sources"], 18)
     sources: dict[str, Any] = {name: {**s, "files": []} for name, s in shuffled["sources"].items()}
     links = 0
     deals = []

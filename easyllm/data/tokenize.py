@@ -10,17 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from easyllm.data import inputs, store
-from easyllm.data.chunks import Chunk, chunks, files, shown
-from easyllm.data.encoding import ChatCounts, Vocabulary, encode, load_tokenizer
-from easyllm.data.exactness import Engine, choose, compared, load
-from easyllm.data.identity import encoding, made_from
-from easyllm.data.manifest import Manifest, find, make, scratch, tokenizer_identity
-from easyllm.data.originals import TokenStore
-from easyllm.data.pool import Pool
-from easyllm.data.settling import settle
+from easyllm.data.executors.pool import Pool
+from easyllm.data.sources import io
+from easyllm.data.sources.legacy_store import TokenStore
+from easyllm.data.sources.work_units import Chunk, chunks, files, shown
+from easyllm.data.store import token_files
+from easyllm.data.store.fingerprint import encoding, made_from
+from easyllm.data.store.manifest import Manifest, find, make, scratch, tokenizer_identity
+from easyllm.data.tokenizers.encode import ChatCounts, Vocabulary, encode, load_tokenizer
+from easyllm.data.tokenizers.portable import settle
+from easyllm.data.tokenizers.select_backend import Engine, choose, compared, load
 from easyllm.errors import UserError
-from easyllm.files import Workshop, digest, new_folder
+from easyllm.files import Workshop, atomic_dir, stable_hash
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.roles import Record, Template
@@ -47,7 +48,7 @@ def tokenize(run: RunSpec) -> dict[str, Any]:
 
 
 def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
-    total = sum(inputs.size(file) for n, r in run.data.sources.items() for file in files(n, r))
+    total = sum(io.size(file) for n, r in run.data.sources.items() for file in files(n, r))
     with scratch(place, "tokenize") as folder, run.data.engine.open(run, folder) as pool:
         identity = _tokenizer(run, place, workshop)
         engine = choose(run.data.encoder, place.tokenizer, identity, RunPaths(run).models)
@@ -80,7 +81,7 @@ def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
         name: {
             "dataset": f"{name}_{run.data.tokenizer.label(run)}",
             "weight": run.data.sources[name].weight,
-            **store.totals(entries),
+            **token_files.totals(entries),
         }
         for name, entries in made.items()
     }
@@ -91,7 +92,7 @@ def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
     }
     return {
         "tokenizer": identity,
-        "template": digest(write(run.data.template)),
+        "template": stable_hash(write(run.data.template)),
         "encoding": encoding(run),
         "vocab_size": engine.vocab_size,
         "eos_id": engine.eos_id,
@@ -170,7 +171,7 @@ def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
     """Make the store's tokenizer, unless a killed process did; its identity."""
 
     def make(note: Path) -> str:
-        with new_folder(place.tokenizer) as aside:
+        with atomic_dir(place.tokenizer) as aside:
             run.data.tokenizer.make(run, aside)
             settle(aside)
             template = run.data.template
@@ -237,7 +238,7 @@ def _encode_chunk(
         if encoded.shard is None:
             aside.touch()  # a piece is a file, an empty one where no document is left
             return 0, None, rejected, {}, why
-        entry = store.save(aside, chunk.path, encoded.shard, compression)
+        entry = token_files.save(aside, chunk.path, encoded.shard, compression)
         return encoded.text_bytes, entry, rejected, dataclasses.asdict(encoded.chats), None
 
     made_from = [identity, engine.label, write(template), compression, chunk.identity()]
@@ -251,7 +252,7 @@ def _adopt(
     assert isinstance(chunk.file, Path)
     ids = engine.pad_id, engine.eos_id, engine.vocab_size
     parts = reader.shards(chunk.file, *ids, chunk.limit)
-    return store.save_groups(aside, chunk.path, parts, reader.masked(chunk.file), compression)
+    return token_files.save_groups(aside, chunk.path, parts, reader.masked(chunk.file), compression)
 
 
 def _too_many(rejected: list[dict[str, Any]], allowed: int) -> UserError:

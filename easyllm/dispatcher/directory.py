@@ -66,7 +66,7 @@ def _spoiled(run: RunSpec) -> dict[str, tuple[Any, Any]]:
         if record is None or not left_something(run, name, record):
             continue
         for key, pair in records.differences(run, stage, record).items():
-            if not stage.goes_on(run, key):
+            if not stage.may_change(run, key):
                 found[key] = pair
     return found
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easyllm.data.identity import tokens_identity
+from easyllm.data.store.fingerprint import tokens_identity
 from easyllm.errors import UserError
-from easyllm.files import digest
+from easyllm.files import stable_hash
 from easyllm.paths import RUNS, RunPaths
 from easyllm.spec.problems import Problem, SpecError
 from easyllm.spec.run import RunSpec
@@ -104,14 +104,14 @@ def run_folder(run: RunSpec) -> str:
         del plain["model"]["revision"]  # the names of older runs stay
     del plain["model"]["cache"], plain["training"]["resume"]
     del plain["hardware"]["launcher"], plain["hardware"]["timeout_s"]
-    return f"{run.name}-{digest([plain, address], 8)}"
+    return f"{run.name}-{stable_hash([plain, address], 8)}"
 
 
 def store_address(run: RunSpec) -> str:
     """A hash of everything that decides what the token store holds, the sources' files included."""
     revision = run.model.revision if run.data.tokenizer.of_model(run) else None
     given = [revision] if revision else []  # the names of older stores stay
-    return digest([tokens_identity(run), run.data.partitions, run.seed, *given], 12)
+    return stable_hash([tokens_identity(run), run.data.partitions, run.seed, *given], 12)
 
 
 def _absolute(part: Any) -> Any:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from easyllm import files
-from easyllm.data.inputs import is_url
+from easyllm.data.sources.io import is_url
 from easyllm.errors import UserError
-from easyllm.inference.engines import Engine
+from easyllm.inference.detokenizer import answer
+from easyllm.inference.engine_protocol import Engine
 from easyllm.inference.prompts import encode_messages, encode_text, model_files, model_folder
 from easyllm.inference.reading import Prompt, read_prompts
 from easyllm.inference.results import Journal, finished
-from easyllm.inference.text import answer
 from easyllm.inference.token_texts import TokenText
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
@@ -162,7 +162,7 @@ def _encode(run: RunSpec, tokenizer: Any, prompt: Prompt) -> list[int]:
 def _seed(run: RunSpec, sampling: SamplingSpec, at: int, index: int) -> int:
     """A seed of each answer's own, so that no order of the work can change it."""
     seed = run.seed if sampling.seed is None else sampling.seed
-    return int(files.digest([seed, at, index], 12), 16)
+    return int(files.stable_hash([seed, at, index], 12), 16)
 
 
 def _identity(run: RunSpec) -> str:
@@ -176,7 +176,7 @@ def _identity(run: RunSpec) -> str:
     if isinstance(prompts, str):
         file = files.fingerprint(prompts if is_url(prompts) else Path(prompts))
     plain = [inference, model, file, write(run.model), write(run.data.template), run.seed]
-    return files.digest([*plain, run.hardware.device])
+    return files.stable_hash([*plain, run.hardware.device])
 
 
 def _words(asked: str | list[dict[str, Any]]) -> str:

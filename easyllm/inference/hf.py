@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -17,14 +17,17 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 from transformers.generation.continuous_batching.requests import GenerationOutput
 from transformers.utils import logging
 
-from easyllm.data.settling import of_model
+from easyllm.data.tokenizers.portable import of_model
 from easyllm.errors import UserError
-from easyllm.inference.arriving import Arriving, InLoop, Taker
-from easyllm.inference.checking import check_weights
-from easyllm.inference.choosing import Choosing
-from easyllm.inference.engines import EngineFailed, Step, TokenLogprob, Transformers, ends, room
+from easyllm.inference.engine_protocol import EngineFailed, Step, TokenLogprob, ends, room
+from easyllm.inference.sampler import Sampler
+from easyllm.inference.token_stream import InLoop, StepSink, StreamReader
+from easyllm.inference.validate_weights import check_weights
 from easyllm.spec.inference import SamplingSpec
 from easyllm.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from easyllm.inference.engines import Transformers
 
 CPU_CACHE_GB = 2.0
 """Memory for keys and values on a CPU at most, unless more is given."""
@@ -44,7 +47,7 @@ class _Answer:
     sampling: SamplingSpec
     prompt_tokens: int
     ends: frozenset[int]
-    take: Taker
+    take: StepSink
     to: Any
     """What its taker knows it by."""
     told: int = 0
@@ -85,7 +88,7 @@ class _Router(OutputRouter):
         self.deliver_batch([output])
 
     def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
-        by_taker: dict[Taker, list[tuple[Any, Step | EngineFailed]]] = {}
+        by_taker: dict[StepSink, list[tuple[Any, Step | EngineFailed]]] = {}
         now = time.monotonic()
         due = now >= self._due
         if due:
@@ -101,7 +104,7 @@ class _Router(OutputRouter):
 
 
 class HFEngine:
-    """An ``easyllm.inference.engines.Engine`` over one model on one device.
+    """An ``easyllm.inference.engine_protocol.Engine`` over one model on one device.
 
     A thread generates; a new request joins the batch at the next step.
     """
@@ -155,7 +158,7 @@ class HFEngine:
                     use_cuda_graph=False,
                 ),
             )
-            manager.logit_processor = Choosing(self._answers.get)
+            manager.logit_processor = Sampler(self._answers.get)
             manager.output_router = _Router(self._answers)
             manager.warmup()
         except (ValueError, AttributeError, NotImplementedError) as error:
@@ -169,7 +172,7 @@ class HFEngine:
     async def generate(
         self, prompt: Sequence[int], sampling: SamplingSpec
     ) -> AsyncGenerator[Step, None]:
-        request, arriving = next(self._ids), Arriving()
+        request, arriving = next(self._ids), StreamReader()
         self.begin(request, prompt, sampling, InLoop(asyncio.get_running_loop()), arriving)
         finished = False
         try:
@@ -181,7 +184,7 @@ class HFEngine:
             self.leave(request)
 
     def begin(
-        self, request: str, prompt: Sequence[int], sampling: SamplingSpec, take: Taker, to: Any
+        self, request: str, prompt: Sequence[int], sampling: SamplingSpec, take: StepSink, to: Any
     ) -> None:
         """Begin an answer, in any thread; ``take`` is given what it grows by, with ``to``.
         Raises as ``generate``."""

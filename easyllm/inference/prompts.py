@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.data.chat import beside
-from easyllm.data.templates import TokenizerTemplate
+from easyllm.data.chat.templates import TokenizerTemplate
 from easyllm.errors import UserError
 from easyllm.models import source, tensor_files
 from easyllm.paths import RunPaths

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyllm.data import arrow, inputs
 from easyllm.data.chat import beside
 from easyllm.data.chat.values import is_empty, kind
-from easyllm.data.records import json_values
+from easyllm.data.sources import arrow, io
+from easyllm.data.sources.records import json_values
 from easyllm.errors import UserError
 from easyllm.inference import asked
 from easyllm.inference.prompts import conversation
@@ -50,17 +50,17 @@ def read_prompts(run: RunSpec) -> Iterator[Prompt]:
         for name, text in given.items():
             yield Prompt(name, text, default)
         return
-    name = inputs.plain_name(given)
+    name = io.plain_name(given)
     if name.endswith(".parquet"):
         yield from _parquet(given, default)
         return
-    file: Path | str = given if inputs.is_url(given) else Path(given)
+    file: Path | str = given if io.is_url(given) else Path(given)
     if isinstance(file, Path) and not file.is_file():
         raise UserError(
             f"inference.prompts={given}: no such file; give a text file with one prompt a line, "
             "or .jsonl, .json or .parquet"
         )
-    lines = inputs.lines(file, LONGEST)
+    lines = io.lines(file, LONGEST)
     if name.endswith((".jsonl", ".ndjson", ".json")):
         for number, value in json_values(file, lines, LONGEST):
             yield _prompt(value, number, default)
@@ -119,7 +119,7 @@ def _parquet(path: str, default: SamplingSpec) -> Iterator[Prompt]:
     import pyarrow.parquet as pq
 
     try:
-        with inputs.opened_raw(path if inputs.is_url(path) else Path(path)) as raw:
+        with io.opened_raw(path if io.is_url(path) else Path(path)) as raw:
             table = pq.ParquetFile(raw)
             names = table.schema_arrow.names
             wanted = [name for name in ("id", *KEYS) if name in names]

@@ -102,7 +102,7 @@ class Journal:
     def finish(self, counts: Mapping[str, Any]) -> None:
         """Write the output, whole or not at all, note that it is, with ``counts`` of what is in
         it, and remove the journal."""
-        with files.new_file(self.output) as aside:
+        with files.atomic_write(self.output) as aside:
             if self.output.suffix == ".parquet":
                 _write_parquet(aside, self.results())
             else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
-from easyllm.inference.engines import TokenLogprob
+from easyllm.inference.engine_protocol import TokenLogprob
 
 HALF = "\ufffd"
 """What tokenizers write for bytes that are no character, or none yet."""

@@ -7,19 +7,22 @@ import json
 import os
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easyllm.errors import UserError
-from easyllm.inference.engines import VLLM, EngineFailed, Step, TokenLogprob, ends, room, seed_of
+from easyllm.inference.engine_protocol import EngineFailed, Step, TokenLogprob, ends, room, seed_of
 from easyllm.inference.vllm_plugin import MODELS
 from easyllm.spec.inference import SamplingSpec
 from easyllm.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from easyllm.inference.engines import VLLM
 
 ANOTHER = "give another model, or inference.engine._target_=easyllm.inference.engines.Transformers"
 
 
 class VLLMEngine:
-    """An ``easyllm.inference.engines.Engine`` over vLLM's engine process."""
+    """An ``easyllm.inference.engine_protocol.Engine`` over vLLM's engine process."""
 
     def __init__(self, folder: Path, run: RunSpec, fields: VLLM):
         # read by vLLM when it is imported
@@ -31,8 +34,8 @@ class VLLMEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from easyllm.data.settling import of_model
-        from easyllm.inference.checking import check_weights
+        from easyllm.data.tokenizers.portable import of_model
+        from easyllm.inference.validate_weights import check_weights
 
         try:
             check_weights(folder)

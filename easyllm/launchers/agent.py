@@ -24,9 +24,9 @@ from easyllm.errors import UserError
 from easyllm.files import read_json
 from easyllm.launchers import reports
 from easyllm.launchers.handshake import introduce
+from easyllm.launchers.protocol import Channel, routed
 from easyllm.launchers.ranks import POLL, Position, Process
 from easyllm.launchers.stopping import stop_signals
-from easyllm.launchers.wire import Channel, routed
 from easyllm.signals import STOPPED, Asked, stoppable
 
 TOKEN = "EASYLLM_TOKEN"

@@ -12,7 +12,7 @@ from easyllm.launchers.agent import serve
 from easyllm.launchers.environment import passed
 from easyllm.launchers.handshake import with_secret
 from easyllm.launchers.local import Local
-from easyllm.launchers.machines import Gathering, Machines, own_address
+from easyllm.launchers.multi_node import AgentRendezvous, Machines, own_address
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Launch, Launcher
 from easyllm.spec.run import RunSpec
@@ -109,7 +109,7 @@ class Rendezvous(Launcher):
             yield Local(env=self.env, pass_env=self.pass_env, grace=self.grace)
             return
         address, port, job = self._place()
-        gathering = Gathering(own_address(address), port, with_secret(job))
+        gathering = AgentRendezvous(own_address(address), port, with_secret(job))
         agents = gathering.agents([None] * (nodes - 1), self.join_timeout_s)
         env_there = passed(self, needed=False)
         machines = Machines(address, gathering.address, agents, env_there, self.grace)

@@ -14,7 +14,7 @@ from pathlib import Path
 from easyllm.errors import UserError
 from easyllm.launchers.agent import TOKEN
 from easyllm.launchers.environment import named, passed
-from easyllm.launchers.machines import Gathering, Started
+from easyllm.launchers.multi_node import AgentLauncher, AgentRendezvous
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 
@@ -24,7 +24,7 @@ KEPT = ("SLURM_*", "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slurm(Started):
+class Slurm(AgentLauncher):
     """Starts ranks on this node and, by srun, on the others of its Slurm job.
 
     For a batch script (``sbatch``), which runs on the job's first node, with the command
@@ -76,7 +76,7 @@ class Slurm(Started):
         return node_address(name)
 
     def start(
-        self, names: Sequence[str], gathering: Gathering, env: Mapping[str, str], logs: Path
+        self, names: Sequence[str], gathering: AgentRendezvous, env: Mapping[str, str], logs: Path
     ) -> list[subprocess.Popen[bytes]]:
         count = str(len(names))
         command = [

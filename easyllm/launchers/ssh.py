@@ -14,7 +14,7 @@ from typing import Literal
 
 from easyllm.errors import UserError
 from easyllm.launchers.agent import TOKEN
-from easyllm.launchers.machines import Gathering, Started, own_address
+from easyllm.launchers.multi_node import AgentLauncher, AgentRendezvous, own_address
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 from easyllm.spec.types import Place
@@ -24,7 +24,7 @@ HOSTFILE = "/job/hostfile"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ssh(Started):
+class Ssh(AgentLauncher):
     """Starts ranks on this machine and, by ssh, on the others of a DeepSpeed hostfile.
 
     A line of the hostfile is ``host slots=N``; the first host is the machine on which the
@@ -110,7 +110,7 @@ class Ssh(Started):
         return name.rpartition("@")[2]
 
     def start(
-        self, names: Sequence[str], gathering: Gathering, env: Mapping[str, str], logs: Path
+        self, names: Sequence[str], gathering: AgentRendezvous, env: Mapping[str, str], logs: Path
     ) -> list[subprocess.Popen[bytes]]:
         python = self.python or sys.executable
         words = ["env", *(f"{name}={value}" for name, value in env.items()), python]

@@ -11,7 +11,7 @@ from torch import nn
 
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
-from easyllm.models.layers import LayerSpec, outline
+from easyllm.models.layers import LayerSpec, param_specs
 from easyllm.models.weights import WeightFiles, Weights, generator
 from easyllm.spec import trainable
 from easyllm.spec.roles import Adapter, LayerShape
@@ -26,7 +26,7 @@ def adapted(run: RunSpec, layers: Sequence[LayerSpec]) -> list[LayerSpec]:
     adapter = run.training.adapter
     if adapter is None and not run.training.freeze:
         return list(layers)
-    shapes = outline(layers)
+    shapes = param_specs(layers)
     for told in trainable.problems(run, shapes):
         raise UserError(f"{told.key}={told.value}: {told.message}; {told.remedy}")
     names = frozenset(trainable.trained(run, shapes))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.files import new_file
+from easyllm.files import atomic_write
 
 ROPE = ("rope_parameters", "rope_scaling", "rope_theta")
 BESIDE_ROPE = ("rope_theta", "partial_rotary_factor")
@@ -99,7 +99,7 @@ def settle_tokenizer(folder: Path) -> None:
     except (OSError, ValueError):  # told where the tokenizer is loaded
         return
     if isinstance(config, dict) and (settled := _settled(config)) != config:
-        with new_file(file) as aside:
+        with atomic_write(file) as aside:
             aside.write_text(json.dumps(settled, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

@@ -112,7 +112,7 @@ class _Declared(Family):
 
         return list(decoder_layers(config, attention))
 
-    def outline(self, config: Mapping[str, Any]) -> list[LayerShape]:
+    def param_specs(self, config: Mapping[str, Any]) -> list[LayerShape]:
         shape = self.shape(config)
         embedding, head, norm = "model.embed_tokens", "lm_head", "model.norm"
         table = (shape.vocab_size, shape.hidden_size)
@@ -244,9 +244,9 @@ class Qwen(_Declared):
 
     def names(self) -> Any:
         from easyllm.models.custom.modeling_qwen import FUSED, RENAMED
-        from easyllm.models.names import Names
+        from easyllm.models.weight_mapping import WeightMapping
 
-        return Names(RENAMED, FUSED)
+        return WeightMapping(RENAMED, FUSED)
 
     def modern(self, config: Any) -> Any:
         return config.modern()
@@ -284,9 +284,9 @@ class Baichuan(_Declared):
 
     def names(self) -> Any:
         from easyllm.models.custom.modeling_baichuan import FUSED
-        from easyllm.models.names import Names
+        from easyllm.models.weight_mapping import WeightMapping
 
-        return Names({}, FUSED)
+        return WeightMapping({}, FUSED)
 
     def alibi(self, config: Mapping[str, Any]) -> bool:
         return _alibi(config)

@@ -175,7 +175,7 @@ def checkpoint_activations(layer: nn.Module) -> None:
     hooks._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
-def outline(layers: Iterable[LayerSpec]) -> list[LayerShape]:
+def param_specs(layers: Iterable[LayerSpec]) -> list[LayerShape]:
     """The names and shapes of the layers' own parameters, without adapters."""
     return [
         LayerShape(
@@ -193,7 +193,7 @@ def outline(layers: Iterable[LayerSpec]) -> list[LayerShape]:
 
 def parameter_shapes(layers: Iterable[LayerSpec]) -> dict[str, torch.Size]:
     """Shapes by parameter name, shared parameters once and without adapters."""
-    return {name: torch.Size(shape) for name, shape in shapes(outline(layers)).items()}
+    return {name: torch.Size(shape) for name, shape in shapes(param_specs(layers)).items()}
 
 
 def chain(

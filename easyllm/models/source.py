@@ -252,16 +252,16 @@ def _converted(file: Path, cache: Path) -> Path:
     """The folder that holds the model of a GGUF file, made where it is not there yet."""
     from easyllm.models.gguf import CONVERSION
 
-    identity = files.digest([file.name, files.fingerprint(file), CONVERSION])
+    identity = files.stable_hash([file.name, files.fingerprint(file), CONVERSION])
     target = cache / f"{file.stem}-{identity}"
     if not target.exists():
-        with files.exclusive(cache / f".{target.name}.lock"):
+        with files.file_lock(cache / f".{target.name}.lock"):
             if not target.exists():
                 print(
                     f"converting {file.name} to Hugging Face's format, once; kept in {target}",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
-                with files.new_folder(target) as aside:
+                with files.atomic_dir(target) as aside:
                     _convert(file, aside)
     return target
 

@@ -20,8 +20,8 @@ from transformers import PretrainedConfig
 
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
-from easyllm.models.names import Names, Place
 from easyllm.models.tensor_files import listed
+from easyllm.models.weight_mapping import Place, WeightMapping
 
 DTYPES = {
     "float32": torch.float32,
@@ -68,8 +68,10 @@ class WeightFiles:
     Raises UserError where the folder has no weights.
     """
 
-    def __init__(self, folder: Path, names: Names | None = None, stem: str = tensor_files.MODEL):
-        self.folder, self.names = folder, names or Names()
+    def __init__(
+        self, folder: Path, names: WeightMapping | None = None, stem: str = tensor_files.MODEL
+    ):
+        self.folder, self.names = folder, names or WeightMapping()
         self.bytes_read = 0
         self.files_read: set[Path] = set()
         found = tensor_files.find(folder, stem)

@@ -28,7 +28,7 @@ from easyllm.models.weights import DTYPES, MEND, Weights, fill
 from easyllm.parallelism.deepspeed_config import configuration, effective
 from easyllm.parallelism.fragments import Fragment, fragments
 from easyllm.parallelism.timing import StepClock
-from easyllm.parallelism.world import from_all, quiet, share_cores
+from easyllm.parallelism.world import all_gather_object, quiet, share_cores
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
 from easyllm.spec.roles import Parallelism
@@ -146,7 +146,7 @@ class TrainEngine(abc.ABC):
         names = parameter_shapes(self.layers)
         shared = {f"{s.name}.weight": f"{s.tied_to}.weight" for s in self.layers if s.tied_to}
         found = self.weights.problems(parameter_shapes(own), names, shared)
-        told = list(dict.fromkeys(chain.from_iterable(from_all(found))))
+        told = list(dict.fromkeys(chain.from_iterable(all_gather_object(found))))
         if told:
             raise UserError(f"model.path: {listed(told, sep='; ')}; {MEND}")
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from easyllm.errors import UserError
 from easyllm.models.attention import Documents
-from easyllm.models.layers import LayerSpec, chain, outline, unprojected
+from easyllm.models.layers import LayerSpec, chain, param_specs, unprojected
 from easyllm.parallelism import partition, world
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
@@ -46,7 +46,7 @@ class PipelineTrainEngine(TrainEngine):
 
     def load_stage(self) -> None:
         """Build this rank's layers and read their weights."""
-        shapes = outline(self.layers)
+        shapes = param_specs(self.layers)
         bounds = partition.stage_bounds(shapes, self.layout, self.run.data.seq_len)
         for stage in partition.idle(shapes, bounds, trained(self.run, shapes)):
             raise UserError(f"{partition.left_idle(shapes, bounds, stage)}; {partition.IDLE}")
@@ -66,7 +66,7 @@ class PipelineTrainEngine(TrainEngine):
 
     def _check_cover(self) -> None:
         """Every layer with weights of its own must be in exactly one stage of each replica."""
-        places = world.from_all((self.grid.get_data_parallel_rank(), list(self.modules)))
+        places = world.all_gather_object((self.grid.get_data_parallel_rank(), list(self.modules)))
         layers = [spec.name for spec in self.layers if spec.tied_to is None]
         for replica in {place for place, _ in places}:
             held = [name for place, names in places if place == replica for name in names]
@@ -101,7 +101,7 @@ class PipelineTrainEngine(TrainEngine):
 
     def train_batch(self, batches: Iterable[Batch]) -> float:
         loss = float(self.runtime.train_batch(self._noted(batches)).item())
-        return loss if world.first() else 0.0  # DeepSpeed has told it to all ranks
+        return loss if world.is_main() else 0.0  # DeepSpeed has told it to all ranks
 
     def evaluate(self, batches: Iterable[Batch], count: int) -> float:
         loss = self.runtime.eval_batch(self._noted(batches), num_micro_batches=count)

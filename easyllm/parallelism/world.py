@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from easyllm import heartbeat
-from easyllm.data.pool import default_workers
+from easyllm.data.executors.pool import default_workers
 from easyllm.launchers.ranks import FEW_THREADS
 from easyllm.parallelism.watchdog import Watchdog
 
@@ -105,7 +105,7 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def first() -> bool:
+def is_main() -> bool:
     """Whether this is rank 0."""
     return dist.get_rank() == 0
 
@@ -119,21 +119,21 @@ def size() -> int:
     return dist.get_world_size()
 
 
-def sums(numbers: Sequence[float], device: torch.device) -> list[float]:
+def all_reduce_sum(numbers: Sequence[float], device: torch.device) -> list[float]:
     """The sum of each of ``numbers`` over all ranks, which must give as many."""
     total = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return list(total.tolist())
 
 
-def from_first(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """Rank 0's ``value``, on every rank."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def from_all(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """The ``value`` of every rank, by rank."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)

@@ -109,7 +109,7 @@ def _trained(run: RunSpec) -> Iterator[Problem]:
     if any(model_config.wrong(config)):  # told with the keys
         return
     try:
-        layers = model.family.outline(config)
+        layers = model.family.param_specs(config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):  # told with the shapes
         return
     if layers is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from easyllm.data import manifest
-from easyllm.data.engines import Local
+from easyllm.data.executors.components import Local
+from easyllm.data.store import manifest
 from easyllm.preflight.machine import ON_DEVICE, cuda_devices
 from easyllm.spec.run import RunSpec
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from easyllm.data import tokenizers
+from easyllm.data.tokenizers import components as tokenizers
 from easyllm.errors import UserError, WrongValue
 from easyllm.models import source, tensor_files
 from easyllm.paths import RUNS
 from easyllm.serving.address import bound
+from easyllm.serving.auth import VARIABLE, load_keys
 from easyllm.serving.hosts import host_name, local_only
-from easyllm.serving.keys import VARIABLE, load_keys
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 

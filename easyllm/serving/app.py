@@ -16,9 +16,9 @@ from starlette.exceptions import HTTPException
 from easyllm import __version__
 from easyllm.data.chat.values import shown
 from easyllm.serving import generate, openai
+from easyllm.serving.auth import Keys
 from easyllm.serving.errors import Refused, error_body
-from easyllm.serving.guard import Guard
-from easyllm.serving.keys import Keys
+from easyllm.serving.middleware import Guard
 from easyllm.serving.requests import NOT_OFFERED
 from easyllm.serving.service import Service
 from easyllm.serving.streaming import CLIENT_LEFT, ClientLeft

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from easyllm.inference.text import Piece
+from easyllm.inference.detokenizer import Piece
 from easyllm.inference.token_texts import TokenText
 from easyllm.serving.errors import Refused, error_body
 from easyllm.serving.requests import ChatRequest, CompletionRequest, OpenAIRequest

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import signal
-import socket
 import sys
 import threading
 import time
@@ -16,12 +15,11 @@ from typing import Any
 
 import uvicorn
 
-from easyllm.inference.engines import Engine
-from easyllm.inference.prompts import model_folder, model_name
-from easyllm.serving.address import bound
+from easyllm.inference.engine_protocol import Engine
+from easyllm.inference.prompts import model_name
 from easyllm.serving.app import Application
-from easyllm.serving.guard import ACCESS
-from easyllm.serving.keys import exposed, load_keys
+from easyllm.serving.auth import load_keys
+from easyllm.serving.middleware import ACCESS
 from easyllm.serving.protocol import limited
 from easyllm.serving.service import Service
 from easyllm.spec.inference import ServingSpec
@@ -31,65 +29,11 @@ POLL = 0.05
 """Seconds between looks at what is under way, once the server is asked to stop."""
 
 
-def serve(run: RunSpec) -> dict[str, Any]:
-    """Answer requests at ``serving.host`` and ``serving.port`` until SIGTERM or Ctrl-C.
-
-    The server listens while the model is loading; ``/ready`` tells when it is.
-    """
-    with bound(run.serving) as listener:
-        load_keys(run.serving)  # what is wrong with them is told before anything is loaded
-        if warning := exposed(run.serving):
-            print(warning, file=sys.stderr, flush=True)
-        return (_apart if run.inference.engine.apart else _together)(run, listener)
-
-
-def _apart(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
-    """The engine in this process, the API in another."""
-    from easyllm.serving.front import Front, Stopped
-
-    with Front(run, listener) as front:
-        engine = None
-        try:
-            engine = run.inference.engine.load(model_folder(run), run)
-            return front.serve(engine)
-        except Stopped:
-            return front.stopped()
-        finally:
-            if engine is not None:
-                engine.close()
-
-
-def _together(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
-    """The API and the engine, which has processes of its own, in one event loop."""
-    server = made(run)
-    try:
-        # uvloop where it is installed
-        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(_serve(run, server, listener))
-    finally:
-        if server.service.engine is not None:
-            server.service.engine.close()
-    return server.service.done()
-
-
 def made(run: RunSpec, signals: bool = True) -> Server:
     """The server of a run, without an engine yet; its access log is the standard output."""
     _log_to(sys.stdout)
     service = Service(run, run.serving.model_name or model_name(run))
     return Server(Application(service, load_keys(run.serving)), service, signals)
-
-
-async def _serve(run: RunSpec, server: Server, listener: socket.socket) -> None:
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        server.loaded(
-            await asyncio.to_thread(lambda: run.inference.engine.load(model_folder(run), run))
-        )
-    except BaseException:
-        server.should_exit = True
-        await serving
-        raise
-    await serving
 
 
 def _log_to(stream: Any) -> None:

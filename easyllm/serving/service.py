@@ -14,9 +14,9 @@ from typing import Any
 
 from easyllm.data.chat.messages import BadMessage
 from easyllm.errors import BadRecord, UserError
-from easyllm.inference.engines import Engine, EngineFailed
+from easyllm.inference.detokenizer import Piece, answer
+from easyllm.inference.engine_protocol import Engine, EngineFailed
 from easyllm.inference.prompts import conversation, encode_messages, encode_text
-from easyllm.inference.text import Piece, answer
 from easyllm.serving.errors import Refused
 from easyllm.serving.metrics import Counts, Metrics
 from easyllm.spec.inference import SamplingSpec

@@ -81,7 +81,7 @@ def _memory(
     limit = run.hardware.memory_gb
     if limit is None or "train" not in run.stages:
         return
-    layers = family.outline(config)
+    layers = family.param_specs(config)
     need = state_bytes(run, shape, trainable.share(run, layers) if layers else 1.0) / 1e9
     if need > limit:
         yield Problem(

@@ -85,12 +85,12 @@ class DataSpec:
     cache: Place | None = None
     """Folder on this node's own disk for the uncompressed map of the store and the plans of
     how its documents lie in rows; by default inside the store."""
-    tokenizer: Tokenizer = component("easyllm.data.tokenizers.Pretrained")
+    tokenizer: Tokenizer = component("easyllm.data.tokenizers.components.Pretrained")
     encoder: Encoder | None = None
     """The engine that turns texts into ids. Null takes the fastest that is installed and gives
     exactly the ids of Hugging Face's: gigatoken, quicktok, else Hugging Face's own. Never
     changes the result."""
-    template: Template = component("easyllm.data.templates.TokenizerTemplate")
+    template: Template = component("easyllm.data.chat.templates.TokenizerTemplate")
     seq_len: Count = 2048
     """Tokens a row."""
     packing: Literal["none", "concat", "best_fit"] = "concat"
@@ -116,7 +116,7 @@ class DataSpec:
     max_rejects: NonNegativeInt = 100
     """Bad records to leave out at most; with more, tokenizing stops. Each is written to
     ``tokens/rejected.jsonl`` in the store."""
-    engine: DataEngine = component("easyllm.data.engines.Local")
+    engine: DataEngine = component("easyllm.data.executors.components.Local")
     """What does the work of tokenize, shuffle and repartition: ``local``, the processes of this
     machine, or ``spark``. Never changes the result."""
     workers: Annotated[int, Range(low=1, high=1024)] | None = None

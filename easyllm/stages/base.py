@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from easyllm.files import digest
+from easyllm.files import stable_hash
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 
@@ -44,7 +44,7 @@ class Stage(abc.ABC):
     reads: ClassVar[tuple[str, ...]]
     """Dotted keys of the spec, or prefixes of them, that can change what the stage makes."""
 
-    def goes_on(self, run: RunSpec, key: str) -> bool:
+    def may_change(self, run: RunSpec, key: str) -> bool:
         """Whether the stage can go on from what it left though ``key`` has changed since."""
         return False
 
@@ -52,7 +52,7 @@ class Stage(abc.ABC):
         """The name of the stage's record, of which a run has one for each place that the stage
         was asked to write to."""
         asked = self.asked(run)
-        return f"{self.name}-{Path(asked).name}-{digest(asked, 8)}" if asked else self.name
+        return f"{self.name}-{Path(asked).name}-{stable_hash(asked, 8)}" if asked else self.name
 
     def asked(self, run: RunSpec) -> str | None:
         """The place that the stage was asked to write to; None where it has one of its own."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.data import manifest
-from easyllm.files import new_file
+from easyllm.data.store import manifest
+from easyllm.files import atomic_write
 from easyllm.progress import on_terminal
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
@@ -45,11 +45,11 @@ class Inspect(Stage):
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
         from rich.console import Console
 
-        from easyllm.data.inspection import inspect
-        from easyllm.data.inspection_views import page, show
+        from easyllm.data.inspect.inspection import inspect
+        from easyllm.data.inspect.report import page, show
 
         found = inspect(run)
         show(found, Console(force_terminal=on_terminal(), width=WIDTH))
-        with new_file(self.paths(run).inspection) as aside:
+        with atomic_write(self.paths(run).inspection) as aside:
             aside.write_text(page(found), "utf-8")
         return {**found.metrics, "page": str(self.paths(run).inspection)}

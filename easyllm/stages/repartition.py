@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.data import manifest
-from easyllm.data.identity import check_encoding
+from easyllm.data.store import manifest
+from easyllm.data.store.fingerprint import check_encoding
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
 

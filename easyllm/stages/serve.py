@@ -31,6 +31,6 @@ class Serve(Stage):
         return []
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
-        from easyllm.serving.server import serve
+        from easyllm.serving.run import serve
 
         return serve(run)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.data import manifest
-from easyllm.data.identity import check_encoding
+from easyllm.data.store import manifest
+from easyllm.data.store.fingerprint import check_encoding
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
 
@@ -28,6 +28,6 @@ class Shuffle(Stage):
         return manifest.paths(self.paths(run).store, self.name)
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
-        from easyllm.data.shuffle import shuffle
+        from easyllm.data.shuffle.shuffle import shuffle
 
         return shuffle(run)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.data import manifest
+from easyllm.data.store import manifest
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
 
@@ -26,7 +26,7 @@ class Tokenize(Stage):
         "model.revision",
     )
 
-    def goes_on(self, run: RunSpec, key: str) -> bool:
+    def may_change(self, run: RunSpec, key: str) -> bool:
         # a model that is chosen later has no part in the tokens
         return key == "model.revision" and not self.fetches(run)
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.data import manifest
-from easyllm.data.identity import check_encoding
+from easyllm.data.store import manifest
+from easyllm.data.store.fingerprint import check_encoding
 from easyllm.errors import UserError
 from easyllm.models import source, tensor_files
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Interrupted, Rank, Stage
-from easyllm.training import checkpoints, continuing
+from easyllm.training import checkpoints, resume_policy
 from easyllm.training.stopping import Stopped, on_signals
 
 
@@ -51,10 +51,10 @@ class Train(Stage):
         "training.evaluate",
     )
 
-    def goes_on(self, run: RunSpec, key: str) -> bool:
+    def may_change(self, run: RunSpec, key: str) -> bool:
         anew = run.training.resume != "exact" and key.startswith(("training.", "parallelism."))
         hardware = key.startswith("hardware.")
-        return anew or hardware or key == "training.resume" or continuing.goes_on(key)
+        return anew or hardware or key == "training.resume" or resume_policy.may_change(key)
 
     def ranks(self, run: RunSpec) -> int:
         return run.hardware.ranks
@@ -121,12 +121,12 @@ class Train(Stage):
             if run.training.deterministic:
                 world.repeat_bits(device)
             # these import DeepSpeed, which settles its accelerator for good
-            from easyllm.data.rows import open_rows
-            from easyllm.parallelism import reach
+            from easyllm.data.dataset.rows import open_rows
+            from easyllm.parallelism import shared_storage
             from easyllm.training.loop import train
 
             if rank.count > rank.local_count:
-                reach.check(run, self.inputs(run))
+                shared_storage.check(run, self.inputs(run))
             world.beat("reading the token store")
             try:
                 metrics = train(run, open_rows(run), device, stop)

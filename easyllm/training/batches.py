@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from easyllm.data.rows import Row
+from easyllm.data.dataset.rows import Row
 from easyllm.errors import UserError
 from easyllm.parallelism.engine import Batch
 

@@ -108,7 +108,7 @@ def file_names(folder: Path) -> list[str]:
     return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
 
 
-def seal(
+def write_manifest(
     folder: Path, facts: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
     """Write the manifest of a checkpoint whose files are all there."""
@@ -117,7 +117,7 @@ def seal(
     write_record(folder / MANIFEST, {**facts, "files": files})
 
 
-def set_apart(path: Path) -> Path:
+def quarantine(path: Path) -> Path:
     """Give a damaged checkpoint a name under which it is none; it goes once a newer one is
     whole."""
     target = path.with_name(DAMAGED + path.name)
@@ -130,7 +130,7 @@ def clear_leftovers(checkpoints: Path) -> None:
     _remove(checkpoints.glob(".step-*"))
 
 
-def tidy(checkpoints: Path, keep: int, keep_every: int | None = None) -> None:
+def prune(checkpoints: Path, keep: int, keep_every: int | None = None) -> None:
     """Remove what is older than the ``keep`` newest whole checkpoints, unless its step is a
     multiple of ``keep_every``; and damaged ones before the newest. What cannot be removed is said
     and stays, for the next time."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from easyllm.data.rows import Row
-from easyllm.files import new_file
+from easyllm.data.dataset.rows import Row
+from easyllm.files import atomic_write
 from easyllm.parallelism import world
 from easyllm.parallelism.engine import TrainEngine
 from easyllm.progress import progress
@@ -28,7 +28,7 @@ def evaluate(
         share = Share.of(mine, vocab_size)
     batches = share.scaled(engine.sum_over_replicas(share.trained), engine.data_size)
     at_once, loss = engine.accumulation, 0.0
-    with progress("evaluate", count, "batch", visible=world.first()) as bar:
+    with progress("evaluate", count, "batch", visible=world.is_main()) as bar:
         for begin in range(0, count, at_once):
             world.beat(f"evaluation after step {step}")
             some = min(at_once, count - begin)
@@ -40,7 +40,7 @@ def evaluate(
 def write(rows: Sequence[Row], file: Path) -> None:
     """Write what evaluation reads, one document a line: without the rows' boundaries, which
     only this package knows, a plain loop over it finds the same loss."""
-    with new_file(file) as aside, aside.open("w", encoding="utf-8") as lines:
+    with atomic_write(file) as aside, aside.open("w", encoding="utf-8") as lines:
         for row in rows:
             begins = np.flatnonzero(row.positions == 0)[1:]
             for ids, labels in zip(

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig
 
-from easyllm.data.settling import read_otherwise
+from easyllm.data.tokenizers.portable import read_otherwise
 from easyllm.errors import UserError
-from easyllm.files import new_folder
+from easyllm.files import atomic_dir
 from easyllm.models import source, tensor_files
 from easyllm.models.adapted import MergedWeights, adapter_files
 from easyllm.models.compatible import settle_tokenizer
 from easyllm.models.config import described, family_of, model_folder, write_config
-from easyllm.models.layers import outline, parameter_shapes
-from easyllm.models.names import Names
+from easyllm.models.layers import param_specs, parameter_shapes
+from easyllm.models.weight_mapping import WeightMapping
 from easyllm.models.weights import (
     DTYPES,
     WeightFiles,
@@ -75,7 +75,7 @@ def _export_model(
     sizes = {name: shape.numel() * dtype.itemsize for name, shape in layout.shapes.items()}
     plan = plan_shards(sizes, settings.max_shard_gb * 1e9)
     files: dict[str, str] = {}
-    with new_folder(target) as aside:
+    with atomic_dir(target) as aside:
         with progress("export", sum(sizes.values()), "B") as bar:
             for number, names in enumerate(plan):
                 file = shard_name(number, len(plan))
@@ -105,11 +105,11 @@ def _export_adapter(
     config = json.loads((checkpoint.weights / "config.json").read_text("utf-8"))
     native = AutoConfig.from_pretrained(checkpoint.weights)
     family = family_of(run, config["model_type"])
-    linears = list(trainable.linears(outline(family.layers(native, run.model.attention))))
+    linears = list(trainable.linears(param_specs(family.layers(native, run.model.attention))))
     files = adapter_files(checkpoint.weights)
     dtype = DTYPES[run.export.dtype or config["dtype"]]
     parts = {name: files.tensor(name, size).to(dtype) for name, size in files.shapes().items()}
-    with new_folder(target) as aside:
+    with atomic_dir(target) as aside:
         _copy_beside(checkpoint.weights, aside, "config.json", "generation_config.json", *CODE)
         settle_tokenizer(aside)
         path, made = run.model.path, model_folder(run)
@@ -169,14 +169,14 @@ def _layout(folder: Path, run: RunSpec, adapter: Adapter | None) -> tuple[dict[s
     wanted = parameter_shapes(layers)
     held: WeightFiles | MergedWeights = (
         MergedWeights(
-            first_weights(run, native, family), adapter_files(folder), adapter, outline(layers),
+            first_weights(run, native, family), adapter_files(folder), adapter, param_specs(layers),
             DTYPES[config["dtype"]],
         )
         if adapter
         else WeightFiles(folder, family.names())
     )  # fmt: skip
     if run.export.layout == "native":
-        places = (family.names() or Names()).tensors(wanted)
+        places = (family.names() or WeightMapping()).tensors(wanted)
         rows = {name: sum(wanted[part][0] for part in parts) for name, parts in places.items()}
         return config, _Layout(
             {name: torch.Size([rows[name], *wanted[p[0]][1:]]) for name, p in places.items()},

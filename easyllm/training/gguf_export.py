@@ -12,10 +12,10 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.quants import quantize
 
-from easyllm.data.encoding import load_tokenizer
-from easyllm.data.exactness import sample, vocabulary
+from easyllm.data.tokenizers.encode import load_tokenizer
+from easyllm.data.tokenizers.select_backend import sample, vocabulary
 from easyllm.errors import UserError
-from easyllm.files import new_folder
+from easyllm.files import atomic_dir
 from easyllm.models.gguf import names, rope
 from easyllm.models.gguf.writing import metadata
 from easyllm.paths import RunPaths
@@ -54,7 +54,7 @@ def export(
     spoken, differs = metadata(tokenizer, config["vocab_size"], [*plain, *named])
     spoken |= _ends(weights, spoken)
     tensors = dict(_tensors(config, shapes))
-    with new_folder(target) as aside:
+    with atomic_dir(target) as aside:
         file = aside / RunPaths(run).gguf.name
         writer = GGUFWriter(file, names.ARCHITECTURES[config["model_type"]])
         _add(writer, {f"{writer.arch}.{key}": value for key, value in described.items()})

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from easyllm.data.rows import Rows
+from easyllm.data.dataset.rows import Rows
 from easyllm.errors import UserError
 from easyllm.models.adapted import adapted
 from easyllm.models.config import family_of, fit_tokenizer, hf_config
-from easyllm.models.layers import outline
-from easyllm.models.names import Names
+from easyllm.models.layers import param_specs
+from easyllm.models.weight_mapping import WeightMapping
 from easyllm.parallelism import world
 from easyllm.parallelism.engine import TrainEngine
 from easyllm.parallelism.timing import PHASES
@@ -33,7 +33,7 @@ from easyllm.training.metrics import (
     told,
 )
 from easyllm.training.profiling import Profiler
-from easyllm.training.resuming import set_aside, settings, starting_point, starting_weights
+from easyllm.training.resuming import archive, settings, starting_point, starting_weights
 from easyllm.training.sampling import samples_of, seed_step
 from easyllm.training.saving import Saver
 from easyllm.training.stopping import Stop, Stopped
@@ -74,7 +74,7 @@ class Training:
         fit_tokenizer(run, self.config)
         self.family = family_of(run, self.config.model_type)
         layers = self.family.layers(self.config, run.model.attention)
-        self.layers, shapes = adapted(run, layers), outline(layers)
+        self.layers, shapes = adapted(run, layers), param_specs(layers)
         self.parameters = sum(map(math.prod, trainable.shapes(shapes).values()))
         self.trained = sum(map(math.prod, trainable.trained(run, shapes).values()))
         self.total = total_steps(run, rows)
@@ -84,7 +84,7 @@ class Training:
         self.profiler = Profiler(run.training.profile, self.paths.profile, device)
         conversations = bool(rows.manifest["conversations"])
         self.saver = Saver(
-            run, self.config, self.family.names() or Names(), conversations,
+            run, self.config, self.family.names() or WeightMapping(), conversations,
             rows.manifest["template_arguments"],
         )  # fmt: skip
         self.longest = 0.0
@@ -100,10 +100,10 @@ class Training:
         """Build the model and its optimizer on all ranks."""
         world.beat("building the model")
         begun, paths = self.begun, self.paths
-        if world.first():
+        if world.is_main():
             checkpoints.clear_leftovers(paths.checkpoints)
             if begun.checkpoint is None:
-                set_aside(paths)
+                archive(paths)
         weights = starting_weights(self.run, self.config, self.family, begun.checkpoint)
         self.engine = self.run.parallelism.engine(
             self.run, layers=self.layers, weights=weights, device=self.device
@@ -115,20 +115,20 @@ class Training:
             # before the old ones go, so that the run has its weights whenever it is killed
             self.save()
             self.saver.finish()
-            if world.first():
-                set_aside(paths, but=checkpoints.location(paths.checkpoints, 0))
+            if world.is_main():
+                archive(paths, but=checkpoints.location(paths.checkpoints, 0))
         self.heldout = self.rows.heldout() if self.run.training.evaluate.fraction else []
-        if world.first() and self.heldout:
+        if world.is_main() and self.heldout:
             evaluation.write(self.heldout, paths.heldout)
         self.ahead = self._read_ahead()
         self.ahead_trained = self.engine.sum_over_replicas(self.ahead.trained)
 
     def records(self) -> MetricsLog:
         """Where this rank's steps are recorded; only rank 0's are kept."""
-        return MetricsLog(self.run, self.step, keep=world.first())
+        return MetricsLog(self.run, self.step, keep=world.is_main())
 
     def bar(self) -> Any:
-        bar = progress("train", self.total, "step", visible=world.first())
+        bar = progress("train", self.total, "step", visible=world.is_main())
         bar.n = bar.initial = self.step
         return bar
 
@@ -145,12 +145,12 @@ class Training:
         begin = time.perf_counter()
         line, part = self.advance()
         self.longest = max(self.longest, time.perf_counter() - begin)
-        spent = world.first() and self._spent(stop)
-        time_to_save = world.first() and self._time_to_save()
+        spent = world.is_main() and self._spent(stop)
+        time_to_save = world.is_main() and self._time_to_save()
         counted = self.ahead.trained if self.engine.counts_data else 0
         flags = map(float, (stop.asked, spent, time_to_save, self.saver.written))
         # one message for all that the ranks have to tell each other: each costs them a wait
-        loss, trained, asked, over, due, written, *sums = world.sums(
+        loss, trained, asked, over, due, written, *sums = world.all_reduce_sum(
             [part, counted, *flags, *self.times.values()], self.device
         )
         self.ahead_trained = int(trained)
@@ -297,8 +297,8 @@ class Training:
             "parameters": self.parameters,
             "trained_parameters": self.trained,
             "checkpoint": str(checkpoints.location(self.paths.checkpoints, self.total)),
-            "bytes_read": world.from_all(self.read_bytes),
-            "files_read": world.from_all(self.read_files),
+            "bytes_read": world.all_gather_object(self.read_bytes),
+            "files_read": world.all_gather_object(self.read_files),
             "data_map": self.rows.cache,
         }
         return found if self.eval_loss is None else {**found, "eval_loss": self.eval_loss}

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from easyllm.files import json_line, new_file, read_json_line
+from easyllm.files import atomic_write, json_line, read_json_line
 from easyllm.paths import RunPaths
 from easyllm.spec.roles import ModelShape
 from easyllm.spec.run import RunSpec
@@ -39,7 +39,7 @@ class MetricsLog:
             return
         paths = RunPaths(run)
         lines = [line for line in read(paths.metrics) if line["step"] <= done]
-        with new_file(paths.metrics) as aside:
+        with atomic_write(paths.metrics) as aside:
             aside.write_text("".join(json_line(line) + "\n" for line in lines), "utf-8")
         if lost := lacking(lines, done):
             print(f"{paths.metrics}: {lost}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from easyllm.files import new_file
+from easyllm.files import atomic_write
 from easyllm.parallelism import world
 from easyllm.spec.training import ProfileSpec
 
@@ -48,16 +48,16 @@ class Profiler:
         found, self.running = self.running, None
         found.stop()
         base = self.folder / f"step-{self.asked.start:08}" / f"rank-{world.rank()}"
-        with new_file(base.with_suffix(".json.gz"), durable=False) as aside:
+        with atomic_write(base.with_suffix(".json.gz"), durable=False) as aside:
             # its own name decides whether the profiler compresses
             plain = aside.with_name(f"{aside.name}.json.gz")
             found.export_chrome_trace(str(plain))
             plain.replace(aside)
         by = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        with new_file(base.with_suffix(".txt"), durable=False) as aside:
+        with atomic_write(base.with_suffix(".txt"), durable=False) as aside:
             table = found.key_averages().table(sort_by=by, row_limit=ROWS)
             aside.write_text(table, "utf-8")
-        if world.first():
+        if world.is_main():
             print(f"profile of {self.asked.steps} steps: {base.parent}", flush=True)
 
     def stop(self) -> None:

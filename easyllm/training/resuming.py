@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from easyllm.data.rows import Rows
+from easyllm.data.dataset.rows import Rows
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
 from easyllm.models.adapted import AdaptedWeights, FreshAdapter, adapter_files
@@ -26,7 +26,7 @@ from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import flatten, write
 from easyllm.training import checkpoints
 from easyllm.training.checkpoints import Checkpoint
-from easyllm.training.continuing import decides, goes_on
+from easyllm.training.resume_policy import affects_loss, may_change
 
 DATA = "data"
 """Where the fingerprint of the rows stands among the settings."""
@@ -55,7 +55,7 @@ class Start:
 def settings(run: RunSpec, rows: Rows) -> dict[str, Any]:
     """What decides how training goes on, by dotted key; a checkpoint keeps them."""
     keys = flatten(write(run))
-    found = {key: value for key, value in keys.items() if decides(key) or goes_on(key)}
+    found = {key: value for key, value in keys.items() if affects_loss(key) or may_change(key)}
     # an empty map says what an absent one does
     found = {key: value for key, value in found.items() if value != {}}
     if run.training.adapter and run.model.init == "pretrained" and (folder := model_folder(run)):
@@ -103,7 +103,7 @@ def starting_point(run: RunSpec, rows: Rows, total: int) -> Start:
 def _unknown_then(run: RunSpec, then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of keys that decide the losses and that a checkpoint does not name: the fields
     did not exist yet."""
-    absent = {key: default(run, key) for key in now if key not in then and decides(key)}
+    absent = {key: default(run, key) for key in now if key not in then and affects_loss(key)}
     return {key: value for key, value in absent.items() if value is not ABSENT}
 
 
@@ -116,7 +116,7 @@ def differing(
         f"{key}: then {_shown(then.get(key))}, now {_shown(now.get(key))}"
         for key in dict.fromkeys([*now, *then])
         if then.get(key) != now.get(key)
-        and (decides(key) or key in (DATA, BASE)) == decided
+        and (affects_loss(key) or key in (DATA, BASE)) == decided
         # what one class of layout has and another lacks needs no telling
         and (decided or (key in then and key in now))
     ]
@@ -144,7 +144,7 @@ def first_weights(run: RunSpec, config: PretrainedConfig, family: Family) -> Wei
     return WeightFiles(folder, family.names())
 
 
-def set_aside(paths: RunPaths, but: Path | None = None) -> None:
+def archive(paths: RunPaths, but: Path | None = None) -> None:
     """Move the metrics and checkpoints of an earlier life of the run, all ``but`` one, out of
     the way of a new one: ``checkpoints.1``, ``metrics.1.jsonl``."""
     old = [path for path in reversed(checkpoints.listed(paths.checkpoints)) if path != but]
@@ -176,9 +176,9 @@ def _same_kind(found: Checkpoint, run: RunSpec) -> None:
 def _newest_good(root: Path) -> Checkpoint | None:
     """The newest checkpoint with the content it was saved with; damaged ones are set apart."""
     passed: list[str] = []
-    for path in world.from_first(checkpoints.listed(root)):
+    for path in world.broadcast_object(checkpoints.listed(root)):
         world.beat(f"checking {path.name}")
-        found = world.from_first(checkpoints.examined(path) if world.first() else None)
+        found = world.broadcast_object(checkpoints.examined(path) if world.is_main() else None)
         told = [found] if isinstance(found, str) else _changed(found)
         if not told:
             for line in passed:
@@ -196,10 +196,10 @@ def _newest_good(root: Path) -> Checkpoint | None:
 
 def _apart(root: Path, found: Checkpoint) -> Checkpoint:
     """Set apart what is newer than ``found``, which is therefore damaged."""
-    if world.first():
+    if world.is_main():
         for path in checkpoints.listed(root):
             if path > found.path:
-                checkpoints.set_apart(path)
+                checkpoints.quarantine(path)
     world.wait_for_all()
     return found
 
@@ -207,7 +207,7 @@ def _apart(root: Path, found: Checkpoint) -> Checkpoint:
 def _changed(found: Checkpoint) -> list[str]:
     """What is wrong with the content of the files, which the ranks share out among them."""
     mine = sorted(found.files)[world.rank() :: world.size()]
-    return [told for part in world.from_all(found.changed(mine)) for told in part]
+    return [told for part in world.all_gather_object(found.changed(mine)) for told in part]
 
 
 def _shown(value: Any) -> str:
@@ -215,5 +215,5 @@ def _shown(value: Any) -> str:
 
 
 def _say(*lines: str) -> None:
-    if world.first():
+    if world.is_main():
         print("\n  ".join(lines), file=sys.stderr)

@@ -24,11 +24,11 @@ from transformers import PretrainedConfig
 
 from easyllm.data.chat.template_text import set_defaults
 from easyllm.errors import UserError
-from easyllm.files import NewFolder, flush, removed
+from easyllm.files import AtomicDir, flush, removed
 from easyllm.heartbeat import beat
 from easyllm.models.config import write_description
-from easyllm.models.names import Names
 from easyllm.models.tensor_files import ADAPTER, MODEL
+from easyllm.models.weight_mapping import WeightMapping
 from easyllm.models.weights import plan_shards, shard_name, write_index, write_shard
 from easyllm.parallelism import world
 from easyllm.parallelism.engine import TrainEngine
@@ -39,7 +39,7 @@ from easyllm.training import checkpoints, optimizer_state
 
 SHARD_BYTES = 5e9
 
-Part = tuple[str, Callable[[Path], None]]
+CheckpointFile = tuple[str, Callable[[Path], None]]
 """A file of a checkpoint, by its path in the folder, and what writes it; of what stands beside the
 weights, the folder."""
 
@@ -55,7 +55,7 @@ class Saver:
         self,
         run: RunSpec,
         config: PretrainedConfig,
-        names: Names,
+        names: WeightMapping,
         conversations: bool,
         template_arguments: Mapping[str, int],
     ):
@@ -107,9 +107,9 @@ class Saver:
             flight.land()
         finally:
             flight.close()
-        if world.first():
+        if world.is_main():
             kept = self.run.training.checkpoint
-            checkpoints.tidy(self.root, kept.keep, kept.keep_every)
+            checkpoints.prune(self.root, kept.keep, kept.keep_every)
         world.wait_for_all()
         seconds = flight.written - flight.begun
         self.longest = max(self.longest, time.perf_counter() - flight.begun)
@@ -133,13 +133,13 @@ class Saver:
     def _stood_still(self, since: float) -> None:
         self.stalled = (self.stalled or 0.0) + time.perf_counter() - since
 
-    def _parts(self, engine: TrainEngine, flight: _Flight) -> Iterator[Part]:
+    def _parts(self, engine: TrainEngine, flight: _Flight) -> Iterator[CheckpointFile]:
         """What this rank writes; every rank must take all of it."""
         for number, share in enumerate(optimizer_state.shares(engine)):
             file = optimizer_state.file_name(world.rank(), number)
             yield f"{optimizer_state.FOLDER}/{file}", partial(save_file, share)
         yield from weights(engine, self.names)
-        if world.first():
+        if world.is_main():
             yield checkpoints.WEIGHTS, self._describe
 
     def _describe(self, folder: Path) -> None:
@@ -161,7 +161,7 @@ class _Flight:
         self.files: dict[str, Any] = {}
         self.thread: threading.Thread | None = None
         self.failed: BaseException | None = None
-        self.own: NewFolder | None = None
+        self.own: AtomicDir | None = None
         """Rank 0's: all ranks write into one folder aside, which it names."""
 
     @property
@@ -169,15 +169,15 @@ class _Flight:
         return self.thread is not None and self.thread.is_alive()
 
     def open(self) -> None:
-        if world.first():
+        if world.is_main():
             with self.writing:
-                self.own = NewFolder(self.target)
+                self.own = AtomicDir(self.target)
                 for part in (checkpoints.WEIGHTS, optimizer_state.FOLDER):
                     (self.own.aside / part).mkdir()
-        self.folder: Path = world.from_first(self.own.aside if self.own else None)
+        self.folder: Path = world.broadcast_object(self.own.aside if self.own else None)
         self.writing.agree(self.target)
 
-    def write(self, parts: Iterator[Part] | list[Part], apart: bool) -> None:
+    def write(self, parts: Iterator[CheckpointFile] | list[CheckpointFile], apart: bool) -> None:
         """Write ``parts``, by a thread where they lie ``apart`` from what is trained on."""
         if not apart:
             self._write(parts)
@@ -185,19 +185,19 @@ class _Flight:
         self.thread = threading.Thread(target=self._safely, args=(parts,), daemon=True, name="save")
         self.thread.start()
 
-    def _safely(self, parts: list[Part]) -> None:
+    def _safely(self, parts: list[CheckpointFile]) -> None:
         try:
             self._write(self._let_go(parts))
         except BaseException as error:  # to be raised where it is seen
             self.failed = error
 
     @staticmethod
-    def _let_go(parts: list[Part]) -> Iterator[Part]:
+    def _let_go(parts: list[CheckpointFile]) -> Iterator[CheckpointFile]:
         """The parts, none of which is held longer than it takes to write it."""
         while parts:
             yield parts.pop(0)
 
-    def _write(self, parts: Iterator[Part] | list[Part]) -> None:
+    def _write(self, parts: Iterator[CheckpointFile] | list[CheckpointFile]) -> None:
         names: list[str] = []
         for name, write in parts:  # to the end, even after an error: all ranks take part
             beat()
@@ -235,12 +235,12 @@ class _Flight:
             self.thread.join()
         if self.failed is not None:
             raise self.failed
-        everything = world.from_all(self.files)
+        everything = world.all_gather_object(self.files)
         self.writing.agree(self.target)
         if self.own is not None:
             with self.writing:
                 whole = {name: fact for part in everything for name, fact in part.items()}
-                checkpoints.seal(self.folder, self.facts, dict(sorted(whole.items())))
+                checkpoints.write_manifest(self.folder, self.facts, dict(sorted(whole.items())))
                 self.own.install()
         self.writing.agree(self.target)
 
@@ -276,7 +276,7 @@ class Writing:
 
     def agree(self, target: Path) -> None:
         """Raise UserError on all ranks where any met an error on the way to ``target``."""
-        met = [error for error in world.from_all(self.error) if error]
+        met = [error for error in world.all_gather_object(self.error) if error]
         if met:
             raise UserError(
                 f"{target} could not be saved: {met[0]}; checkpoints saved before stand. Make "
@@ -284,20 +284,20 @@ class Writing:
             )
 
 
-def weights(engine: TrainEngine, names: Names) -> Iterator[Part]:
+def weights(engine: TrainEngine, names: WeightMapping) -> Iterator[CheckpointFile]:
     """Hugging Face shards, each of a rank that holds its layers, and their index; under an
     adapter of the adapter alone, in the layers' own names. Every rank must take all that it is
     given. What is given does not change with what is trained."""
     adapter = engine.run.training.adapter
     stem = ADAPTER if adapter else MODEL
     if adapter:
-        names = Names()
+        names = WeightMapping()
     layers = list(engine.modules)
     owners = [place * engine.data_size // len(layers) for place in range(len(layers))]
     mine = [name for name, owner in zip(layers, owners, strict=True) if owner == engine.data_rank]
     sizes = _sizes(engine, mine, names)
     plan = plan_shards(sizes, SHARD_BYTES)
-    counts = world.from_all(len(plan))
+    counts = world.all_gather_object(len(plan))
     begin, total = sum(counts[: torch.distributed.get_rank()]), sum(counts)
     files = {
         tensor: shard_name(begin + number, total, stem)
@@ -306,7 +306,7 @@ def weights(engine: TrainEngine, names: Names) -> Iterator[Part]:
     }
     waiting: dict[str, torch.Tensor] = {}
     last = {shard[-1] for shard in plan}
-    with progress("save weights", len(layers), "layer", visible=world.first()) as bar:
+    with progress("save weights", len(layers), "layer", visible=world.is_main()) as bar:
         for name in layers:
             own = _parameters(engine, name)
             with engine.whole(own.values()):
@@ -319,8 +319,8 @@ def weights(engine: TrainEngine, names: Names) -> Iterator[Part]:
                         yield file, partial(write_shard, tensors=waiting)
                         waiting = {}
             bar.update()
-    everything = world.from_all((files, sizes))
-    if world.first():
+    everything = world.all_gather_object((files, sizes))
+    if world.is_main():
         by_name = {name: file for part, _ in everything for name, file in part.items()}
         bytes_ = {name: size for _, part in everything for name, size in part.items()}
         yield checkpoints.WEIGHTS, partial(write_index, files=by_name, sizes=bytes_, stem=stem)
@@ -334,7 +334,7 @@ def _parameters(engine: TrainEngine, layer: str) -> dict[str, torch.nn.Parameter
     return {name: p for name, p in found if adapter is None or adapter.base_name(name) is None}
 
 
-def _sizes(engine: TrainEngine, layers: list[str], names: Names) -> dict[str, int]:
+def _sizes(engine: TrainEngine, layers: list[str], names: WeightMapping) -> dict[str, int]:
     """Bytes by the tensor's name in the files, without gathering what is split."""
     sizes = {
         name: engine.dtype.itemsize

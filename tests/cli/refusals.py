@@ -44,12 +44,16 @@ REFUSALS = {
         ["training.optimizer._target_ = os.system", "allowed prefix", "AdamW"],
     ),
     "a target of another role": (
-        ["+recipe=demo", "training.optimizer._target_=easyllm.data.readers.Text"],
+        ["+recipe=demo", "training.optimizer._target_=easyllm.data.sources.readers.Text"],
         ["training.optimizer._target_", "is not a Optimizer"],
     ),
     "a target that is misspelt": (
-        ["+recipe=demo", "data.sources.mine._target_=easyllm.data.readers.Txt"],
-        ["data.sources.mine._target_", "has no Txt", "did you mean easyllm.data.readers.Text?"],
+        ["+recipe=demo", "data.sources.mine._target_=easyllm.data.sources.readers.Txt"],
+        [
+            "data.sources.mine._target_",
+            "has no Txt",
+            "did you mean easyllm.data.sources.readers.Text?",
+        ],
     ),
     "an absent source": (
         ["+recipe=demo", "data=text", "data.sources.text.path=absent.txt"],

@@ -181,7 +181,7 @@ def test_users_recipe_reader_and_tracker(folder):
     (own / "recipe").mkdir(parents=True)
     (own / "my_readers.py").write_text(
         "from dataclasses import dataclass\n"
-        "from easyllm.data.readers import FileReader\n"
+        "from easyllm.data.sources.readers import FileReader\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Lines(FileReader):\n"
         "    suffixes = ('.txt',)\n"
@@ -215,7 +215,7 @@ def test_a_spec_by_hand_may_leave_a_value_to_the_command_line(folder):
     (folder / "texts.txt").write_text("one\n\ntwo\n")
     (folder / "spec.yaml").write_text(
         "stages: [tokenize]\n"
-        "data: {sources: {texts: {_target_: easyllm.data.readers.Text}}}\n"
+        "data: {sources: {texts: {_target_: easyllm.data.sources.readers.Text}}}\n"
         "hardware: {device: cpu}\n"
     )
     words = ["spec.yaml", "data.tokenizer=ByteLevelBPE", "data.tokenizer.vocab_size=300"]

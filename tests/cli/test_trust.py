@@ -13,7 +13,7 @@ import yaml
 CODE = (
     "import pathlib\n"
     "from dataclasses import dataclass\n"
-    "from easyllm.data.readers import Text\n"
+    "from easyllm.data.sources.readers import Text\n"
     "pathlib.Path(__file__).with_name('imported').touch()\n"
     "@dataclass(frozen=True, kw_only=True)\n"
     "class Own(Text): pass\n"
@@ -152,7 +152,7 @@ def test_a_folder_that_a_variable_names(
 def test_a_spec_without_folders_needs_none(elsewhere: Path, here: Path) -> None:
     tree = yaml.safe_load((elsewhere / "run.yaml").read_text())
     del tree["components"]
-    tree["data"]["sources"]["notes"]["_target_"] = "easyllm.data.readers.Text"
+    tree["data"]["sources"]["notes"]["_target_"] = "easyllm.data.sources.readers.Text"
     (elsewhere / "run.yaml").write_text(yaml.safe_dump(tree))
     status, told = easyllm(elsewhere / "run.yaml", "stages=[]")
     assert status == 0 and "--trust" not in told

@@ -12,9 +12,9 @@ from easyllm.cli.arguments import read as read_overrides
 from easyllm.cli.compose import compose, from_file
 from easyllm.cli.library import Library, shipped_folder
 from easyllm.components import shipped
-from easyllm.data.engines import Local, Spark
-from easyllm.data.formats import ChatML
-from easyllm.data.readers import Text
+from easyllm.data.chat.formats import ChatML
+from easyllm.data.executors.components import Local, Spark
+from easyllm.data.sources.readers import Text
 from easyllm.runfile import read_config, save
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Component, DataEngine, Reader, Schedule

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from easyllm.data.encoding import Vocabulary, by_transformers
-from easyllm.data.templates import end_of_sequence
-from easyllm.data.tokenizer_conversion.qwen import convert
+from easyllm.data.chat.templates import end_of_sequence
+from easyllm.data.tokenizers.convert_tiktoken import convert
+from easyllm.data.tokenizers.encode import Vocabulary, by_transformers
 from easyllm.models import source
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
@@ -108,16 +108,16 @@ def spec(texts: Path) -> Spec:
             "data": {
                 "sources": {
                     "stories": {
-                        "_target_": "easyllm.data.readers.Text",
+                        "_target_": "easyllm.data.sources.readers.Text",
                         "path": str(texts / "stories.txt"),
                     },
                     "dialogues": {
-                        "_target_": "easyllm.data.readers.Conversations",
+                        "_target_": "easyllm.data.sources.readers.Conversations",
                         "path": str(texts / "dialogues.tsv"),
                     },
                 },
                 "tokenizer": {
-                    "_target_": "easyllm.data.tokenizers.ByteLevelBPE",
+                    "_target_": "easyllm.data.tokenizers.components.ByteLevelBPE",
                     "vocab_size": 320,
                 },
                 "seq_len": 32,

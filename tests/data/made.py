@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from easyllm.data import manifest, store
-from easyllm.data.shards import Shard
-from easyllm.files import new_folder, write_json
+from easyllm.data.store import manifest, token_files
+from easyllm.data.store.shards import Shard
+from easyllm.files import atomic_dir, write_json
 from easyllm.paths import StorePaths
 from easyllm.spec.run import RunSpec
 from tests.support import merged, run_spec
@@ -33,15 +33,15 @@ def tokens_store(
     place = StorePaths(folder / "store")
     place.tokenizer.mkdir(parents=True, exist_ok=True)
     made = {}
-    with new_folder(place.tokens) as aside:
+    with atomic_dir(place.tokens) as aside:
         for name, files in sources.items():
             paths = [f"{name}/{number}.parquet" for number in range(len(files))]
             entries = [
-                store.save(aside / path, path, part, "none")
+                token_files.save(aside / path, path, part, "none")
                 for path, part in zip(paths, files, strict=True)
             ]
             weight = (weights or {}).get(name, 1.0)
-            made[name] = {"dataset": name, "weight": weight, **store.totals(entries)}
+            made[name] = {"dataset": name, "weight": weight, **token_files.totals(entries)}
         content = {
             "schema": manifest.SCHEMA,
             "made_from": {},

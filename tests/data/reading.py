@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from easyllm.data.chunks import checked
+from easyllm.data.sources.work_units import checked
 from easyllm.spec.roles import Reader, Rejected
 
 QA = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]

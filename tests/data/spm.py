@@ -15,7 +15,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as messages
 
 import easyllm.models.custom  # noqa: F401
-from easyllm.data.tokenizers import Pretrained
+from easyllm.data.tokenizers.components import Pretrained
 from tests.support import run_spec
 
 SYMBOLS = ["<reserved_106>", "<reserved_107>", "<mask>", "ABC", "ﬁx", "é!", "x"]

@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from easyllm.data.readers import JSON, JSONL, Alpaca, OpenAI, ShareGPT
-from easyllm.data.tables import HFDatasets, Parquet
+from easyllm.data.sources.readers import JSON, JSONL, Alpaca, OpenAI, ShareGPT
+from easyllm.data.sources.tables import HFDatasets, Parquet
 from easyllm.spec.schema import write
 from tests.data.conftest import work
 from tests.data.test_readers import read
@@ -63,7 +63,10 @@ def stored(tmp_path: Path, tokenizer: Path, reader: Any) -> tuple[list[str], lis
     place = tmp_path / "made"
     data = {
         "sources": {"chats": write(reader)},
-        "tokenizer": {"_target_": "easyllm.data.tokenizers.Pretrained", "path": str(tokenizer)},
+        "tokenizer": {
+            "_target_": "easyllm.data.tokenizers.components.Pretrained",
+            "path": str(tokenizer),
+        },
         "seq_len": 64,
         "workers": 1,
     }

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from easyllm.data.readers import (
+from easyllm.data.sources.readers import (
     JSON,
     JSONL,
     Alpaca,
@@ -25,7 +25,7 @@ from easyllm.data.readers import (
     ShareGPT,
     Text,
 )
-from easyllm.data.tables import CSV, TSV, HFDatasets, Parquet
+from easyllm.data.sources.tables import CSV, TSV, HFDatasets, Parquet
 from easyllm.spec.roles import Reader, Record, Rejected
 
 RECORDS = 3000

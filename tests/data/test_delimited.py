@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from easyllm.data.tables import CSV, TSV
+from easyllm.data.sources.tables import CSV, TSV
 from easyllm.errors import UserError
 from easyllm.spec.roles import Record
 

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers
 
-from easyllm.data import bpe, encoders, exactness
-from easyllm.data.encoders import Gigatoken, HuggingFace, QuickTok
-from easyllm.data.encoding import by_transformers, load_tokenizer
-from easyllm.data.exactness import choose, difference, load, sample
-from easyllm.data.tokenizers import Pretrained
+from easyllm.data.tokenizers import backends, select_backend, train_bpe
+from easyllm.data.tokenizers.backends import Gigatoken, HuggingFace, QuickTok
+from easyllm.data.tokenizers.components import Pretrained
+from easyllm.data.tokenizers.encode import by_transformers, load_tokenizer
+from easyllm.data.tokenizers.select_backend import choose, difference, load, sample
 from easyllm.dispatcher.identity import run_folder, store_address
 from easyllm.errors import UserError
 from easyllm.models import source
@@ -109,7 +109,7 @@ def test_engines_do_not_see_characters_of_a_newer_unicode(
     assert not seen
     assert difference(encodes["HuggingFace"], encode, texts) is None
     assert seen == newer
-    monkeypatch.setattr(encoders, "_has_newer", lambda text: False)
+    monkeypatch.setattr(backends, "_has_newer", lambda text: False)
     why = difference(encodes["HuggingFace"], encoder.load(prepared), sample([]))
     assert why and "\u0898" in why
 
@@ -130,7 +130,7 @@ def test_flags_of_added_tokens_that_gigatoken_ignores(
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_tokens([AddedToken("é!", **{"normalized": False, **flags})])
     (tmp_path / "own").mkdir()
-    bpe.save(tokenizer, tmp_path / "own", eos_token="<|endoftext|>")
+    train_bpe.save(tokenizer, tmp_path / "own", eos_token="<|endoftext|>")
     engine = choose(None, tmp_path / "own", "own", tmp_path)
     if why is None:
         assert engine.encoder == Gigatoken()
@@ -143,10 +143,10 @@ def test_gigatoken_forgets_words_before_they_fill_the_memory(
     small_qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads = []
-    load_engine = encoders._gigatoken
-    monkeypatch.setattr(encoders, "_gigatoken", lambda f: loads.append(f) or load_engine(f))
-    monkeypatch.setattr(encoders, "WATCHED", 1 << 20)
-    monkeypatch.setattr(encoders, "REMEMBERED", 16 << 20)
+    load_engine = backends._gigatoken
+    monkeypatch.setattr(backends, "_gigatoken", lambda f: loads.append(f) or load_engine(f))
+    monkeypatch.setattr(backends, "WATCHED", 1 << 20)
+    monkeypatch.setattr(backends, "REMEMBERED", 16 << 20)
     folder = choose(None, small_qwen, "qwen", tmp_path).folder
     encode = Gigatoken().load(folder)
     loads.clear()
@@ -157,7 +157,7 @@ def test_gigatoken_forgets_words_before_they_fill_the_memory(
         letters[::9] = 32  # words of eight letters, no two the same
         text = letters.tobytes().decode()
         encode([text])
-        held.append(encoders._resident())
+        held.append(backends._resident())
     assert loads
     assert max(held) - held[0] < 128 << 20
     assert difference(HuggingFace().load(folder), encode, [text[:10_000]]) is None
@@ -198,7 +198,7 @@ def test_a_package_that_is_absent_is_passed_over(
 def test_a_wrong_engine_is_told_by_the_vocabulary(store: Path, tmp_path: Path) -> None:
     tokenizer = store / "store/tokenizer"
     with pytest.raises(UserError, match=r"WrongAt cannot be.*'The quick.* it makes .* make"):
-        exactness._make(tokenizer, tmp_path, [WrongAt(word="")], WrongAt(word=""))
+        select_backend._make(tokenizer, tmp_path, [WrongAt(word="")], WrongAt(word=""))
 
 
 def made(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -214,7 +214,7 @@ def test_an_engine_that_fails_on_the_runs_own_texts_is_left(
     wrong = WrongAt(word="Story 5:")
     run = spec(tmp_path / "right", data={"encoder": {"_target_": target_of(HuggingFace)}})
     work(run, "tokenize")
-    monkeypatch.setattr(exactness, "FASTEST", (wrong,))
+    monkeypatch.setattr(select_backend, "FASTEST", (wrong,))
     (metrics,) = work(spec(tmp_path / "found"), "tokenize")
     assert metrics["encoder"] == HuggingFace().label
     assert "Hugging Face's tokenizers make [" in metrics["encoders_passed_over"]["wrong 1.0"]

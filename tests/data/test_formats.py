@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from easyllm.components import shipped
-from easyllm.data.encoding import load_tokenizer
-from easyllm.data.formats import Baichuan, ChatML, Llama2
-from easyllm.data.templates import Plain, TokenizerTemplate
+from easyllm.data.chat.formats import Baichuan, ChatML, Llama2
+from easyllm.data.chat.templates import Plain, TokenizerTemplate
+from easyllm.data.tokenizers.encode import load_tokenizer
 from easyllm.errors import BadRecord, UserError
 from easyllm.smoke import shrink
 from easyllm.spec.roles import Template
@@ -160,7 +160,7 @@ def test_what_a_vocabulary_lacks_is_said(tokenizer: Any, store: Path) -> None:
 
 
 def test_the_store_carries_the_template(spec: Spec, tmp_path: Path) -> None:
-    template = {"_target_": "easyllm.data.templates.Plain", "user": "Q:", "assistant": "A:"}
+    template = {"_target_": "easyllm.data.chat.templates.Plain", "user": "Q:", "assistant": "A:"}
     work(spec(tmp_path, data={"template": template}), "tokenize")
     carried = load_tokenizer(tmp_path / "store/tokenizer")
     text = carried.apply_chat_template(TALK[1:2], tokenize=False, add_generation_prompt=True)
@@ -171,7 +171,7 @@ def test_a_smoke_run_needs_no_tokens_that_its_vocabulary_lacks(spec: Spec, tmp_p
     run = spec(
         tmp_path,
         model={"config": LLAMA, "init": "random", "family": {"_target_": LLAMA_FAMILY}},
-        data={"template": {"_target_": "easyllm.data.formats.ChatML"}},
+        data={"template": {"_target_": "easyllm.data.chat.formats.ChatML"}},
         training={"steps": 1},
         smoke={},
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from easyllm.data.cache import open_cache
-from easyllm.data.inspection import Inspection, ShownRow, Span, inspect
-from easyllm.data.inspection_views import page, show
-from easyllm.data.rows import open_rows
+from easyllm.data.dataset.rows import open_rows
+from easyllm.data.inspect.inspection import Inspection, ShownRow, Span, inspect
+from easyllm.data.inspect.report import page, show
+from easyllm.data.store.token_cache import open_cache
 from easyllm.errors import UserError
 from easyllm.paths import RunPaths
 from easyllm.stages import load

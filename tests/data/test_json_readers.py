@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from easyllm.data.readers import (
+from easyllm.data.sources.readers import (
     JSON,
     JSONL,
     OpenAI,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from easyllm.data import manifest
+from easyllm.data.store import manifest
 from easyllm.files import Workshop
 from easyllm.paths import StorePaths
 from easyllm.spec.run import RunSpec
@@ -46,7 +46,7 @@ def config(texts: Path) -> dict[str, Any]:
         "data": {
             "sources": {
                 name: {
-                    "_target_": f"easyllm.data.readers.{reader}",
+                    "_target_": f"easyllm.data.sources.readers.{reader}",
                     "path": str(texts / file),
                 }
                 for name, reader, file in (
@@ -54,7 +54,10 @@ def config(texts: Path) -> dict[str, Any]:
                     ("dialogues", "Conversations", "dialogues.tsv"),
                 )
             },
-            "tokenizer": {"_target_": "easyllm.data.tokenizers.ByteLevelBPE", "vocab_size": 320},
+            "tokenizer": {
+                "_target_": "easyllm.data.tokenizers.components.ByteLevelBPE",
+                "vocab_size": 320,
+            },
             "partitions": 3,
             "workers": 2,
             "rows_per_file": 10,

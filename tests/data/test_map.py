@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from easyllm import runfile
-from easyllm.data import mapping, shards
-from easyllm.data.cache import open_cache
-from easyllm.data.rows import open_rows
-from easyllm.data.shards import Shard
+from easyllm.data.dataset.rows import open_rows
+from easyllm.data.store import build_token_cache, shards
+from easyllm.data.store.shards import Shard
+from easyllm.data.store.token_cache import open_cache
 from easyllm.errors import UserError
 from easyllm.spec.run import RunSpec
 from tests.data.made import tokens_store
@@ -45,7 +45,7 @@ def large(folder: Path, **changes: object) -> RunSpec:
 def test_the_number_of_processes_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mapping, "WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(build_token_cache, "WORTH_A_PROCESS", 1)
     made = []
     for workers in (1, 3):
         run = large(tmp_path / str(workers))
@@ -53,7 +53,12 @@ def test_the_number_of_processes_changes_nothing(
         cache, manifest = open_cache(run)
         assert cache.seconds > 0
         assert cache.conversations == {"talk"}
-        names = (mapping.TOKENS, mapping.TRAINED, mapping.OFFSETS, mapping.HASHES)
+        names = (
+            build_token_cache.TOKENS,
+            build_token_cache.TRAINED,
+            build_token_cache.OFFSETS,
+            build_token_cache.HASHES,
+        )
         made.append([(cache.folder / name).read_bytes() for name in names])
         assert cache.bytes == sum(map(len, made[-1]))
         wanted = sum(source["checksum"] for source in manifest["sources"].values()) % (1 << 64)
@@ -66,7 +71,7 @@ import json, os, sys
 from pathlib import Path
 import psutil
 from easyllm import runfile
-from easyllm.data.rows import open_rows
+from easyllm.data.dataset.rows import open_rows
 run = runfile.load(Path(sys.argv[1]))
 print(flush=True); sys.stdin.readline()
 idle = psutil.Process().memory_full_info().uss
@@ -105,7 +110,7 @@ def test_ranks_of_a_node_hold_one_copy(tmp_path: Path) -> None:
         found.append(json.loads(rank.stdout.readline()))
     for rank in ranks:
         rank.communicate("\n")
-    inode = (cache.folder / mapping.TOKENS).stat().st_ino
+    inode = (cache.folder / build_token_cache.TOKENS).stat().st_ino
     assert all(inode in rank["held"] for rank in found)
     share = 5 * TOKENS // 3  # bytes of ids and masks that a rank has read
     assert all(rank["used"] < 4_500_000 < share for rank in found), [r["used"] for r in found]
@@ -123,9 +128,15 @@ def cut(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
+FILES = (
+    build_token_cache.TOKENS,
+    build_token_cache.TRAINED,
+    build_token_cache.OFFSETS,
+    build_token_cache.HASHES,
+)
 MAP = (
-    mapping.TOKENS, mapping.TRAINED, mapping.OFFSETS, mapping.HASHES, mapping.INDEX,
-    "starts.npy", "lengths.npy", "slots.npy", "facts.json", f"{mapping.TOKENS}.xxh3",
+    *FILES, build_token_cache.INDEX,
+    "starts.npy", "lengths.npy", "slots.npy", "facts.json", f"{build_token_cache.TOKENS}.xxh3",
 )  # fmt: skip
 
 
@@ -168,7 +179,7 @@ SMALL_DISK = """
 import shutil, subprocess, sys
 from pathlib import Path
 from easyllm import runfile
-from easyllm.data.rows import open_rows
+from easyllm.data.dataset.rows import open_rows
 from easyllm.errors import UserError
 folder, size, blind = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "blind"
 node = folder / "node"
@@ -224,5 +235,5 @@ def test_a_disk_that_fills_up_meanwhile_is_said(tmp_path: Path) -> None:
 def test_a_plan_without_room_is_said(tmp_path: Path) -> None:
     large(tmp_path)
     opened, said, left = on_small_disk(tmp_path, "24m")
-    assert opened == left == f"left {mapping.TOKENS}"
+    assert opened == left == f"left {build_token_cache.TOKENS}"
     assert "how documents lie in the rows of an epoch takes" in said

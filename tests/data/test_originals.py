@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from easyllm.data import manifest, shards
-from easyllm.data.rows import open_rows
-from easyllm.data.shards import Shard, join
+from easyllm.data.dataset.rows import open_rows
+from easyllm.data.store import manifest, shards
+from easyllm.data.store.shards import Shard, join
 from easyllm.errors import UserError
 from easyllm.paths import StorePaths
 from tests.data.conftest import Spec, work
@@ -50,7 +50,7 @@ def original(tmp_path: Path) -> Path:
 
 
 def changes(original: Path, **data: Any) -> dict[str, Any]:
-    store = {"_target_": "easyllm.data.originals.TokenStore"}
+    store = {"_target_": "easyllm.data.sources.legacy_store.TokenStore"}
     sources = {
         "news": {**store, "path": str(original / "news_T")},
         "talk": {**store, "path": str(original / "talk_T")},
@@ -75,7 +75,7 @@ def spec_with_tokenizer(spec: Spec, tmp_path: Path, **over: Any) -> Any:
     run = spec(tmp_path, **over)
     from dataclasses import replace
 
-    from easyllm.data.tokenizers import Pretrained
+    from easyllm.data.tokenizers.components import Pretrained
 
     sources = {k: v for k, v in run.data.sources.items() if k in ("news", "talk")}
     tokenizer = Pretrained(path=str(tmp_path / "texts/store/tokenizer"))

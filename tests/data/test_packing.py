@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from easyllm.data.best_fit import pieces, rows_needed
-from easyllm.data.packing import Packing, Plan
-from easyllm.data.shards import Int64
+from easyllm.data.dataset.best_fit import pieces, rows_needed
+from easyllm.data.dataset.packing import Packing, Plan
+from easyllm.data.store.shards import Int64
 
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=80)
 

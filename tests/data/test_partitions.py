@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyllm.data import manifest, shards, store
-from easyllm.data.shards import Shard
+from easyllm.data.store import manifest, shards, token_files
+from easyllm.data.store.shards import Shard
 from easyllm.errors import UserError
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
@@ -28,7 +28,7 @@ def order_of(run: RunSpec, stage: str, source: str) -> list[int]:
     found = manifest.require(place, stage)
     return [
         int(part.ids[at])
-        for part, _ in store.load(place, stage, found, source)
+        for part, _ in token_files.load(place, stage, found, source)
         for at in part.offsets[:-1]
     ]
 
@@ -82,7 +82,7 @@ def test_partitions_are_even_and_hold_everything(
     tokens = np.zeros(partitions, np.int64)
     for name, parts in given_.items():
         before = np.concatenate([shards.hashes(part) for part in parts])
-        loaded = list(store.load(place, "repartition", found, name))
+        loaded = list(token_files.load(place, "repartition", found, name))
         assert len(loaded) == partitions
         assert np.array_equal(np.sort(before), np.sort(np.concatenate([h for _, h in loaded])))
         shares = np.array([part.tokens for part, _ in loaded])

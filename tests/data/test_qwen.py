@@ -9,10 +9,10 @@ import pytest
 import tiktoken
 from tokenizers import normalizers
 
-from easyllm.data.encoding import load_tokenizer
-from easyllm.data.exactness import sample
-from easyllm.data.tokenizer_conversion.qwen import PATTERN, RANKS, SPECIAL, convert, ranks
-from easyllm.data.tokenizers import Pretrained, problem
+from easyllm.data.tokenizers.components import Pretrained, problem
+from easyllm.data.tokenizers.convert_tiktoken import PATTERN, RANKS, SPECIAL, convert, ranks
+from easyllm.data.tokenizers.encode import load_tokenizer
+from easyllm.data.tokenizers.select_backend import sample
 from easyllm.errors import UserError
 from easyllm.models import source
 from tests.data.conftest import QWEN, Spec, corpus

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from easyllm.data.chunks import checked
-from easyllm.data.readers import (
+from easyllm.data.sources.readers import (
     JSON,
     JSONL,
     Alpaca,
@@ -22,7 +21,8 @@ from easyllm.data.readers import (
     ShareGPT,
     Text,
 )
-from easyllm.data.tables import CSV, TSV, HFDatasets, Parquet
+from easyllm.data.sources.tables import CSV, TSV, HFDatasets, Parquet
+from easyllm.data.sources.work_units import checked
 from easyllm.dispatcher.summary import _made
 from easyllm.errors import UserError
 from easyllm.spec.problems import SpecError
@@ -44,7 +44,7 @@ def test_text_splits_at_lines_that_match(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", "a\n\nb\n=====\n=====\nc\n")
     assert read(Text(path=str(file), split="pattern", pattern="^=+$"))[0] == ["a\n\nb", "c"]
     for wrong in ({"split": "pattern"}, {"pattern": "x"}, {"split": "pattern", "pattern": "("}):
-        source = {"_target_": "easyllm.data.readers.Text", "path": str(file), **wrong}
+        source = {"_target_": "easyllm.data.sources.readers.Text", "path": str(file), **wrong}
         with pytest.raises((SpecError, AssertionError)):
             run = run_spec(tmp_path, {"data": {"sources": {"a": source}}})
             assert not list(run.data.sources["a"].problems("data.sources.a", run))

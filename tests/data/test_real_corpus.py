@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from easyllm.data.encoding import load_tokenizer
-from easyllm.data.readers import PythonDocs
-from easyllm.data.rows import Row, open_rows
+from easyllm.data.dataset.rows import Row, open_rows
+from easyllm.data.sources.readers import PythonDocs
+from easyllm.data.tokenizers.encode import load_tokenizer
 from tests.data.conftest import work
 from tests.support import run_spec
 
@@ -20,8 +20,8 @@ def test_the_language_reference_comes_out_as_it_went_in(tmp_path: Path) -> None:
         {
             "stages": ["tokenize", "shuffle", "repartition"],
             "data": {
-                "sources": {"docs": {"_target_": "easyllm.data.readers.PythonDocs"}},
-                "tokenizer": {"_target_": "easyllm.data.tokenizers.ByteLevelBPE"},
+                "sources": {"docs": {"_target_": "easyllm.data.sources.readers.PythonDocs"}},
+                "tokenizer": {"_target_": "easyllm.data.tokenizers.components.ByteLevelBPE"},
                 "seq_len": 256,
             },
             "training": {"evaluate": {"fraction": 0.05, "max_rows": 10_000}},

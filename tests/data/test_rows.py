@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from easyllm import runfile
-from easyllm.data import manifest
-from easyllm.data.cache import open_cache
-from easyllm.data.rows import Row, Rows, open_rows
+from easyllm.data.dataset.rows import Row, Rows, open_rows
+from easyllm.data.store import manifest
+from easyllm.data.store.token_cache import open_cache
 from easyllm.errors import UserError
-from easyllm.files import exclusive
+from easyllm.files import file_lock
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 from tests.data.conftest import Spec, work
@@ -231,7 +231,7 @@ def test_a_node_builds_its_map_once(spec: Spec, tmp_path: Path) -> None:
     runfile.save(run, tmp_path / "run.yaml")
     script = (
         "import sys; from pathlib import Path; from easyllm import runfile\n"
-        "from easyllm.data.rows import open_rows\n"
+        "from easyllm.data.dataset.rows import open_rows\n"
         "run = runfile.load(Path(sys.argv[1])); rows = open_rows(run)\n"
         "index, = Path(run.data.cache).glob('*/index.json')\n"
         "print(index.stat().st_ino, rows.fingerprint, rows.sample(5)[0].sum(), rows.cache)\n"
@@ -239,7 +239,7 @@ def test_a_node_builds_its_map_once(spec: Spec, tmp_path: Path) -> None:
         "('torch', 'transformers', 'tokenizers')))\n"
     )
     (fingerprint,) = {open_cache(spec(tmp_path))[0].fingerprint}
-    with exclusive(tmp_path / "node" / f"{fingerprint}.lock"):
+    with file_lock(tmp_path / "node" / f"{fingerprint}.lock"):
         processes = [
             subprocess.Popen(
                 [sys.executable, "-c", script, str(tmp_path / "run.yaml")],
@@ -268,6 +268,6 @@ def test_a_store_that_does_not_fit_the_run_is_refused(spec: Spec, tmp_path: Path
     work(spec(tmp_path, data={"limit": 20}), "tokenize")
     with pytest.raises(UserError, match=r"other tokens.*add shuffle and repartition"):
         open_rows(spec(tmp_path))
-    more = {"more": {"_target_": "easyllm.data.readers.PythonDocs"}}
+    more = {"more": {"_target_": "easyllm.data.sources.readers.PythonDocs"}}
     with pytest.raises(UserError, match=r"holds the sources dialogues, stories, but .*more"):
         open_rows(spec(tmp_path, stages=["tokenize"], data={"sources": more}))

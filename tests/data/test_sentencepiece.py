@@ -14,10 +14,10 @@ from sentencepiece import sentencepiece_model_pb2 as messages
 from transformers import AutoTokenizer
 
 import easyllm.models.custom  # noqa: F401
-from easyllm.data.encoders import HuggingFace
-from easyllm.data.encoding import load_tokenizer
-from easyllm.data.exactness import sample
-from easyllm.data.tokenizer_conversion.sentencepiece import convert
+from easyllm.data.tokenizers.backends import HuggingFace
+from easyllm.data.tokenizers.convert_sentencepiece import convert
+from easyllm.data.tokenizers.encode import load_tokenizer
+from easyllm.data.tokenizers.select_backend import sample
 from easyllm.errors import UserError
 from easyllm.models.sentencepiece import charsmap
 from tests.data.spm import (

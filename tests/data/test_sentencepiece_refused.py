@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import easyllm.models.custom  # noqa: F401
-from easyllm.data.tokenizer_conversion.sentencepiece import convert
-from easyllm.data.tokenizers import Pretrained
+from easyllm.data.tokenizers.components import Pretrained
+from easyllm.data.tokenizers.convert_sentencepiece import convert
 from easyllm.errors import UserError
 from tests.data.spm import (
     Edit,
@@ -56,7 +56,10 @@ def test_the_first_documents_of_the_sources_are_compared(
     (tmp_path / "a.txt").write_text("one\n\ntwo xqz\n")
     (tmp_path / "b.tsv").write_text("what\txqz\n")
     for reader, file in (("Text", "a.txt"), ("Conversations", "b.tsv")):
-        source = {"_target_": f"easyllm.data.readers.{reader}", "path": str(tmp_path / file)}
+        source = {
+            "_target_": f"easyllm.data.sources.readers.{reader}",
+            "path": str(tmp_path / file),
+        }
         run = run_spec(tmp_path, {"data": {"sources": {"one": source}}})
         (tmp_path / f"store-{reader}").mkdir()
         with pytest.raises(UserError, match=r"xqz' its tokenizer\.json makes"):

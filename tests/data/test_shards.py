@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from easyllm.data import shards
-from easyllm.data.arrays import to_arrow, to_numpy
-from easyllm.data.shards import Damaged, Shard, checksum, hashes, join, read, write
+from easyllm.data.store import shards
+from easyllm.data.store.arrays import to_arrow, to_numpy
+from easyllm.data.store.shards import Damaged, Shard, checksum, hashes, join, read, write
 
 
 def shard(documents: int, seed: int, masked: bool) -> Shard:

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyllm.data import manifest, shards, spill, store
-from easyllm.data.shards import Group, Shard, join
-from easyllm.data.shuffle import Limits
-from easyllm.data.spill import Index, Unit
+from easyllm.data.shuffle import external_sort
+from easyllm.data.shuffle.external_sort import Index, Unit
+from easyllm.data.shuffle.shuffle import Limits
+from easyllm.data.store import manifest, shards, token_files
+from easyllm.data.store.shards import Group, Shard, join
 from easyllm.errors import UserError
-from easyllm.files import new_folder, write_json
+from easyllm.files import atomic_dir, write_json
 from easyllm.paths import StorePaths
 from tests.data.conftest import Spec, work
 
@@ -37,13 +38,15 @@ def write_store(place: StorePaths, sources: dict[str, list[Shard]]) -> None:
     """A token store with these files a source."""
     place.tokenizer.mkdir(parents=True, exist_ok=True)
     made = {}
-    with new_folder(place.tokens) as aside:
+    with atomic_dir(place.tokens) as aside:
         for name, files in sources.items():
             entries = [
-                store.save(aside / f"{name}/{i}.parquet", f"{name}/{i}.parquet", shard, "none")
+                token_files.save(
+                    aside / f"{name}/{i}.parquet", f"{name}/{i}.parquet", shard, "none"
+                )
                 for i, shard in enumerate(files)
             ]
-            made[name] = {"dataset": name, "weight": 1.0, **store.totals(entries)}
+            made[name] = {"dataset": name, "weight": 1.0, **token_files.totals(entries)}
         content = {
             "schema": manifest.SCHEMA,
             "chats": {},
@@ -62,11 +65,11 @@ def files(place: StorePaths) -> dict[str, bytes]:
 
 def shuffled(folder: Path, units: list[Unit], seed: int, capacity: int, masked: bool) -> Shard:
     """All of one source in its new order, in three stretches."""
-    made = spill.sort(units, masked, capacity, seed, "text", folder)
+    made = external_sort.sort(units, masked, capacity, seed, "text", folder)
     index = Index(made.runs)
     tokens = int(index.tokens(index.end[None])[0])
     bounds = index.at_tokens(np.array([0, tokens // 3, tokens // 2, tokens]))
-    return join(list(spill.merge(made.runs, bounds, masked, capacity)))
+    return join(list(external_sort.merge(made.runs, bounds, masked, capacity)))
 
 
 def units_of(folder: Path, files: list[Shard]) -> list[Unit]:

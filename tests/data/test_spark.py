@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 import pytest
 
-from easyllm.data import shards
-from easyllm.data.engines import Spark
-from easyllm.data.pool import Item, Pool, Result
+from easyllm.data.executors.components import Spark
+from easyllm.data.executors.pool import Item, Pool, Result
+from easyllm.data.store import shards
 from easyllm.errors import UserError
 from easyllm.preflight import machine
 from easyllm.runfile import read_config

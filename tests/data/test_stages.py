@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from easyllm.data import manifest, shards
-from easyllm.data.encoding import load_tokenizer
-from easyllm.data.shards import Shard, join
+from easyllm.data.store import manifest, shards
+from easyllm.data.store.shards import Shard, join
+from easyllm.data.tokenizers.encode import load_tokenizer
 from easyllm.errors import UserError
 from easyllm.paths import StorePaths
 from easyllm.stages import load
@@ -165,7 +165,7 @@ def test_another_tokenizer_or_template_is_refused(spec: Spec, tmp_path: Path) ->
     for stage in ("shuffle", "repartition", "train"):
         with pytest.raises(UserError, match=r"(?s)tokenizer: bpe320 in the store, bpe400 in this"):
             load(stage).require(spec(tmp_path, data=data, stages=[stage], training={"steps": 1}))
-    data = {"template": {"_target_": "easyllm.data.templates.Plain"}}
+    data = {"template": {"_target_": "easyllm.data.chat.templates.Plain"}}
     with pytest.raises(UserError, match=r"(?s)template\._target_: .*TokenizerTemplate.*Plain"):
         load("shuffle").require(spec(tmp_path, data=data, **base))
 

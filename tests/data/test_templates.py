@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from easyllm.data.encoding import encode, load_tokenizer
-from easyllm.data.templates import Plain, TokenizerTemplate
+from easyllm.data.chat.templates import Plain, TokenizerTemplate
+from easyllm.data.tokenizers.encode import encode, load_tokenizer
 from easyllm.errors import UserError
 from easyllm.spec.roles import Record, Rejected
 from tests.data.conftest import vocabulary

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from easyllm.data.encoding import encode, load_tokenizer
-from easyllm.data.exactness import choose, load
-from easyllm.data.templates import Plain
-from easyllm.data.tokenizers import Pretrained
+from easyllm.data.chat.templates import Plain
+from easyllm.data.tokenizers.components import Pretrained
+from easyllm.data.tokenizers.encode import encode, load_tokenizer
+from easyllm.data.tokenizers.select_backend import choose, load
 from easyllm.errors import UserError
 from easyllm.spec.checks import problems
 from easyllm.spec.roles import Record

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyllm.data.encoding import encode, load_tokenizer
-from easyllm.data.formats import Baichuan, ChatML, Llama2
-from easyllm.data.inspection import inspect
-from easyllm.data.rows import Rows, open_rows
-from easyllm.data.shards import Int64
-from easyllm.data.templates import Plain
+from easyllm.data.chat.formats import Baichuan, ChatML, Llama2
+from easyllm.data.chat.templates import Plain
+from easyllm.data.dataset.rows import Rows, open_rows
+from easyllm.data.inspect.inspection import inspect
+from easyllm.data.store.shards import Int64
+from easyllm.data.tokenizers.encode import encode, load_tokenizer
 from easyllm.errors import UserError
 from easyllm.smoke import shrink
 from easyllm.spec.roles import Record, Template

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easyllm.data.epochs import Part
-from easyllm.data.rows import Rows, open_rows
+from easyllm.data.dataset.epochs import WeightedSource
+from easyllm.data.dataset.rows import Rows, open_rows
 from easyllm.spec.run import RunSpec
 from tests.data.made import shard, tokens_store
 
@@ -31,7 +31,7 @@ LENGTH = 5
 def test_any_weight_is_honoured_in_every_epoch(
     documents: int, hundredths: int, seed: int, epochs: int
 ) -> None:
-    part = Part("source", np.arange(documents), hundredths / 100)
+    part = WeightedSource("source", np.arange(documents), hundredths / 100)
     weight = Fraction(hundredths, 100)
     seen: Counter[int] = Counter()
     for epoch in range(epochs):
@@ -105,7 +105,7 @@ def test_rows_laid_by_another_rule_are_other_rows(
         tmp_path / "b", {"once": [shard([[1] * LENGTH], None)]}, data={"seq_len": 20}
     )  # fmt: skip
     before = [open_rows(run).fingerprint, open_rows(plain).fingerprint]
-    monkeypatch.setattr("easyllm.data.rows.COPIES_VERSION", 99)
+    monkeypatch.setattr("easyllm.data.dataset.rows.COPIES_VERSION", 99)
     after = [open_rows(run).fingerprint, open_rows(plain).fingerprint]
     assert before[0] != after[0] and before[1] == after[1]
 

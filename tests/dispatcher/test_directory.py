@@ -10,7 +10,7 @@ import pytest
 
 from easyllm import runfile
 from easyllm.dispatcher import directory, records
-from easyllm.files import read_json, write_json
+from easyllm.files import read_record, write_record
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
@@ -72,10 +72,10 @@ def test_another_model_is_another_run(trained: Path) -> None:
 def forget(folder: Path, *keys: str) -> None:
     """Make the run's record one of before there were these keys."""
     file = RunPaths(asked(folder, {})).record("train")
-    record = read_json(file)
+    record = read_record(file)
     for key in keys:
         del record["spec"][key]
-    write_json(file, record)
+    write_record(file, record)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def slow_source(folder: Path) -> list[str]:
     (own / "slow_reader.py").write_text(
         "import time\n"
         "from dataclasses import dataclass\n"
-        "from easyllm.data.readers import PythonDocs\n"
+        "from easyllm.data.sources.readers import PythonDocs\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Slow(PythonDocs):\n"
         "    def documents(self, file):\n"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easyllm.inference.engines import TokenLogprob
+from easyllm.inference.engine_protocol import TokenLogprob
 from easyllm.inference.hf import HFEngine
 from easyllm.spec.inference import SamplingSpec
 from tests.support import merged, run_spec

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from easyllm.errors import UserError
-from easyllm.inference.apart import Host, RemoteEngine
-from easyllm.inference.engines import EngineFailed
+from easyllm.inference.engine_protocol import EngineFailed
 from easyllm.inference.hf import HFEngine
-from easyllm.inference.wire import Wire, packed, received
+from easyllm.inference.ipc import Wire, packed, received
+from easyllm.inference.remote_engine import EngineServer, RemoteEngine
 from easyllm.spec.inference import SamplingSpec
 from tests.inference.driven import GREEDY, WARM, complete, encode, load
 
@@ -34,7 +34,7 @@ def engine(folder: Path) -> Iterator[HFEngine]:
 def end(engine: HFEngine) -> Iterator[socket.socket]:
     """Where the engine can be asked."""
     ours, theirs = socket.socketpair()
-    host = Host(engine, Wire(ours))
+    host = EngineServer(engine, Wire(ours))
     listening = threading.Thread(target=host.listen)
     listening.start()
     yield theirs

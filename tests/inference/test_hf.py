@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from easyllm.errors import UserError
-from easyllm.inference.engines import EngineFailed, Step
+from easyllm.inference.engine_protocol import EngineFailed, Step
 from easyllm.models.custom.modeling_baichuan import BaichuanConfig, BaichuanForCausalLM
 from easyllm.models.custom.modeling_qwen import QWenConfig, QWenLMHeadModel
 from easyllm.paths import RunPaths

@@ -8,9 +8,9 @@ import pytest
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
 from easyllm.inference import hf
-from easyllm.inference.arriving import Arriving, InLoop
-from easyllm.inference.engines import EngineFailed, Step
+from easyllm.inference.engine_protocol import EngineFailed, Step
 from easyllm.inference.hf import _Answer, _Router
+from easyllm.inference.token_stream import InLoop, StreamReader
 from easyllm.spec.inference import SamplingSpec
 
 
@@ -19,9 +19,9 @@ def output(name: str, tokens: int, **more: object) -> GenerationOutput:
     return GenerationOutput(name, generated_tokens=list(range(tokens)), status=status, **more)  # type: ignore[arg-type]
 
 
-def answers(*names: str) -> tuple[dict[str, _Answer], dict[str, Arriving]]:
+def answers(*names: str) -> tuple[dict[str, _Answer], dict[str, StreamReader]]:
     """As the generation has them, and as their readers do."""
-    take, readers = InLoop(asyncio.get_running_loop()), {name: Arriving() for name in names}
+    take, readers = InLoop(asyncio.get_running_loop()), {name: StreamReader() for name in names}
     return {
         name: _Answer(SamplingSpec(), 1, frozenset(), take, reader)
         for name, reader in readers.items()
@@ -67,7 +67,7 @@ def test_one_answer_comes_token_by_token(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_comes_while_the_reader_is_busy_is_one_step() -> None:
     async def told() -> tuple[Step, Step]:
-        answer = Arriving()
+        answer = StreamReader()
         answer.hand_over(Step([1]))
         answer.hand_over(Step([2], finish_reason=None))
         before = await answer.next()

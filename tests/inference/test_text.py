@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from easyllm.inference.engines import TokenLogprob
-from easyllm.inference.text import TextStream
+from easyllm.inference.detokenizer import TextStream
+from easyllm.inference.engine_protocol import TokenLogprob
 from easyllm.inference.token_texts import TokenText, TokenTexts
 from tests.inference import saying
 from tests.inference.small import save_model

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyllm import runfile
-from easyllm.data.formats import Baichuan, ChatML, Llama2
-from easyllm.data.templates import Plain, TokenizerTemplate
-from easyllm.inference.engines import Step
+from easyllm.data.chat.formats import Baichuan, ChatML, Llama2
+from easyllm.data.chat.templates import Plain, TokenizerTemplate
+from easyllm.inference.engine_protocol import Step
 from easyllm.models.config import hf_config, write_description
 from easyllm.spec.roles import Template
 from tests.inference.small import END, save_model
@@ -56,11 +56,11 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "data": {
                     "sources": {
                         "talk": {
-                            "_target_": "easyllm.data.readers.Conversations",
+                            "_target_": "easyllm.data.sources.readers.Conversations",
                             "path": "talk.tsv",
                         }
                     },
-                    "template": {"_target_": "easyllm.data.formats.ChatML"},
+                    "template": {"_target_": "easyllm.data.chat.formats.ChatML"},
                     "seq_len": 64,
                     "packing": "best_fit",
                 },

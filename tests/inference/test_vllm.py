@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from easyllm.inference.detokenizer import answer
 from easyllm.inference.prompts import model_folder
-from easyllm.inference.text import answer
 from easyllm.paths import RunPaths
 from easyllm.preflight import problems
 from easyllm.spec.checks import problems as cross

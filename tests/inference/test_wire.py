@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from easyllm.inference.wire import Wire, packed, received
+from easyllm.inference.ipc import Wire, packed, received
 
 LONG = bytes(range(256)) * 40_000
 """Longer than any socket's buffer."""

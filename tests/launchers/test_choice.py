@@ -12,7 +12,7 @@ from easyllm.errors import UserError
 from easyllm.launchers import reports
 from easyllm.launchers.auto import Auto
 from easyllm.launchers.local import Local
-from easyllm.launchers.machines import own_address
+from easyllm.launchers.multi_node import own_address
 from easyllm.launchers.rendezvous import COUNT, JOB, MASTER, PORT, RANK, Rendezvous
 from easyllm.launchers.reports import Report
 from easyllm.launchers.slurm import Slurm
@@ -145,7 +145,9 @@ def test_a_rendezvous_without_its_place_is_refused(tmp_path: Path, monkeypatch) 
 def test_a_machine_that_only_serves_needs_no_sources(tmp_path: Path) -> None:
     config = {
         "stages": ["tokenize", "train"],
-        "data": {"sources": {"text": {"_target_": "easyllm.data.readers.Text", "path": "gone"}}},
+        "data": {
+            "sources": {"text": {"_target_": "easyllm.data.sources.readers.Text", "path": "gone"}}
+        },
     }
     for rank, found in ((0, ["data.sources.text.path"]), (1, [])):
         launcher = {**target(Rendezvous), "node_rank": rank, "address": "a"}

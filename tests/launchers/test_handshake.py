@@ -13,7 +13,7 @@ import pytest
 
 from easyllm.errors import UserError
 from easyllm.launchers.handshake import SECRET, admit, introduce, with_secret
-from easyllm.launchers.wire import Channel
+from easyllm.launchers.protocol import Channel
 
 FACTS = {"node": 0, "version": "1"}
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from easyllm.data.settling import settle
+from easyllm.data.tokenizers.portable import settle
 from easyllm.models.config import hf_config, write_description
 from easyllm.paths import RunPaths
 from easyllm.training.checkpoints import Checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from easyllm.data.settling import of_model, settle
+from easyllm.data.tokenizers.portable import of_model, settle
 from easyllm.models.compatible import laid_over, older_rope, settle_tokenizer, with_older_keys
 from easyllm.models.config import hf_config
 from tests.models.exported import TYPES, WORDS, published_tokenizers

@@ -7,7 +7,7 @@ import yaml
 
 from easyllm.cli.library import shipped_folder
 from easyllm.models.families import Llama, family_named
-from easyllm.models.layers import outline, parameter_shapes
+from easyllm.models.layers import param_specs, parameter_shapes
 from easyllm.spec.roles import ModelShape
 from tests.models.small import SMALL
 from tests.support import LLAMA
@@ -120,7 +120,7 @@ def test_a_family_knows_its_layers_without_building_them(name: str) -> None:
     assert family is not None
     values = {key: value for key, value in config.items() if key != "model_type"}
     made = AutoConfig.for_model(config["model_type"], **values)
-    assert family.outline(config) == outline(family.layers(made, "sdpa"))
+    assert family.param_specs(config) == param_specs(family.layers(made, "sdpa"))
 
 
 @pytest.mark.parametrize("name", SMALL)

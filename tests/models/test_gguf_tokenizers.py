@@ -14,8 +14,8 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from easyllm.data.exactness import SPACES, WORDS, sample
-from easyllm.data.identity import check_encoding, encoding
+from easyllm.data.store.fingerprint import check_encoding, encoding
+from easyllm.data.tokenizers.select_backend import SPACES, WORDS, sample
 from easyllm.errors import Unusable, UserError
 from easyllm.models import gguf, source
 from easyllm.models.gguf import header, splitting, tokenizer, writing
@@ -147,10 +147,10 @@ def test_a_name_that_is_not_known_is_a_problem_of_the_spec(tmp_path: Path) -> No
     """Before anything starts, unless another tokenizer is given."""
     file = write(tmp_path / "a.gguf", pre="no-such")
     model = {"path": str(file)}
-    tokenizer_ = {"_target_": "easyllm.data.tokenizers.Pretrained"}
+    tokenizer_ = {"_target_": "easyllm.data.tokenizers.components.Pretrained"}
     config: dict[str, Any] = {"stages": ["tokenize"], "model": model, "data": {
         "tokenizer": tokenizer_,
-        "sources": {"a": {"_target_": "easyllm.data.readers.Text", "path": __file__}},
+        "sources": {"a": {"_target_": "easyllm.data.sources.readers.Text", "path": __file__}},
     }}  # fmt: skip
     (found,) = problems(run_spec(tmp_path, config))
     assert found.key == "model.path" and "tokenizer.ggml.pre=no-such" in found.message
@@ -166,7 +166,7 @@ def test_a_name_that_is_not_known_is_a_problem_of_the_spec(tmp_path: Path) -> No
 def test_the_rule_is_part_of_what_made_a_store(tmp_path: Path) -> None:
     """A store made by an older conversion of the same file has other ids."""
     file = write(tmp_path / "a.gguf", pre="smollm")
-    target = "easyllm.data.tokenizers.Pretrained"
+    target = "easyllm.data.tokenizers.components.Pretrained"
     spec = {"data": {"tokenizer": {"_target_": target, "path": str(file)}}}
     run = run_spec(tmp_path, spec)
     now = encoding(run)

@@ -16,7 +16,7 @@ from easyllm.models.attention import Documents, arguments
 from easyllm.models.custom.modeling_baichuan import AlibiAttention, alibi_slopes
 from easyllm.models.families import family_named
 from easyllm.models.layers import causal_loss, chain, parameter_shapes
-from easyllm.models.names import Names
+from easyllm.models.weight_mapping import WeightMapping
 from easyllm.models.weights import WeightFiles, fill
 from tests.models.small import SMALL, WRITTEN_OUT, Reference, paper_slopes, save
 from tests.models.test_layers import PACKED, packed
@@ -33,7 +33,7 @@ class Ours:
         config = AutoConfig.from_pretrained(folder)
         family = family_named(config.model_type)
         assert family is not None
-        self.names: Names = family.names() or Names()
+        self.names: WeightMapping = family.names() or WeightMapping()
         weights = WeightFiles(folder, self.names)
         specs = family.layers(config, attention)
         shapes = parameter_shapes(specs)

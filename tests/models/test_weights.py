@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
 from easyllm.models.layers import decoder_layers, parameter_shapes
-from easyllm.models.names import Names
 from easyllm.models.tensor_files import INDEX
+from easyllm.models.weight_mapping import WeightMapping
 from easyllm.models.weights import (
     WeightFiles,
     plan_shards,
@@ -247,7 +247,7 @@ class Planted:
 
 
 def test_parts_of_a_fused_tensor_are_read_alone(tmp_path: Path) -> None:
-    names = Names({"model.": "transformer."}, {".pack.": (".q.", ".k.", ".v.")})
+    names = WeightMapping({"model.": "transformer."}, {".pack.": (".q.", ".k.", ".v.")})
     pack = torch.arange(90.0).view(30, 3)
     write_shard(tmp_path / "model.safetensors", {"transformer.0.pack.weight": pack})
     files = WeightFiles(tmp_path, names)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyllm.inference.engines import Engine, Transformers
+from easyllm.inference.engine_protocol import Engine
+from easyllm.inference.engines import Transformers
 from easyllm.spec.run import RunSpec
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from easyllm.inference.engines import EngineFailed
+from easyllm.inference.engine_protocol import EngineFailed
 from easyllm.serving import service
 from tests.serving.served import LONG, Served, spec, wait_for
 

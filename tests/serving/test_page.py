@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from easyllm.inference.engines import EngineFailed, Step
+from easyllm.inference.engine_protocol import EngineFailed, Step
 from tests.serving.served import Served, spec, wait_for
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -132,7 +132,7 @@ def test_the_grace_ends(tmp_path: Path, model: Path, twice: bool) -> None:
 
 def front_of(worker: Worker) -> psutil.Process:
     (front,) = psutil.Process(worker.process.pid).children()
-    assert "easyllm.serving.front" in front.cmdline()
+    assert "easyllm.serving.api_process" in front.cmdline()
     return front
 
 

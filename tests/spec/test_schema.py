@@ -78,7 +78,7 @@ def test_every_key_of_a_resolved_spec_is_a_key():
         ("parallelism", {"_target_": None}, "Parallelism class"),
         ("training.evaluate.fraction", 1.5, "at most 1"),
         ("serving.port", 0, "at least 1"),
-        ("data.sources.more", {"_target_": "easyllm.data.readers.Text"}, "must be given"),
+        ("data.sources.more", {"_target_": "easyllm.data.sources.readers.Text"}, "must be given"),
     ],
 )
 def test_wrong_values(key, value, message):
@@ -149,7 +149,7 @@ def test_a_source_whose_name_is_no_folders(key):
     from easyllm.spec.checks import problems
 
     name = key.removeprefix("data.sources.")
-    reader = {"_target_": "easyllm.data.readers.PythonDocs"}
+    reader = {"_target_": "easyllm.data.sources.readers.PythonDocs"}
     run, _ = read_config({**DEMO, "data": {**DEMO["data"], "sources": {name: reader}}})
     assert [p.key for p in problems(run)] == [key]
 

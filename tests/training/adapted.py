@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import easyllm.models.custom  # noqa: F401
-from easyllm.data.rows import open_rows
+from easyllm.data.dataset.rows import open_rows
 from easyllm.stages import load
 from easyllm.stages.base import Rank
 from tests.models.small import save

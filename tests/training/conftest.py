@@ -54,14 +54,14 @@ class Small:
                 "seq_len": 48,
                 "packing": "best_fit",
                 "tokenizer": {
-                    "_target_": "easyllm.data.tokenizers.ByteLevelBPE",
+                    "_target_": "easyllm.data.tokenizers.components.ByteLevelBPE",
                     "vocab_size": 400,
                 },
-                "template": {"_target_": "easyllm.data.templates.Plain"},
+                "template": {"_target_": "easyllm.data.chat.templates.Plain"},
                 "workers": 1,
                 "sources": {
                     "talk": {
-                        "_target_": "easyllm.data.readers.Conversations",
+                        "_target_": "easyllm.data.sources.readers.Conversations",
                         "path": str(self.root / "talk.tsv"),
                     }
                 },

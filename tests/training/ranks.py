@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from deepspeed.comm import comm  # noqa: E402  after the accelerator is settled
 from deepspeed.utils import groups  # noqa: E402
 
-from easyllm.data.rows import open_rows  # noqa: E402
+from easyllm.data.dataset.rows import open_rows  # noqa: E402
 from easyllm.errors import UserError  # noqa: E402
 from easyllm.models.attention import Documents  # noqa: E402
 from easyllm.models.layers import causal_loss  # noqa: E402

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import easyllm.models.custom  # noqa: F401
-from easyllm.data.rows import open_rows
+from easyllm.data.dataset.rows import open_rows
 from easyllm.errors import UserError
 from easyllm.models.layers import causal_loss
 from easyllm.spec.checks import problems

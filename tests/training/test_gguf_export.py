@@ -76,7 +76,7 @@ def checkpoint(root: Path, beside: Path, name: str, over: dict[str, Any]) -> Any
     for file in (*beside.glob("token*.json"), beside / "chat_template.jinja"):
         shutil.copy(file, weights)
     (weights / "generation_config.json").write_text('{"eos_token_id": [0, 7]}')
-    checkpoints.seal(folder, {"step": 1, "samples": 8, "trained_with": {}})
+    checkpoints.write_manifest(folder, {"step": 1, "samples": 8, "trained_with": {}})
     return checkpoints.opened(folder)
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from easyllm.data.rows import Row, open_rows
+from easyllm.data.dataset.rows import Row, open_rows
 from easyllm.parallelism import world
 from tests.support import run_spec
 from tests.training.conftest import GLOBAL_BATCH, MODELS, STEPS, ZERO, Small, Trained, layouts

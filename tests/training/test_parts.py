@@ -133,11 +133,11 @@ def test_stages_are_balanced_and_each_has_a_decoder() -> None:
 def test_what_the_stages_get_as_much_of(
     partition: str, vocabulary: int, expected: list[int]
 ) -> None:
-    from easyllm.models.layers import outline
+    from easyllm.models.layers import param_specs
     from easyllm.parallelism.partition import stage_bounds
 
     config = LlamaConfig(**{**LLAMA, "num_hidden_layers": 4, "vocab_size": vocabulary})
-    layers = outline(Llama().layers(config, "sdpa"))
+    layers = param_specs(Llama().layers(config, "sdpa"))
     assert stage_bounds(layers, Pipeline(partition=partition), 16) == expected  # type: ignore[arg-type]
     for given in ((1,), (3,)):
         found = stage_bounds(layers, Pipeline(partition=partition, bounds=given), 16)  # type: ignore[arg-type]
@@ -225,7 +225,7 @@ def checkpoint(root: Path, step: int) -> Path:
     (folder / "weights").mkdir(parents=True)
     (folder / "weights" / "model.safetensors").write_bytes(b"12345")
     facts = {"step": step, "samples": 8 * step, "trained_with": {}}
-    checkpoints.seal(folder, facts)
+    checkpoints.write_manifest(folder, facts)
     return folder
 
 
@@ -251,7 +251,7 @@ def test_tidying_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
     (tmp_path / "damaged-step-00000007").mkdir()
     write_json(checkpoints.location(tmp_path, 6) / "manifest.json", {"files": {"gone": 1}})
     checkpoints.clear_leftovers(tmp_path)
-    checkpoints.tidy(tmp_path, keep=2)
+    checkpoints.prune(tmp_path, keep=2)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["damaged-step-00000007", "step-00000002", "step-00000004", "step-00000006"]
 
@@ -279,12 +279,12 @@ def test_what_cannot_be_removed_ends_no_run(capsys: pytest.CaptureFixture[str]) 
         locked = checkpoints.location(root, 1) / "weights"
         locked.chmod(0o555)
         with unprivileged():
-            checkpoints.tidy(root, keep=1)
+            checkpoints.prune(root, keep=1)
         assert [path.name[-1] for path in checkpoints.listed(root)] == ["3", "1"]
         assert f"{locked.parent} could not be removed and stays: " in capsys.readouterr().err
         locked.chmod(0o777)
         with unprivileged():
-            checkpoints.tidy(root, keep=1)
+            checkpoints.prune(root, keep=1)
         assert [path.name[-1] for path in checkpoints.listed(root)] == ["3"]
         assert not capsys.readouterr().err
 
@@ -292,7 +292,7 @@ def test_what_cannot_be_removed_ends_no_run(capsys: pytest.CaptureFixture[str]) 
 def test_every_nth_is_kept_besides_the_newest(tmp_path: Path) -> None:
     for step in range(2, 15, 2):
         checkpoint(tmp_path, step)
-        checkpoints.tidy(tmp_path, keep=2, keep_every=4)
+        checkpoints.prune(tmp_path, keep=2, keep_every=4)
     assert [path.name[-2:] for path in sorted(tmp_path.iterdir())] == ["04", "08", "12", "14"]
 
 

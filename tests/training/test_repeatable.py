@@ -56,7 +56,7 @@ def test_the_stage_asks_for_it(
 
     monkeypatch.setattr(world, "watch", lambda *_: None)
     monkeypatch.setattr(world, "start", lambda *_: torch.device("cuda"))
-    monkeypatch.setattr("easyllm.data.rows.open_rows", lambda run: None)
+    monkeypatch.setattr("easyllm.data.dataset.rows.open_rows", lambda run: None)
     monkeypatch.setattr("easyllm.training.loop.train", training)
     run = run_spec(tmp_path, {"training": {"deterministic": asked}})
     if asked:

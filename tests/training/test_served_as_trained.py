@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from easyllm import runfile
 from easyllm.__main__ import main
-from easyllm.data.shards import UNTRAINED
+from easyllm.data.store.shards import UNTRAINED
 from tests.data.chat.published import tokenizer_for
 from tests.support import LLAMA
 
@@ -35,7 +35,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder / "tokenizer")
     lines = [f"{question}\t{answer}" for question, answer in ASKED.items()]
     (folder / "talk.tsv").write_text("\n".join(lines) + "\n")
-    reader = {"_target_": "easyllm.data.readers.Conversations", "path": str(folder / "talk.tsv")}
+    reader = {
+        "_target_": "easyllm.data.sources.readers.Conversations",
+        "path": str(folder / "talk.tsv"),
+    }
     spec: dict[str, Any] = {
         "run_dir": str(folder / "run"),
         "stages": ["tokenize", "train", "export"],

@@ -21,7 +21,7 @@ Messages = Sequence[Message]
 Arguments = Mapping[str, Any]
 """Arguments of a template beside the messages, such as ``{"enable_thinking": False}``."""
 
-NO_TEMPLATE = "give data.template._target_=easyllm.data.templates.Plain"
+NO_TEMPLATE = "give data.template._target_=easyllm.data.chat.templates.Plain"
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Names under which templates read an answer's reasoning."""

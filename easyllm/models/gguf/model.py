@@ -138,9 +138,11 @@ def _shapes(header: Header, values: Mapping[str, Any]) -> dict[str, tuple[int, .
     from easyllm.models.families import family_named
 
     family = family_named(values["model_type"])
-    outline = family and family.outline(values)
-    assert outline, "READ names shipped families"
-    wanted = {name: tuple(shape) for layer in outline for name, shape in layer.parameters.items()}
+    param_specs = family and family.param_specs(values)
+    assert param_specs, "READ names shipped families"
+    wanted = {
+        name: tuple(shape) for layer in param_specs for name, shape in layer.parameters.items()
+    }
     held = {name: info.shape for name, info in header.tensors.items()}
     held.pop(names.ROPE_FACTORS, None)
     asked = {names.in_gguf(name): shape for name, shape in wanted.items()}

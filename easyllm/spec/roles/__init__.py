@@ -9,13 +9,13 @@ and may live outside the package (``components.allow``).
 
 from easyllm.spec.roles.base import Component
 from easyllm.spec.roles.data import (
+    ByteRange,
     ChatDocument,
     DataEngine,
     Document,
     Encoder,
     File,
     Message,
-    Part,
     Reader,
     Record,
     Rejected,
@@ -35,7 +35,7 @@ __all__ = [
     "Encoder",
     "File",
     "Message",
-    "Part",
+    "ByteRange",
     "Reader",
     "Record",
     "Rejected",

@@ -64,7 +64,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Part:
+class ByteRange:
     """A range of a file's bytes that holds whole records, to be read by itself."""
 
     file: Path
@@ -77,7 +77,7 @@ class Part:
         return str(self.file)
 
 
-File = Path | str | Part
+File = Path | str | ByteRange
 """A local file, a URL that fsspec opens, or a part of a local file."""
 
 
@@ -104,7 +104,7 @@ class Reader(Component):
         a ``Record`` are counted from 1.
         """
 
-    def parts(self, file: Path | str, size: int, rows: int) -> Iterator[Part] | None:
+    def parts(self, file: Path | str, size: int, rows: int) -> Iterator[ByteRange] | None:
         """The file cut into ranges of about ``size`` bytes and at most ``rows`` documents,
         which several processes can read at once; None where it must be read from its
         beginning."""
@@ -226,7 +226,7 @@ class DataEngine(Component):
     @abc.abstractmethod
     def open(self, run: RunSpec, scratch: Path) -> contextlib.AbstractContextManager[Any]:
         """Start it for one stage and stop it when the block ends; gives an
-        ``easyllm.data.pool.Pool``.
+        ``easyllm.data.executors.pool.Pool``.
 
         ``scratch`` is an empty folder beside the store, which is removed afterwards.
         """

@@ -20,8 +20,8 @@ class InferenceEngine(Component):
     apart: ClassVar[bool] = False
     """Whether its generation takes turns with the caller's Python, so that a server answers its
     clients from another process. What ``load`` returns then is asked by ``begin`` and ``leave``
-    of ``easyllm.inference.apart.Generation`` too."""
+    of ``easyllm.inference.remote_engine.Generation`` too."""
 
     @abc.abstractmethod
     def load(self, model: Path, run: RunSpec) -> Any:
-        """The loaded model, an ``easyllm.inference.engines.Engine``."""
+        """The loaded model, an ``easyllm.inference.engine_protocol.Engine``."""

@@ -39,7 +39,7 @@ class Family(Component):
     def layers(self, config: Any, attention: str) -> list[Any]:
         """The layers in order, as ``easyllm.models.layers.LayerSpec``."""
 
-    def outline(self, config: Mapping[str, Any]) -> list[LayerShape] | None:
+    def param_specs(self, config: Mapping[str, Any]) -> list[LayerShape] | None:
         """The layers in order as told without building them, for what is checked before
         anything starts; None where only building them tells. Raises KeyError for a missing
         key."""
@@ -47,7 +47,7 @@ class Family(Component):
 
     def names(self) -> Any:
         """What the files call the parameters of these layers, an
-        ``easyllm.models.names.Names``; None where they have the layers' own names."""
+        ``easyllm.models.weight_mapping.Names``; None where they have the layers' own names."""
         return None
 
     def alibi(self, config: Mapping[str, Any]) -> bool:

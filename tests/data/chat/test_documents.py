@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easyllm.data.chat.messages import conversation
+from easyllm.data.chat.templates import Plain, TokenizerTemplate
 from easyllm.data.chat.text_ids import TextIds
-from easyllm.data.encoding import encode
-from easyllm.data.templates import Plain, TokenizerTemplate
+from easyllm.data.tokenizers.encode import encode
 from easyllm.errors import BadRecord
 from easyllm.spec.roles import Record
 from tests.data.chat.published import chat, tokenizer_for, tool_chat

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from easyllm.data.templates import TokenizerTemplate
+from easyllm.data.chat.templates import TokenizerTemplate
 from easyllm.errors import BadRecord
 from easyllm.spec.roles import ChatDocument
 from tests.data.chat import published

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from easyllm.data.chat.template_text import set_defaults, with_date, with_defaults
-from easyllm.data.encoding import load_tokenizer
-from easyllm.data.templates import TRAINED_DATE, TokenizerTemplate
+from easyllm.data.chat.templates import TRAINED_DATE, TokenizerTemplate
+from easyllm.data.tokenizers.encode import load_tokenizer
 from easyllm.errors import UserError
 from tests.data.chat import published
 from tests.data.chat.published import chat, tokenizer_for

@@ -1,0 +1,1 @@
+"""Training rows: which documents, in which order, packed how."""

@@ -1,0 +1,1 @@
+"""What runs the data stages: processes of this machine, or Spark."""

@@ -1,0 +1,130 @@
+"""Data engines: what does the work of tokenize, shuffle and repartition."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from easyllm.data.executors.pool import Pool, Processes
+from easyllm.spec.problems import Problem
+from easyllm.spec.roles import DataEngine
+from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import flatten
+from easyllm.spec.types import PositiveFloat
+
+STAGES = {"tokenize", "shuffle", "repartition"}
+"""What a data engine runs."""
+
+SMALL = 1 << 24
+"""Bytes for which no process is started before it is known that there is work for it."""
+
+JAVA = 17
+"""The oldest Java that Spark 4 runs on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local(DataEngine):
+    """Processes of this machine, ``data.workers`` of them within ``data.memory_gb``."""
+
+    def start(self, run: RunSpec, size: int) -> None:
+        if size > SMALL and run.data.workers != 1:
+            Processes.start()
+
+    @contextmanager
+    def open(self, run: RunSpec, scratch: Path) -> Iterator[Pool]:
+        with Processes() as pool:
+            yield pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spark(DataEngine):
+    """Apache Spark 4.1 or newer. The store and the sources must lie where every executor sees
+    them, and executors need a Python with easyllm, at the path of the running one or at
+    ``PYSPARK_PYTHON``."""
+
+    requires: ClassVar = {"pyspark": "spark", "pandas": "spark"}
+
+    master: str = "local[*]"
+    """Where the executors are: ``local[2]``, ``spark://host:7077``, ``yarn``, ``k8s://…``."""
+    memory_gb: PositiveFloat = 2.0
+    """Heap of the driver and of each executor, in 10^9 bytes. What does not fit it Spark keeps
+    on the disk; the Python processes of the tasks come on top."""
+    conf: dict[str, Any] = field(default_factory=dict)
+    """Spark's own settings, laid over what is chosen here: ``conf.spark.executor.cores=4``."""
+
+    @property
+    def local(self) -> bool:
+        return self.master.startswith("local")
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """``conf`` as Spark takes it."""
+        if not self.conf:
+            return {}
+        return {
+            name: str(value).lower() if isinstance(value, bool) else str(value)
+            for name, value in flatten(self.conf).items()
+        }
+
+    def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        if self.master.startswith("sc:"):
+            yield Problem(
+                f"{key}.master", self.master, "Spark Connect has no RDDs, which easyllm needs",
+                "give the cluster's own master: spark://host:7077, yarn, k8s://…, local[*]",
+            )  # fmt: skip
+        for name, value in flatten(self.conf).items() if self.conf else ():
+            if not name.startswith("spark."):
+                yield Problem(
+                    f"{key}.conf.{name}", value, "is not a setting of Spark",
+                    f"they begin with spark., e.g. {key}.conf.spark.executor.cores=4",
+                )  # fmt: skip
+            elif value is None or isinstance(value, list | dict):
+                yield Problem(
+                    f"{key}.conf.{name}", value, "must be text, a number, true or false",
+                    f"give {key}.conf.{name}=<value>",
+                )  # fmt: skip
+
+    def lacking(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        if STAGES & set(run.stages) and (complaint := java_problem()):
+            yield Problem(
+                key, "spark", complaint,
+                f"install Java {JAVA} or newer (Debian and Ubuntu: apt-get install "
+                f"openjdk-{JAVA}-jre-headless) and set JAVA_HOME if it is not the first on PATH, "
+                f"or give {key}=local",
+            )  # fmt: skip
+
+    def open(self, run: RunSpec, scratch: Path) -> AbstractContextManager[Pool]:
+        from easyllm.data.executors.spark import opened
+
+        return opened(self, run, scratch)
+
+
+def java_problem() -> str:
+    """Why Spark finds no usable Java on this machine; empty where it does."""
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home, "bin/java")) if home else shutil.which("java")
+    where = f"JAVA_HOME={home}" if home else "PATH"
+    if java is None or not os.access(java, os.X_OK):
+        return f"needs Java, and there is no java in {where}"
+    try:
+        told = subprocess.run(
+            [java, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", timeout=60,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"needs Java, and {java} cannot be run: {error}"
+    said = told.stderr + told.stdout
+    version = re.search(r'version "((?:1\.)?(\d+)[^"]*)"', said)
+    if told.returncode or version is None:
+        first = said.strip().partition("\n")[0] or f"it ended with status {told.returncode}"
+        return f"needs Java, and {java} does not run: {first}"
+    if int(version[2]) < JAVA:
+        return f"needs Java {JAVA} or newer, and {java} is {version[1]}"
+    return ""

@@ -1,0 +1,35 @@
+"""What runs in a task of Spark."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Generic
+
+from easyllm.data.executors.pool import Item, Result
+from easyllm.errors import UserError
+from easyllm.files import write_json
+
+
+class Task(Generic[Item, Result]):
+    """A function that leaves a UserError where the driver finds it.
+
+    What an exception says comes back from Spark among the traces of three languages.
+    """
+
+    def __init__(self, function: Callable[[Item], Result], note: Path):
+        self.function, self.note = function, note
+
+    def __call__(self, item: Item) -> Result:
+        with noted(self.note):
+            return self.function(item)
+
+
+@contextlib.contextmanager
+def noted(note: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        write_json(note, str(error))
+        raise

@@ -1,0 +1,1 @@
+"""A uniformly random order of all documents, out of core."""

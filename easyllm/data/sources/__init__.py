@@ -1,0 +1,1 @@
+"""Where documents come from: files, tables, data sets, older stores."""

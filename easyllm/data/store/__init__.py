@@ -1,0 +1,1 @@
+"""The token store on disk, and its copy on each node."""

@@ -1,0 +1,144 @@
+"""Answers as text: tokens become characters as they come, and texts of ``stop`` end them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from easyllm.inference.engine_protocol import Engine, FinishReason
+from easyllm.inference.token_texts import HALF, TokenText, TokenTexts
+from easyllm.spec.inference import SamplingSpec
+
+
+@dataclass
+class Piece:
+    """What an answer has grown by. The texts of all pieces together are the answer."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[TokenText] = field(default_factory=list)
+    """Where ``sampling.logprobs`` is given, the tokens whose texts are certain by now. The texts
+    of those of all pieces together are the answer too."""
+    finish_reason: FinishReason | None = None
+    """Given in the last piece, and only there."""
+
+
+async def answer(
+    engine: Engine, prompt: Sequence[int], sampling: SamplingSpec
+) -> AsyncGenerator[Piece, None]:
+    """One answer to a prompt; closing the generator aborts it. Raises as ``Engine.generate``."""
+    text = TextStream(engine.tokenizer, sampling.stop)
+    told = None if sampling.logprobs is None else TokenTexts(engine.tokenizer, text.would_add)
+    async with aclosing(engine.generate(prompt, sampling)) as steps:
+        async for step in steps:
+            grown, taken = "", 0
+            for token in step.tokens:
+                if told is not None:
+                    told.ask(step.logprobs[taken])
+                grown += text.feed(token)
+                taken += 1
+                if told is not None:
+                    told.grow(text.new)
+                if text.stopped:
+                    break
+            reason = step.finish_reason
+            if not text.stopped and reason is not None:
+                grown += text.finish()
+                if told is not None:
+                    told.end(text.new)
+            if text.stopped:
+                reason = "stop"
+            logprobs = [] if told is None else told.certain(len(grown), reason is not None)
+            yield Piece(grown, step.tokens[:taken], logprobs, reason)
+            if reason is not None:
+                return
+
+
+class TextStream:
+    """Turns an answer's tokens into text, special tokens left out.
+
+    What may be the beginning of a stop text, and bytes that are no whole character yet, are
+    held back until the next tokens tell.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
+        self.stopped = False
+        """Whether a stop text has come; what precedes it has been given."""
+        self.new = ""
+        """What the last token, or the end, has added, before stop texts are looked for."""
+        self._tokenizer = tokenizer
+        self._stop = tuple(text for text in stop if text)
+        # As decoders look at a token's neighbours, what is new is what the last tokens that
+        # added something say more with those that came since.
+        self._before: list[int] = []
+        self._since: list[int] = []
+        self._held = ""
+        self._stream = self._streaming([]) if tokenizer.is_fast else None
+
+    def feed(self, token: int) -> str:
+        """Text that the token has made certain."""
+        self._since.append(token)
+        self.new = self._step(token)
+        if self.new:
+            self._before, self._since = self._since, []
+        return self._search(self.new)
+
+    def finish(self) -> str:
+        """What was held back, the answer being over."""
+        self.new = self._more([]) if self._since else ""
+        text = self._search(self.new)
+        if not self.stopped:
+            text, self._held = text + self._held, ""
+        return text
+
+    def would_add(self, token: int) -> str:
+        """Text that ``token`` would add if it came next; none where it ends in half a character."""
+        more = self._more([token])
+        return "" if more.endswith(HALF) else more
+
+    def _step(self, token: int) -> str:
+        if self._stream is not None:
+            try:
+                return self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+            except Exception:  # tokenizers raises nothing narrower
+                # Bytes that are no character also change what the bytes before them are read
+                # as, which was given already; it stays, and the stream begins anew here.
+                self._stream = self._streaming(self._since)
+        more = self._more([])
+        return "" if more.endswith(HALF) else more
+
+    @staticmethod
+    def _streaming(ids: list[int]) -> Any:
+        from tokenizers.decoders import DecodeStream
+
+        return DecodeStream(ids, skip_special_tokens=True)
+
+    def _more(self, tokens: list[int]) -> str:
+        return self._decode([*self._before, *self._since, *tokens])[
+            len(self._decode(self._before)) :
+        ]
+
+    def _decode(self, ids: list[int]) -> str:
+        if self._stream is not None:
+            return str(self._tokenizer.backend_tokenizer.decode(ids))
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _search(self, new: str) -> str:
+        if not self._stop:
+            return new
+        text = self._held + new
+        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` with which ``stop`` begins."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

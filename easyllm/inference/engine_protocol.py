@@ -1,0 +1,100 @@
+"""What every engine that generates text speaks, and what all of them need."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from easyllm.errors import UserError
+from easyllm.spec.inference import SamplingSpec
+
+FinishReason = Literal["stop", "length"]
+"""``stop`` at a token or text that ends an answer, ``length`` at ``max_tokens`` or the
+model's last position."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token's natural log-probability under the model, before sampling shapes it."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens at its place with theirs, likeliest first."""
+
+
+@dataclass
+class Step:
+    """What an answer has grown by."""
+
+    tokens: list[int]
+    """New token ids; the one that ended the answer is left out."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """One for each new token where ``sampling.logprobs`` is given."""
+    finish_reason: FinishReason | None = None
+    """Given in the last step, and only there."""
+
+
+class Engine(Protocol):
+    """A loaded model that generates many answers at a time, in one event loop."""
+
+    tokenizer: Any
+    """The Hugging Face tokenizer that stands beside the model."""
+    max_positions: int
+    """Tokens of prompt and answer together at most."""
+
+    def generate(self, prompt: Sequence[int], sampling: SamplingSpec) -> AsyncGenerator[Step, None]:
+        """One answer to a prompt, as it grows; closing the generator aborts it.
+
+        ``sampling.n``, ``.stop`` and the spec's own seed are the caller's business. A greedy
+        answer does not depend on what else is generated, nor does a drawn one with a seed.
+        Raises UserError as ``room`` does, EngineFailed where the engine has broken down.
+        """
+
+    @property
+    def waiting(self) -> int:
+        """Answers that were asked for and have no token yet."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the engine has broken down and answers no more."""
+
+    def close(self) -> None:
+        """Abort what is under way and give the model's memory back."""
+
+
+class EngineFailed(Exception):
+    """An engine that cannot go on, through no fault of the prompt."""
+
+
+def room(engine: Engine, prompt: Sequence[int], sampling: SamplingSpec) -> int:
+    """Tokens that may follow a prompt.
+
+    Raises UserError for a prompt that is empty or leaves no position to write at.
+    """
+    if not prompt:
+        raise UserError("the prompt is empty; give it at least one token")
+    free = engine.max_positions - len(prompt)
+    if free < 1:
+        raise UserError(
+            f"the prompt has {len(prompt)} tokens, and the model's context is "
+            f"{engine.max_positions} tokens for the prompt and the answer; shorten it"
+        )
+    return min(free, sampling.max_tokens)
+
+
+def ends(tokenizer: Any, generation_config: Any, sampling: SamplingSpec) -> frozenset[int]:
+    """Tokens that end an answer: the generation config's, the tokenizer's, the sampling's."""
+    own: list[Any] = []
+    if not sampling.ignore_eos:
+        configured = getattr(generation_config, "eos_token_id", None)
+        own = configured if isinstance(configured, list) else [configured]
+        own = [*own, tokenizer.eos_token_id]
+    known = range(len(tokenizer))
+    return frozenset(id_ for id_ in (*own, *sampling.stop_token_ids) if id_ in known)
+
+
+def seed_of(sampling: SamplingSpec) -> int | None:
+    """The sampling's seed within the 63 bits that generators of random numbers take."""
+    return None if sampling.seed is None else sampling.seed % (1 << 63)

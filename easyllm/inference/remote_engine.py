@@ -1,0 +1,125 @@
+"""An engine that is asked from another process.
+
+Python runs one thread at a time, and a generation of many small operations asks for its turn
+after each of them. Whoever has many clients to write to keeps it waiting, unless from a process
+of their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from easyllm.inference.engine_protocol import EngineFailed, Step, room
+from easyllm.inference.ipc import Wire
+from easyllm.inference.token_stream import StepBatch, StepSink, StreamReader
+from easyllm.spec.inference import SamplingSpec
+
+
+class Generation(Protocol):
+    """What an engine is asked by."""
+
+    def begin(
+        self, request: str, prompt: Sequence[int], sampling: SamplingSpec, take: StepSink, to: Any
+    ) -> None:
+        """Begin an answer; ``take`` is given what it grows by, with ``to``. Raises
+        EngineFailed."""
+
+    def leave(self, request: str) -> None:
+        """Forget an answer, and end it where it is under way."""
+
+
+class EngineServer:
+    """Lets the process at the other end of a wire ask an engine of this one."""
+
+    def __init__(self, engine: Generation, wire: Wire):
+        self.told: dict[str, Any] = {}
+        """What it has told besides, by its name."""
+        self._engine, self._wire = engine, wire
+        self._sending = threading.Lock()
+
+    def listen(self) -> None:
+        """Do what is asked until the other end is closed."""
+        while True:
+            try:
+                kind, what = self._wire.receive()
+            except (EOFError, OSError):
+                return
+            if kind == "ask":
+                self._begin(*what)
+            elif kind == "leave":
+                self._engine.leave(what)
+            else:
+                self.told[kind] = what
+
+    def tell(self, kind: str, what: Any = None) -> None:
+        """Send a message; nothing where nobody listens any more."""
+        with self._sending, suppress(OSError):
+            self._wire.send((kind, what))
+
+    def _begin(self, request: str, prompt: list[int], sampling: SamplingSpec) -> None:
+        try:
+            self._engine.begin(request, prompt, sampling, self._take, request)
+        except Exception as error:  # else the one who asks would wait for ever
+            self.tell("grown", [(request, EngineFailed(str(error)))])
+
+    def _take(self, grown: StepBatch) -> None:
+        for request, step in grown:
+            if isinstance(step, EngineFailed) or step.finish_reason:
+                self._engine.leave(request)
+        self.tell("grown", grown)
+
+
+class RemoteEngine:
+    """The ``easyllm.inference.engine_protocol.Engine`` of another process, in one event loop.
+
+    ``send`` takes its messages there, and does not wait. Whoever hears from there calls
+    ``take`` for what has ``grown``, and ``fail`` when nothing more will come.
+    """
+
+    def __init__(self, send: Callable[[Any], None], tokenizer: Any, max_positions: int):
+        self.tokenizer, self.max_positions = tokenizer, max_positions
+        self.failed = False
+        self._send = send
+        self._answers: dict[str, StreamReader] = {}
+        self._names = map(str, itertools.count())
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: SamplingSpec
+    ) -> AsyncGenerator[Step, None]:
+        room(self, prompt, sampling)
+        if self.failed:
+            raise EngineFailed("the engine has stopped")
+        request, finished = next(self._names), False
+        arriving = self._answers[request] = StreamReader()
+        try:
+            self._send(("ask", (request, list(prompt), sampling)))
+            while not finished:
+                step = await arriving.next()
+                finished = step.finish_reason is not None
+                yield step
+        finally:
+            del self._answers[request]
+            if not finished:
+                self._send(("leave", request))
+
+    def take(self, grown: StepBatch) -> None:
+        for request, step in grown:
+            if arriving := self._answers.get(request):  # else it was left meanwhile
+                arriving.hand_over(step)
+
+    def fail(self) -> None:
+        """End all answers: the engine has broken down."""
+        self.failed = True
+        for arriving in self._answers.values():
+            arriving.hand_over(EngineFailed("the engine has stopped"))
+
+    @property
+    def waiting(self) -> int:
+        return sum(not arriving.begun for arriving in self._answers.values())
+
+    def close(self) -> None:
+        """The other process closes it."""

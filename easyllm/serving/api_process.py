@@ -1,0 +1,187 @@
+"""The API in a process of its own, where the engine would be kept waiting by it.
+
+``Front`` is that process as the server sees it, which has the model; ``main`` runs in it. Between
+them is a wire: the spec first, then questions one way and what answers grow by the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+from easyllm.inference.ipc import Wire, packed, received
+from easyllm.inference.remote_engine import EngineServer, RemoteEngine
+from easyllm.runfile import read_config
+from easyllm.serving.server import POLL, Server, made
+from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import write
+
+PATIENCE = 10.0
+"""Seconds that it may take to end when it is left alone."""
+
+
+class Stopped(BaseException):
+    """Asked to stop while the model was loading. No library's ``except Exception`` takes it."""
+
+
+class ApiProcess:
+    """The process that answers clients; to be used as a context manager, within which SIGTERM
+    and SIGINT stop it."""
+
+    def __init__(self, run: RunSpec, listener: socket.socket):
+        ours, theirs = socket.socketpair()
+        given = (theirs.fileno(), listener.fileno())
+        command = [sys.executable, "-m", "easyllm.serving.api_process", *map(str, given)]
+        # in a session of its own, where a terminal's Ctrl-C does not reach it
+        self._process = subprocess.Popen(command, pass_fds=given, start_new_session=True)
+        theirs.close()
+        listener.close()
+        self._wire = Wire(ours)
+        self._wire.send(write(run))
+        self._asked = 0
+        self._loading = True
+
+    def serve(self, engine: Any) -> dict[str, Any]:
+        """Have it answer with ``engine`` until it is stopped; returns what it has done."""
+        self._loading = False
+        gc.freeze()  # the model's objects stay, and need not be looked through for garbage
+        host = EngineServer(engine, self._wire)
+        listening = threading.Thread(target=host.listen, name="front", daemon=True)
+        listening.start()
+        # the tokenizer as it is: transformers' AutoTokenizer loads torch, 0.3 GB; pickled by
+        # itself, since unpickling it imports for a while, which the loop leaves to a thread
+        host.tell("ready", (pickle.dumps(engine.tokenizer), engine.max_positions))
+        told, failed = 0, False
+        while self._process.poll() is None:
+            if told < self._asked:
+                host.tell("stop")
+                told += 1
+            if engine.failed and not failed:
+                host.tell("failed")
+                failed = True
+            time.sleep(POLL)
+        listening.join()
+        return self._done(host.told)
+
+    def stopped(self) -> dict[str, Any]:
+        """Have it stop before it has an engine; returns what it has done."""
+        told, self._loading = {}, False
+        with suppress(EOFError, OSError):
+            self._wire.send(("stop", None))
+            told = dict([self._wire.receive()])  # without an engine it asks nothing
+        return self._done(told)
+
+    def _done(self, told: dict[str, Any]) -> dict[str, Any]:
+        """What the process told at its end. Raises RuntimeError where it came to another."""
+        if self._process.wait() or "over" not in told:
+            raise RuntimeError(f"the API's process ended with status {self._process.returncode}")
+        done: dict[str, Any] = told["over"]
+        return done
+
+    def _signalled(self, sig: int, frame: Any) -> None:
+        self._asked += 1
+        if self._loading:
+            raise Stopped
+
+    def __enter__(self) -> ApiProcess:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._signalled)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._wire.close()  # it ends when there is nobody left to ask
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def main(wire_number: int, listener_number: int) -> None:
+    """Answer clients at a socket, asking the engine behind another; both are open already."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the process with the engine tells when to stop
+    wire, listener = (socket.socket(fileno=n) for n in (wire_number, listener_number))
+    run, _ = read_config(Wire(wire).receive())
+    server = made(run, signals=False)
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(_answer(server, listener, wire))
+
+
+async def _answer(server: Server, listener: socket.socket, wire: socket.socket) -> None:
+    """Answer clients until asked to stop, or there is nobody left to ask."""
+    reader, writer = await asyncio.open_unix_connection(sock=wire)
+    asking = _Asking(server, writer)
+    hearing = asyncio.create_task(asking.hear(reader))
+    await server.serve(sockets=[listener])
+    hearing.cancel()
+    with suppress(asyncio.CancelledError):
+        await hearing
+    if asking.loading is not None:
+        await asking.loading  # raises what kept it from being ready
+    asking.tell(("over", server.service.done()))
+    writer.close()
+    with suppress(OSError):  # the process with the engine may be gone
+        await writer.wait_closed()
+
+
+class _Asking:
+    """The API's end of the wire."""
+
+    def __init__(self, server: Server, writer: asyncio.StreamWriter):
+        self.loading: asyncio.Task[None] | None = None
+        self._server, self._writer = server, writer
+        self._engine: RemoteEngine | None = None
+        self._failed = False
+
+    def tell(self, message: Any) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(packed(message))
+
+    async def hear(self, reader: asyncio.StreamReader) -> None:
+        try:
+            async for kind, what in received(reader):
+                if kind == "ready":
+                    self.loading = asyncio.create_task(self._ready(*what))
+                elif kind == "stop":
+                    self._server.stop()
+                elif kind == "failed":
+                    self._fail()
+                elif self._engine is not None:
+                    self._engine.take(what)
+        finally:  # there is nobody left to ask
+            self._fail()
+            self._server.should_exit = True
+
+    def _fail(self) -> None:
+        self._failed = True
+        if self._engine is not None:
+            self._engine.fail()
+
+    async def _ready(self, tokenizer: bytes, max_positions: int) -> None:
+        try:
+            loaded = await asyncio.to_thread(pickle.loads, tokenizer)
+        except BaseException:
+            self._server.should_exit = True
+            raise
+        self._engine = RemoteEngine(self.tell, loaded, max_positions)
+        if self._failed:
+            self._engine.fail()
+        self._server.loaded(self._engine)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
