@@ -42,7 +42,7 @@ NO_RESULT = ("run/logs/", "run/stages/", "run/deepspeed.json", ".lock", RECORD)
 def command(root: Path, steps: int) -> list[str]:
     return [
         *(sys.executable, "-m", "easyllm", "+recipe=demo", f"run_dir={root / 'run'}"),
-        *(f"data.dir={root / 'store'}", "data.limit=40", "data.tokenizer.vocab_size=300"),
+        *(f"data.dir={root / 'store'}", "data.max_documents=40", "data.tokenizer.vocab_size=300"),
         *("parallelism=zero", "~parallelism.pipeline_stages", "hardware.devices_per_node=1"),
         *("data.seq_len=64", "training.evaluate.every=null", f"training.steps={steps}"),
         *("training.checkpoint.every=1", "inference.sampling.max_tokens=4"),

@@ -114,9 +114,9 @@ def _hydra(arguments: Arguments, overrides: list[Override]) -> int:
 
 def _start(run: RunSpec) -> int:
     if not run.stages:
-        from easyllm.cli.front import sound
+        from easyllm.cli.front import valid
 
-        print(sound(run))
+        print(valid(run))
         return 0
     try:
         if (

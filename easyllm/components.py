@@ -88,7 +88,7 @@ def resolver(allow: Iterable[str] = (), path: Iterable[str] = ()) -> Resolve:
             ) from None
         except Exception as error:  # the user's own module may raise anything
             raise UnknownComponent(
-                f"cannot be imported: {type(error).__name__}: {error}", f"mend {module_name}"
+                f"cannot be imported: {type(error).__name__}: {error}", f"fix {module_name}"
             ) from error
         cls = None if name.startswith("_") else getattr(module, name, None)
         if cls is None:

@@ -1,4 +1,4 @@
-"""A failure that its user can mend, and that needs no traceback."""
+"""A failure that its user can fix, and that needs no traceback."""
 
 
 class UserError(Exception):

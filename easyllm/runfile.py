@@ -40,7 +40,7 @@ def load_plain(file: Path) -> dict[str, Any]:
 
 
 def load(file: Path) -> RunSpec:
-    """The spec in a run.yaml. Raises SpecError where it is not a sound one."""
+    """The spec in a run.yaml. Raises SpecError where it is not a valid one."""
     run, problems = read_config(load_plain(file))
     if problems:
         raise SpecError(problems)

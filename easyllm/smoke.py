@@ -38,7 +38,7 @@ def shrink(run: RunSpec) -> RunSpec:
             long_conversations="cut_at_turns",  # in such short rows few would be left
             partitions=min(run.data.partitions, 2),
             engine=engines.Local(),
-            limit=min(run.data.limit or limits.documents, limits.documents),
+            max_documents=min(run.data.max_documents or limits.documents, limits.documents),
         ),
         parallelism=layout,
         hardware=HardwareSpec(device="cpu", devices_per_node=ranks, launcher=Local()),
@@ -78,8 +78,8 @@ def _layout(run: RunSpec, limits: SmokeSpec) -> tuple[Parallelism, int]:
     fields = {field.name for field in dataclasses.fields(layout)}
     if layout.stages > 1 and "pipeline_stages" in fields:
         changes["pipeline_stages"] = stages
-    if "bounds" in fields:
-        changes["bounds"] = ()  # of layers that are no longer there
+    if "stage_boundaries" in fields:
+        changes["stage_boundaries"] = ()  # of layers that are no longer there
     return replace(layout, **changes), stages * replicas
 
 

@@ -48,11 +48,11 @@ def main(file: Path, stage: str) -> int:
             write_json(rank.reports / "stopped.json", {"message": str(stopped)})
         return STOPPED  # it has saved, asked by a signal or since its time was spent
     except UserError as error:
-        _leave(rank, str(error), mendable=True)
+        _leave(rank, str(error), fixable=True)
         return FAILED
     except Exception as error:
         if full := full_disk(error):
-            _leave(rank, full, mendable=True)
+            _leave(rank, full, fixable=True)
             return FAILED
         last = traceback.format_exception_only(error)[-1].strip()
         if reports.kind_of(last) == "lost_peer":
@@ -65,10 +65,10 @@ def main(file: Path, stage: str) -> int:
     return 0
 
 
-def _leave(rank: Rank, message: str, mendable: bool = False) -> None:
-    kind = reports.kind_of(message) if not mendable else "error"
+def _leave(rank: Rank, message: str, fixable: bool = False) -> None:
+    kind = reports.kind_of(message) if not fixable else "error"
     try:
-        reports.leave(rank.reports, Report(rank.index, message, kind, mendable))
+        reports.leave(rank.reports, Report(rank.index, message, kind, fixable))
     except OSError as error:
         print(f"{message}\nno report could be written: {error}", file=sys.stderr)
 

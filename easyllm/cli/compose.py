@@ -179,5 +179,5 @@ def _loaded(file: Path) -> dict[str, Any]:
     if not isinstance(plain, Mapping):
         raise wrong("holds no map of keys, which a spec is")
     if any(map(texts.deep, plain.values())):
-        raise wrong(texts.DEEP, "mend the file")
+        raise wrong(texts.DEEP, "fix the file")
     return dict(plain)

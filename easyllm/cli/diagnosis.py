@@ -184,7 +184,7 @@ def of_file(file: Path, error: Exception) -> Problem:
     """Why a YAML file cannot be read."""
     import yaml
 
-    key, remedy = str(file), "mend the file"
+    key, remedy = str(file), "fix the file"
     if isinstance(error, yaml.YAMLError):
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""

@@ -77,12 +77,12 @@ def _wrapped(first: str, text: str, indent: str = "  ") -> list[str]:
     )  # fmt: skip
 
 
-def sound(run: RunSpec) -> str:
+def valid(run: RunSpec) -> str:
     """What is said of a spec that was only checked."""
     layout, hardware = run.parallelism, run.hardware
     ranks = hardware.ranks
     return (
-        f"{run.name}: the spec is sound; nothing was started.\n"
+        f"{run.name}: the spec is valid; nothing was started.\n"
         f"  {ranks} ranks: {layout.stages} pipeline stages x {layout.replicas(ranks)} replicas\n"
         f"  {layout.global_batch_size} rows x {run.data.seq_len} tokens a step: micro-batches of "
         f"{layout.micro_batch_size}, {layout.accumulation(ranks)} to a step"

@@ -152,15 +152,15 @@ def _encode(
         _encode_chunk, engine, place.tokenizer, identity, run.data.template, workshop,
         run.data.compression,
     )  # fmt: skip
-    with progress("tokenize", None if run.data.limit else total, "B") as bar:
+    with progress("tokenize", None if run.data.max_documents else total, "B") as bar:
         for source, size, entry, bad, counts, why in pool.map(work, chunks(run), run.data.workers):
             if why:
                 raise _Inexact(why)
             if entry:
                 made[source].append(entry)
             rejected += bad
-            if len(rejected) > run.data.max_rejects:
-                raise _too_many(rejected, run.data.max_rejects)
+            if len(rejected) > run.data.max_bad_records:
+                raise _too_many(rejected, run.data.max_bad_records)
             chats.merge(ChatCounts(**counts))
             text_bytes += size
             bar.update(size)
@@ -257,6 +257,6 @@ def _adopt(
 
 def _too_many(rejected: list[dict[str, Any]], allowed: int) -> UserError:
     return UserError(
-        f"more than data.max_rejects={allowed} records cannot be used; mend the data, or give a "
-        f"larger data.max_rejects. The first:\n{shown(rejected)}"
+        f"more than data.max_bad_records={allowed} records cannot be used; fix the data, or "
+        f"give a larger data.max_bad_records. The first:\n{shown(rejected)}"
     )

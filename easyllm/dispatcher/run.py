@@ -108,7 +108,7 @@ def _stages(run: RunSpec, file: Path, launcher: Launch) -> int:
             record = records.read(run, stage)
             reason = records.changed(run, stage, record)
             if record is not None and not reason:
-                summary.say(f"{name}: done before, inputs unchanged; passed over")
+                summary.say(f"{name}: up to date; skipped")
                 if lost := stage.lost(run):
                     summary.say(f"{name}: {lost}")
                 made.append((record, True))
@@ -163,8 +163,8 @@ def _run(run: RunSpec, file: Path, stage: Stage, launcher: Launch) -> tuple[int,
         why = _saved(logs) or "stopped by a signal; what it had is saved"
         summary.say(f"{stage.name}: {why}")
         return STOPPED, records.save(run, stage, records.INTERRUPTED, started, error=why)
-    error, mendable = reports.cause(logs, code)
-    summary.failure(stage.name, error, None if mendable else logs)
+    error, fixable = reports.cause(logs, code)
+    summary.failure(stage.name, error, None if fixable else logs)
     return FAILED, records.save(run, stage, records.FAILED, started, error=error)
 
 

@@ -69,7 +69,7 @@ def table(run: RunSpec, made: Sequence[tuple[Record, bool]], seconds: float) -> 
             record["stage"],
             escape(_made(record["stage"], record["metrics"])),
             escape(_where(run, record["stage"])),
-            "passed over" if passed else _seconds(record["seconds"]),
+            "skipped" if passed else _seconds(record["seconds"]),
         )
     # a fixed width where there is no terminal keeps logs readable
     console = Console(width=None if sys.stdout.isatty() else 110)

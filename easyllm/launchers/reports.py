@@ -55,7 +55,7 @@ class Report:
     rank: int
     message: str
     kind: Kind = "error"
-    mendable: bool = False
+    fixable: bool = False
     """Whether the message says all, so that no log need be read."""
     node: str = ""
     waiting: bool = False
@@ -116,8 +116,8 @@ def cause(folder: Path, code: int) -> tuple[str, bool]:
         return _hang([report for report in reports if report.kind == "hung"]), False
     alone = len(list(folder.glob("rank-*.log"))) <= 1
     ended = first.kind in ("killed", "ended", "aborted")
-    if first.mendable or (alone and not ended):
-        return first.message, first.mendable
+    if first.fixable or (alone and not ended):
+        return first.message, first.fixable
     named = "a rank" if alone else _named(first)
     return f"{named}{' ' if ended else ': '}{first.message}", False
 

@@ -71,7 +71,7 @@ class Ssh(AgentLauncher):
             own_address(self.address(first))
         except UserError as error:
             what, remedy = error.parts
-            yield Problem(where, first, what, remedy or f"mend {where}")
+            yield Problem(where, first, what, remedy or f"fix {where}")
         for program in {self.ssh[0] if self.ssh else "ssh", self.by if self.by == "pdsh" else ""}:
             if program and shutil.which(program) is None:
                 yield Problem(

@@ -234,8 +234,8 @@ def _downloaded(hub_id: str, revision: str | None, weights: Iterable[str] = ()) 
             "for the newest",
         ) from None  # fmt: skip
     except GatedRepoError:
-        consent = f"accept the terms on https://huggingface.co/{hub_id}, then set HF_TOKEN"
-        raise Unusable(hub_id, "its owner asks for consent", consent) from None
+        terms = f"accept its terms on https://huggingface.co/{hub_id}, then set HF_TOKEN"
+        raise Unusable(hub_id, "a gated repository", terms) from None
     except RepositoryNotFoundError:
         what = "no such folder here and no such model on the hub"
         raise Unusable(hub_id, what, FORMATS) from None

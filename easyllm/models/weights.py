@@ -28,7 +28,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-MEND = (
+FIX = (
     "the files and the configuration are not of one model, or their download did not end: fetch "
     "them again, take back what model.overrides changes, or give model.init=random"
 )
@@ -77,14 +77,14 @@ class WeightFiles:
         found = tensor_files.find(folder, stem)
         if isinstance(found, Path):
             if told := tensor_files.damage(found):
-                raise UserError(f"{told}; {MEND}")
+                raise UserError(f"{told}; {FIX}")
             found = dict.fromkeys(_opened(found).shapes, found)
         self.files = found
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
         place = self.names.place(name)
         if told := self._problem(place, shape, name):
-            raise UserError(f"{told}; {MEND}")
+            raise UserError(f"{told}; {FIX}")
         file = self.files[place.tensor]
         rows = slice(None)
         if place.parts > 1:
@@ -192,7 +192,7 @@ class _Pickled:
                 self.tensors = load()
         except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
             why = str(error).splitlines()[0]
-            raise UserError(f"{file} cannot be read as weights: {why}; {MEND}") from error
+            raise UserError(f"{file} cannot be read as weights: {why}; {FIX}") from error
         self.tensors = {
             name: tensor
             for name, tensor in self.tensors.items()
@@ -231,7 +231,7 @@ def _open(file: Path, time: int, size: int) -> _Safetensors | _Pickled:
     try:
         return _Safetensors(file) if file.suffix == ".safetensors" else _Pickled(file)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read as weights: {error}; {MEND}") from error
+        raise UserError(f"{file} cannot be read as weights: {error}; {FIX}") from error
 
 
 class RandomWeights:

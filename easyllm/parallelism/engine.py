@@ -24,7 +24,7 @@ from easyllm.models.layers import (
     parameter_shapes,
 )
 from easyllm.models.tensor_files import listed
-from easyllm.models.weights import DTYPES, MEND, Weights, fill
+from easyllm.models.weights import DTYPES, FIX, Weights, fill
 from easyllm.parallelism.deepspeed_config import configuration, effective
 from easyllm.parallelism.fragments import Fragment, fragments
 from easyllm.parallelism.timing import StepClock
@@ -148,7 +148,7 @@ class TrainEngine(abc.ABC):
         found = self.weights.problems(parameter_shapes(own), names, shared)
         told = list(dict.fromkeys(chain.from_iterable(all_gather_object(found))))
         if told:
-            raise UserError(f"model.path: {listed(told, sep='; ')}; {MEND}")
+            raise UserError(f"model.path: {listed(told, sep='; ')}; {FIX}")
 
     def loading(self, layers: int) -> tqdm[Any]:
         """A bar over the layers that ``build`` makes within the block."""

@@ -37,7 +37,7 @@ class Pipeline(Parallelism):
     """What the stages get about as much of: ``parameters``, and so memory, embedding and head
     counted; ``uniform`` decoder layers; ``balanced`` work, of which the head's product and
     attention over ``data.seq_len`` are a part, and the embedding's look-up none."""
-    bounds: tuple[int, ...] = ()
+    stage_boundaries: tuple[int, ...] = ()
     """The decoder layers, from 0, with which the stages after the first begin, e.g. [9, 18, 27]
     for four stages; given, ``partition`` is not asked. The embedding is in the first stage,
     the head in the last."""
@@ -63,16 +63,17 @@ class Pipeline(Parallelism):
                 "so they cannot be split",
                 "give 0 or 1, or parallelism=zero",
             )
-        if self.bounds:
-            yield from self._bounds_problems(f"{key}.bounds", run)
+        if self.stage_boundaries:
+            yield from self._boundary_problems(f"{key}.stage_boundaries", run)
 
-    def _bounds_problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
-        given, model = list(self.bounds), run.model
+    def _boundary_problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
+        given, model = list(self.stage_boundaries), run.model
         if len(given) != self.pipeline_stages - 1:
             yield Problem(
-                key, given, f"{self.pipeline_stages} stages have {self.pipeline_stages - 1} bounds",
+                key, given,
+                f"{self.pipeline_stages} stages have {self.pipeline_stages - 1} boundaries",
                 "give the decoder layer with which each stage after the first begins",
-                also=(key.replace("bounds", "pipeline_stages"),),
+                also=(key.replace("stage_boundaries", "pipeline_stages"),),
             )  # fmt: skip
             return
         layers = {**model.config, **model.overrides}.get("num_hidden_layers")

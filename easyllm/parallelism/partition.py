@@ -20,12 +20,12 @@ def stage_bounds(layers: Sequence[LayerShape], layout: Pipeline, seq_len: int) -
     Raises UserError where a stage would be left without a decoder layer.
     """
     decoders = [place for place, layer in enumerate(layers) if layer.decoder]
-    stages, given = layout.pipeline_stages, layout.bounds
+    stages, given = layout.pipeline_stages, layout.stage_boundaries
     if given:
         if given[-1] >= len(decoders):
             raise UserError(
-                f"parallelism.bounds={list(given)}: the model has {len(decoders)} decoder "
-                f"layers; give rising numbers from 1 to {len(decoders) - 1}"
+                f"parallelism.stage_boundaries={list(given)}: the model has {len(decoders)} "
+                f"decoder layers; give rising numbers from 1 to {len(decoders) - 1}"
             )
         return [0, *(decoders[layer] for layer in given), len(layers)]
     weights = [_weight(layer, layers, layout.partition, seq_len) for layer in layers]
@@ -76,8 +76,8 @@ def left_idle(layers: Sequence[LayerShape], begins: Sequence[int], stage: int) -
 
 
 IDLE = (
-    "train something in each stage, give parallelism.bounds so that each holds a trained layer, "
-    "fewer parallelism.pipeline_stages, or parallelism=zero"
+    "train something in each stage, give parallelism.stage_boundaries so that each holds a trained "
+    "layer, fewer parallelism.pipeline_stages, or parallelism=zero"
 )
 """The remedy."""
 

@@ -47,7 +47,7 @@ def of_model(run: RunSpec) -> Iterator[Problem]:
             yield Problem(
                 "model.path", model.path,
                 f"its config.json gives {key} {published[key]!r:.40}, which must be {must}",
-                f"mend that file, or give model.overrides.{key}=<{must}>",
+                f"fix that file, or give model.overrides.{key}=<{must}>",
             )  # fmt: skip
 
 
@@ -126,5 +126,5 @@ def _trained(run: RunSpec) -> Iterator[Problem]:
                 "training.adapter.targets" if adapter else "training.freeze",
                 list(adapter.patterns) if adapter else run.training.freeze,
                 partition.left_idle(layers, bounds, stage), partition.IDLE,
-                also=("parallelism.pipeline_stages", "parallelism.bounds"),
+                also=("parallelism.pipeline_stages", "parallelism.stage_boundaries"),
             )  # fmt: skip

@@ -145,12 +145,12 @@ def _serving(run: RunSpec) -> Iterator[Problem]:
     except WrongValue as error:
         yield Problem(error.key, error.value, error.what, error.remedy)
         return
-    if not (keys or serving.insecure or local_only(serving.host)):
+    if not (keys or serving.allow_unauthenticated or local_only(serving.host)):
         yield Problem(
             "serving.host", serving.host, "others than this machine could ask, without a key",
             f"give serving.api_key_file=<file> or {VARIABLE} in the environment; "
-            "serving.insecure=true allows it all the same",
-            also=("serving.insecure",),
+            "serving.allow_unauthenticated=true allows it all the same",
+            also=("serving.allow_unauthenticated",),
         )  # fmt: skip
 
 

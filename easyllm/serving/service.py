@@ -144,7 +144,7 @@ class Service:
         except BadRecord as error:
             raise Refused(400, str(error), "messages") from None
         prompt = self._encode(turns)
-        if len(prompt) > self.longest and self.run.serving.overflow == "drop_oldest_turns":
+        if len(prompt) > self.longest and self.run.serving.context_overflow == "drop_oldest_turns":
             shorter = _shorter(turns)
             # the first that fits; fewer turns are fewer tokens
             at = bisect.bisect_left(

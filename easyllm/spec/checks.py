@@ -206,7 +206,7 @@ def _gguf(run: RunSpec) -> Iterator[Problem]:
     if family and export.layout == "native" and family.model_type not in IN_GGUF:
         yield Problem(
             key, "gguf", f"{family.model_type} is not written, only {', '.join(IN_GGUF)}",
-            "give export.layout=modern, or export.format=safetensors",
+            "give export.layout=canonical, or export.format=safetensors",
             also=("model.family", "export.layout"),
         )  # fmt: skip
 

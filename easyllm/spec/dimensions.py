@@ -28,7 +28,7 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
         yield Problem(at(str(error.args[0])), None, "must be given", f"give {at(error.args[0])}")
         return
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        yield Problem("model.config", dict(config), f"is not usable: {error}", "mend its values")
+        yield Problem("model.config", dict(config), f"is not usable: {error}", "fix its values")
         return
     derived = not config.get("head_dim") and shape.head_dim == shape.hidden_size // shape.heads
     if derived and shape.hidden_size % shape.heads:
@@ -51,9 +51,9 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
             f"does not divide the {shape.heads} attention heads",
             f"give a divisor of {shape.heads}",
         )  # fmt: skip
-    modern = run.export.layout == "modern" and "export" in run.stages
-    if modern and (why := family.native_only(config)):
-        yield Problem("export.layout", "modern", why, "give export.layout=native")
+    canonical = run.export.layout == "canonical" and "export" in run.stages
+    if canonical and (why := family.native_only(config)):
+        yield Problem("export.layout", "canonical", why, "give export.layout=native")
     stages = run.parallelism.stages
     if stages > shape.layers:
         yield Problem(

@@ -92,11 +92,11 @@ class ServingSpec:
     """Names in the header Host by which clients may ask, besides localhost and ``host``. Others
     are refused where names are given, and where a server without a key listens to its own machine
     only: a browser's page of a site whose name leads to this machine would ask by that name."""
-    insecure: bool = False
+    allow_unauthenticated: bool = False
     """Listen beyond this machine without any key."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may ask from a browser, such as https://chat.example.org."""
-    overflow: Literal["refuse", "drop_oldest_turns"] = "refuse"
+    context_overflow: Literal["refuse", "drop_oldest_turns"] = "refuse"
     """What becomes of a conversation longer than the context: an error that says both
     lengths, or its oldest turns are left out, a system message and the last turn never."""
     max_queue: Count = 256

@@ -1,4 +1,4 @@
-"""A mistake in a spec, said so that its author can mend it."""
+"""A mistake in a spec, said so that its author can fix it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXT = "must be text"
 class Problem:
     """One mistake.
 
-    ``key`` is the dotted key to mend, ``value`` what stands there (``ABSENT`` where
+    ``key`` is the dotted key to fix, ``value`` what stands there (``ABSENT`` where
     nothing does), ``message`` what is wrong and ``remedy`` what would be right.
     ``also`` names the further keys that take part in a cross-field check: such a
     problem is not reported while one of them is wrong by itself.

@@ -111,9 +111,9 @@ class DataSpec:
     """Codec of the store's parquet files."""
     rows_per_file: Count = 50_000
     """Documents a parquet file of the store holds at most."""
-    limit: Count | None = None
+    max_documents: Count | None = None
     """Documents to read of each source at most; null reads all."""
-    max_rejects: NonNegativeInt = 100
+    max_bad_records: NonNegativeInt = 100
     """Bad records to leave out at most; with more, tokenizing stops. Each is written to
     ``tokens/rejected.jsonl`` in the store."""
     engine: DataEngine = component("easyllm.data.executors.components.Local")

@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from easyllm.spec import texts
+from easyllm.spec import renamed, texts
 from easyllm.spec.problems import ABSENT, TEXT, UNKNOWN, Problem, near
 from easyllm.spec.roles import Component
 from easyllm.spec.run import RunSpec
@@ -192,6 +192,8 @@ class _Walk:
                 "a recipe's keys must stand at the top of the spec",
                 "begin the recipe file with the line '# @package _global_'",
             )
+        elif now := renamed.KEYS.get(key):
+            problem = Problem(key, value, f"is now called {now}", f"give {now} instead")
         else:
             problem = Problem(key, value, UNKNOWN, remedy="")  # told at the end
         self.unknown.append((problem, siblings))
@@ -265,6 +267,8 @@ class _Walk:
             choices = typing.get_args(hint)
             if value in choices and not isinstance(value, bool):
                 return choices[choices.index(value)]  # 1 for 1.0
+            if now := renamed.VALUES.get((key, str(value))):
+                return self.note(key, value, f"is now called {now}", f"give {key}={now}")
             meant = near(str(value), [str(c) for c in choices])
             remedy = f"one of {', '.join(map(str, choices))}" + (f"; {meant}" if meant else "")
             return self.note(key, value, "is not a choice", remedy)

@@ -152,7 +152,7 @@ def _nothing(key: str, pattern: str, kind: str, remedy: str) -> Problem:
         try:
             re.compile(pattern.removeprefix(REGEX))
         except re.error as error:
-            return Problem(key, pattern, f"is no regular expression: {error}", "mend it")
+            return Problem(key, pattern, f"is no regular expression: {error}", "fix it")
     return Problem(key, pattern, f"matches no {kind}", remedy)
 
 

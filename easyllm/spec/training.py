@@ -70,11 +70,11 @@ class TrainingSpec:
     """Optimizer steps. Give this or ``epochs``."""
     epochs: PositiveFloat | None = None
     """Passes over the data. Give this or ``steps``."""
-    budget: Duration | None = None
+    max_runtime: Duration | None = None
     """Time that one start of training may take, from when its ranks are started: ``90m``,
     ``2h``, ``1d12h``, or a number of seconds. Before a step and its saving would go over it, as
     long as the longest until then, training saves and ends with exit status 75; the same command
-    goes on, with the same budget anew. At least one step is made. Give a little less than
+    goes on, with the same time anew. At least one step is made. Give a little less than
     the time limit of a job."""
     optimizer: Optimizer = component("easyllm.training.optimizers.AdamW")
     schedule: Schedule = component("easyllm.training.schedules.Cosine")
@@ -126,14 +126,14 @@ class ExportSpec:
     format: Literal["safetensors", "gguf"] = "safetensors"
     """``safetensors`` writes a folder in Hugging Face's format; ``gguf`` one file with model,
     tokenizer and chat template, which llama.cpp runs: of Llama, Mistral, Qwen2 and
-    Qwen3, and of Qwen and Baichuan with ``layout=modern``."""
+    Qwen3, and of Qwen and Baichuan with ``layout=canonical``."""
     gguf_type: Literal["f32", "bf16", "f16", "q8_0"] | None = None
     """Type of the matrices in a GGUF file, ``q8_0`` with a scale for 32 numbers of 8 bits each;
     null keeps the checkpoint's. Norms and biases are float32."""
     adapter: Literal["merged", "adapter"] = "merged"
     """What ``training.adapter`` is exported as: added to the weights of its model, a model like
     any other; or the folder that peft puts on the model at ``model.path``."""
-    layout: Literal["native", "modern"] = "native"
+    layout: Literal["native", "canonical"] = "native"
     """``native`` keeps the names and the configuration of the model that was loaded;
     ``modern`` writes Qwen as Qwen2 and Baichuan with rotary positions as Llama, which compute
     the same and which every engine runs."""

@@ -95,7 +95,7 @@ class Stage(abc.ABC):
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
         """Do it. Rank 0's return value, plain numbers and strings, goes into the record.
 
-        Raises UserError for what the user can mend, Interrupted after a signal.
+        Raises UserError for what the user can fix, Interrupted after a signal.
         """
 
     @staticmethod

@@ -21,7 +21,7 @@ class Tokenize(Stage):
         "data.template",
         "data.compression",
         "data.rows_per_file",
-        "data.limit",
+        "data.max_documents",
         "model.path",
         "model.revision",
     )

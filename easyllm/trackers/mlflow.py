@@ -72,7 +72,7 @@ class MLflow(Tracker):
             return Writer(client, *self._run(client, uri, folder, settings))
         except Exception as error:  # of the client, its transport, the server
             raise UserError(
-                f"training.trackers.{name}.tracking_uri={uri}: {_short(error)}; mend that, or "
+                f"training.trackers.{name}.tracking_uri={uri}: {_short(error)}; fix that, or "
                 f"train without: ~training.trackers.{name}"
             ) from error
 

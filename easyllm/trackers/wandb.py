@@ -58,7 +58,7 @@ class WandB(Tracker):
         except wandb.Error as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"training.trackers.{name}: {first}; mend that, give training.trackers.{name}."
+                f"training.trackers.{name}: {first}; fix that, give training.trackers.{name}."
                 f"mode=offline, or train without: ~training.trackers.{name}"
             ) from error
         return Writer(run)

@@ -83,7 +83,7 @@ def _export_model(
                 files |= dict.fromkeys(names, file)
                 bar.update(sum(sizes[name] for name in names))
         write_index(aside, files, sizes)
-        modern = CODE if settings.layout == "modern" else ()
+        modern = CODE if settings.layout == "canonical" else ()
         _copy_beside(checkpoint.weights, aside, *modern)
         settle_tokenizer(aside)  # a checkpoint of before may not be
         write_config(aside, config)
@@ -183,7 +183,7 @@ def _layout(folder: Path, run: RunSpec, adapter: Adapter | None) -> tuple[dict[s
             lambda name: torch.cat([held.tensor(part, wanted[part]) for part in places[name]]),
         )
     if why := family.native_only(config):
-        raise UserError(f"export.layout=modern: {why}; give export.layout=native")
+        raise UserError(f"export.layout=canonical: {why}; give export.layout=native")
     modern = described(family.modern(native))
 
     def tensor(name: str) -> torch.Tensor:

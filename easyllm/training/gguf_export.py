@@ -89,7 +89,7 @@ def model(config: Mapping[str, Any]) -> dict[str, Any]:
         known = ", ".join(names.ARCHITECTURES)
         raise UserError(
             f"export.format=gguf: the models that can be written are {known}, not {model_type}; "
-            "give export.layout=modern, which writes Qwen and Baichuan as one of them, or "
+            "give export.layout=canonical, which writes Qwen and Baichuan as one of them, or "
             "export.format=safetensors"
         )
     heads, width = config["num_attention_heads"], config["hidden_size"]

@@ -140,7 +140,7 @@ class Training:
         """Train one step, record it, save where that is due; returns its line of metrics.
 
         Raises UserError for a loss that is not finite; Stopped, with all saved, where any rank
-        was asked to stop or the next step would exceed ``training.budget``.
+        was asked to stop or the next step would exceed ``training.max_runtime``.
         """
         begin = time.perf_counter()
         line, part = self.advance()
@@ -167,16 +167,16 @@ class Training:
         if stopping or self.step == self.total:
             self.saver.finish()
         if stopping:
-            budget = f"training.budget={self.run.training.budget} s is spent"
-            why = "stopped by a signal" if asked else budget
+            over_time = f"training.max_runtime={self.run.training.max_runtime} s is spent"
+            why = "stopped by a signal" if asked else over_time
             raise Stopped(f"{why}; what it had is saved, step {self.step} of {self.total}")
         return line
 
     def _spent(self, stop: Stop) -> bool:
         """Whether another step and a checkpoint would take longer than there is time."""
-        budget = self.run.training.budget
+        most = self.run.training.max_runtime
         saving = self.saver.longest
-        return budget is not None and stop.seconds + self.longest + saving > budget
+        return most is not None and stop.seconds + self.longest + saving > most
 
     def _time_to_save(self) -> bool:
         """Whether ``training.checkpoint.every``, a time, has passed since the last save."""

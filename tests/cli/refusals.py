@@ -100,16 +100,20 @@ REFUSALS = {
         ["hardware.memory_gb = 40", "conf/hardware/a100_40gb_8x8.yaml", "GB a device"],
     ),
     "a layout that a family does not have": (
-        ["+recipe=baichuan13b_pipe", "export.layout=modern"],
-        ["export.layout = modern", "ALiBi positions exist in no other layout", "native"],
+        ["+recipe=baichuan13b_pipe", "export.layout=canonical"],
+        ["export.layout = canonical", "ALiBi positions exist in no other layout", "native"],
     ),
-    "bounds of too few stages": (
-        ["+recipe=demo", "parallelism.bounds=[1,2]"],
-        ["parallelism.bounds = [1, 2]", "2 stages have 1 bounds"],
+    "boundaries of too few stages": (
+        ["+recipe=demo", "parallelism.stage_boundaries=[1,2]"],
+        ["parallelism.stage_boundaries = [1, 2]", "2 stages have 1 boundaries"],
     ),
-    "bounds past the last layer": (
-        ["+recipe=demo", "parallelism.bounds=[4]"],
-        ["parallelism.bounds = [4]", "every stage must hold a decoder layer", "from 1 to 3"],
+    "boundaries past the last layer": (
+        ["+recipe=demo", "parallelism.stage_boundaries=[4]"],
+        [
+            "parallelism.stage_boundaries = [4]",
+            "every stage must hold a decoder layer",
+            "from 1 to 3",
+        ],
     ),
     "a pattern that freezes nothing": (
         ["+recipe=demo", "training.freeze.low=layers.0.*"],

@@ -95,7 +95,7 @@ def test_a_sweep_over_a_run_file(empty: Path, capfd: Any) -> None:
     Path("run.yaml").write_text("name: mine\nhardware: {device: cpu}\n")
     assert main(["-m", "run.yaml", "seed=1,2", "stages=[]"]) == 0
     said = capfd.readouterr()
-    assert said.out.count("mine: the spec is sound") == 2
+    assert said.out.count("mine: the spec is valid") == 2
     assert "sweep: 2 of 2 points done" in said.err
 
 

@@ -36,7 +36,7 @@ def shard(folder: Path) -> Path:
 
 def command(folder: Path) -> list[str]:
     return [
-        f"model.path={folder}", "model.dtype=float32", "data=python_docs", "data.limit=30",
+        f"model.path={folder}", "model.dtype=float32", "data=python_docs", "data.max_documents=30",
         "data.tokenizer._target_=easyllm.data.tokenizers.components.ByteLevelBPE",
         "data.tokenizer.vocab_size=512", "data.seq_len=64", "data.workers=1",
         "parallelism=pipeline", "hardware.devices_per_node=2",

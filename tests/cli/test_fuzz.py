@@ -46,7 +46,7 @@ def test_a_fault_is_seen(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for check, fault in (
         (raising, "traceback"), (endless, "hang"),
         (lambda run: [Problem("seed", 1, "is wrong")], "bare"),
-        (lambda run: [Problem("seed", 1, "Interpolation key not found", "mend it")], "foreign"),
+        (lambda run: [Problem("seed", 1, "Interpolation key not found", "fix it")], "foreign"),
         (lambda run: [], ""),
     ):  # fmt: skip
         monkeypatch.setattr("easyllm.spec.checks.problems", check)

@@ -54,7 +54,7 @@ def test_data_stages_of_several_machines(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_they_are_said_first_and_last(empty: Path, capfd: Any) -> None:
-    words = ["+recipe=demo", "stages=[tokenize,train]", "data.limit=20", "training.steps=1",
+    words = ["+recipe=demo", "stages=[tokenize,train]", "data.max_documents=20", "training.steps=1",
              "data.tokenizer.vocab_size=300", "data.seq_len=32", "training.evaluate.fraction=0",
              "training.evaluate.every=null", "parallelism=zero", "~parallelism.pipeline_stages",
              "hardware.devices_per_node=1"]  # fmt: skip

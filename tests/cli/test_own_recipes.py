@@ -130,9 +130,9 @@ def test_a_recipe_by_its_path(own, capsys):
     """As by its name; a shipped one too. Elsewhere a recipe is not found by Hydra."""
     write(own, "mine", "# @package _global_\ndefaults: [demo]\nname: mine\n")
     assert main(["mine/recipe/mine.yaml", "stages=[]", "training.steps=3"]) == 0
-    assert "mine: the spec is sound" in capsys.readouterr().out
+    assert "mine: the spec is valid" in capsys.readouterr().out
     assert main([str(shipped_folder() / "recipe" / "demo.yaml"), "stages=[]"]) == 0
-    assert "demo: the spec is sound" in capsys.readouterr().out
+    assert "demo: the spec is valid" in capsys.readouterr().out
     (own / "recipe" / "mine.yaml").rename("mine.yaml")
     assert main(["mine.yaml", "stages=[]"]) == 2
     message = " ".join(capsys.readouterr().err.split())

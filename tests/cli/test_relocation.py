@@ -22,7 +22,7 @@ def config(root: Path, name: str = "mine") -> dict[str, Any]:
     runs = root / "runs"
     return {
         "run_dir": str(runs / name),
-        "data": {"dir": str(runs / "stores/abc"), "limit": 3},
+        "data": {"dir": str(runs / "stores/abc"), "max_documents": 3},
         "model": {"cache": str(runs / "models"), "path": str(root / "model")},
     }
 

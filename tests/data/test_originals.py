@@ -105,7 +105,7 @@ def test_a_store_of_the_original_goes_all_the_way(
 
 
 def test_a_limit_counts_rows(original: Path, spec: Spec, tmp_path: Path) -> None:
-    run = spec_with_tokenizer(spec, tmp_path, **changes(original, limit=2))
+    run = spec_with_tokenizer(spec, tmp_path, **changes(original, max_documents=2))
     (metrics,) = work(run, "tokenize")
     assert metrics["documents"] == 4
 

@@ -281,8 +281,10 @@ def test_rejected_records_are_listed_and_limited(spec: Spec, tmp_path: Path) -> 
         ("dialogues", str(file), line) for line in (2, 4, 5)
     ]
     assert entries[2]["reason"] == "the conversation has no answer to train"
-    data = {"sources": {"dialogues": {"path": str(file)}}, "max_rejects": 1}
-    with pytest.raises(UserError, match=r"max_rejects=1 .*\n.*bad\.tsv, line 2.*\n.*line 4: not U"):
+    data = {"sources": {"dialogues": {"path": str(file)}}, "max_bad_records": 1}
+    with pytest.raises(
+        UserError, match=r"max_bad_records=1 .*\n.*bad\.tsv, line 2.*\n.*line 4: not U"
+    ):
         work(spec(tmp_path / "over", data=data), "tokenize")
 
 

@@ -265,7 +265,7 @@ def test_a_store_that_does_not_fit_the_run_is_refused(spec: Spec, tmp_path: Path
         open_rows(spec(tmp_path, stages=[]))
     work(spec(tmp_path), "tokenize", "shuffle", "repartition")
     shutil.rmtree(tmp_path / "store/tokens")
-    work(spec(tmp_path, data={"limit": 20}), "tokenize")
+    work(spec(tmp_path, data={"max_documents": 20}), "tokenize")
     with pytest.raises(UserError, match=r"other tokens.*add shuffle and repartition"):
         open_rows(spec(tmp_path))
     more = {"more": {"_target_": "easyllm.data.sources.readers.PythonDocs"}}

@@ -202,14 +202,14 @@ def test_what_stops_a_task_is_said_as_locally(spec: Spec, tmp_path: Path) -> Non
             work(run, "shuffle")
         told[name].append(str(error.value))
         assert not (tmp_path / "store/shuffled").exists()
-        few = {"engine": engine, "sources": {"dialogues": {"path": str(bad)}}, "max_rejects": 3}
+        few = {"engine": engine, "sources": {"dialogues": {"path": str(bad)}}, "max_bad_records": 3}
         with pytest.raises(UserError) as error:
             work(spec(tmp_path / name, data={**few, "rows_per_file": 10}), "tokenize")
         told[name].append(str(error.value))
     assert told["local"] == told["spark"]
     damaged, rejected = told["spark"]
     assert "is damaged" in damaged and "tokenize among the stages" in damaged
-    assert rejected.startswith("more than data.max_rejects=3 records cannot be used")
+    assert rejected.startswith("more than data.max_bad_records=3 records cannot be used")
 
 
 @pytest.mark.slow

@@ -145,15 +145,15 @@ def test_a_store_is_never_overwritten(spec: Spec, tmp_path: Path) -> None:
               for stage in ("tokens", "shuffled", "partitions")}  # fmt: skip
     with pytest.raises(
         UserError,
-        match=r"(?s)tokens/ was made from other data.*limit: null in the store, 30 .*remove",
+        match=r"(?s)tokens/ was made from other data.*documents: null in the store, 30 .*remove",
     ):
-        work(spec(tmp_path, data={"limit": 30}), "tokenize")
+        work(spec(tmp_path, data={"max_documents": 30}), "tokenize")
     with pytest.raises(UserError, match=r"(?s)shuffled/ was made .*seed: 7 in the store, 8 in"):
         work(spec(tmp_path, seed=8), "shuffle")
     for stage, content in before.items():
         assert (tmp_path / "store" / stage / "manifest.json").read_bytes() == content
     shutil.rmtree(tmp_path / "store")
-    again = work(spec(tmp_path, data={"limit": 30}), *stages)
+    again = work(spec(tmp_path, data={"max_documents": 30}), *stages)
     assert [metrics["documents"] for metrics in again] == [60] * 3
 
 
@@ -223,8 +223,11 @@ def test_an_absent_stage_is_asked_for(spec: Spec, tmp_path: Path) -> None:
 def test_a_failed_stage_leaves_nothing_half_made(spec: Spec, tmp_path: Path) -> None:
     (tmp_path / "bad.tsv").write_text("q\ta\nq\n")
     source = {"path": str(tmp_path / "bad.tsv")}
-    with pytest.raises(UserError, match=r"max_rejects=0 .*\n.*bad\.tsv, line 2"):
-        work(spec(tmp_path, data={"sources": {"dialogues": source}, "max_rejects": 0}), "tokenize")
+    with pytest.raises(UserError, match=r"max_bad_records=0 .*\n.*bad\.tsv, line 2"):
+        work(
+            spec(tmp_path, data={"sources": {"dialogues": source}, "max_bad_records": 0}),
+            "tokenize",
+        )
     (tmp_path / "bad.tsv").write_text("\n\n")
     with pytest.raises(UserError, match=r"data\.sources\.dialogues holds no document"):
         work(spec(tmp_path, data={"sources": {"dialogues": source}}), "tokenize")

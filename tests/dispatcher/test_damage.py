@@ -34,7 +34,7 @@ def test_an_export(run: Path, file: str, harm: str, capfd: Said) -> None:
         folder.mkdir()
     capfd.readouterr()
     assert main([str(run / "run.yaml")]) == 0
-    assert capfd.readouterr().err.count("passed over") == 2
+    assert capfd.readouterr().err.count("up to date; skipped") == 2
     assert contents(run / "export") == before
     assert ours.exists() and not left.exists()
 
@@ -56,11 +56,11 @@ def test_run_yaml(trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: Said) -
     assert main([str(file)]) == 2
     assert "is not YAML in line" in " ".join(capfd.readouterr().err.split())
     assert main(ADAPTED) == 0
-    assert capfd.readouterr().err.count("passed over") == 3
+    assert capfd.readouterr().err.count("up to date; skipped") == 3
     assert file.read_text() == before
     file.unlink()
     assert main(ADAPTED) == 0
-    assert capfd.readouterr().err.count("passed over") == 3
+    assert capfd.readouterr().err.count("up to date; skipped") == 3
     assert file.read_text() == before
 
 
@@ -73,7 +73,7 @@ def test_a_damaged_record_is_made_again(run: Path, capfd: Said) -> None:
     assert "train …" in capfd.readouterr().err
     assert contents(run / "export") == before
     assert main([str(run / "run.yaml")]) == 0
-    assert capfd.readouterr().err.count("passed over") == 3
+    assert capfd.readouterr().err.count("up to date; skipped") == 3
 
 
 @pytest.mark.parametrize("harm", ["altered", "gone"])

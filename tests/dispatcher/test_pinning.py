@@ -73,7 +73,7 @@ def test_the_commit_is_kept_when_main_moves(hub: Hub, capfd: pytest.CaptureFixtu
     for words in (TOKENIZE, [str(run / "run.yaml")]):
         capfd.readouterr()
         assert main(words) == 0
-        assert "passed over" in capfd.readouterr().err
+        assert "up to date; skipped" in capfd.readouterr().err
     assert (revision(run), hub.requests) == (OLD, []), "it has what it needs"
 
     assert main([str(run / "run.yaml"), "seed=7", "data.dir=store"]) == 0
@@ -209,7 +209,7 @@ def test_a_run_that_is_older_than_revisions_goes_on(
     hub.main = OTHER
     capfd.readouterr()
     assert main(TOKENIZE) == 0
-    assert "passed over" in capfd.readouterr().err
+    assert "up to date; skipped" in capfd.readouterr().err
     assert revision(run) is None
     (store,) = Path("runs/stores").glob("*/tokens/manifest.json")
     manifest = json.loads(store.read_text())

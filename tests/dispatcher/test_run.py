@@ -14,7 +14,7 @@ import pytest
 
 from easyllm.__main__ import main
 
-DATA = ["+recipe=demo", "stages=[tokenize,shuffle,repartition]", "data.limit=20",
+DATA = ["+recipe=demo", "stages=[tokenize,shuffle,repartition]", "data.max_documents=20",
         "data.tokenizer.vocab_size=300"]  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_same_command_passes_finished_stages_over(folder, capfd):
     assert main(DATA) == 0
     assert runs(folder) == [run]
     assert record(run, "shuffle") == first
-    assert capfd.readouterr().err.count("passed over") == 3
+    assert capfd.readouterr().err.count("up to date; skipped") == 3
 
 
 def test_stages_can_be_run_one_by_one(folder):
@@ -60,7 +60,7 @@ def test_other_values_are_another_run_and_share_the_store(folder):
     assert main([*DATA, "training.optimizer.lr=1e-5"]) == 0
     assert len(runs(folder)) == 2
     assert len(list((folder / "runs/stores").iterdir())) == 1
-    assert main([*DATA, "data.limit=21"]) == 0
+    assert main([*DATA, "data.max_documents=21"]) == 0
     assert len(list((folder / "runs/stores").iterdir())) == 2
 
 
@@ -115,7 +115,7 @@ def test_run_yaml_repeats_the_run_from_elsewhere(folder, monkeypatch, capfd):
     monkeypatch.chdir(elsewhere)
     capfd.readouterr()
     assert main([str(run / "run.yaml")]) == 0
-    assert capfd.readouterr().err.count("passed over") == 3
+    assert capfd.readouterr().err.count("up to date; skipped") == 3
     assert main([str(run / "run.yaml"), "training.steps=ten"]) == 2
     message = capfd.readouterr().err
     assert "training.steps = ten   (command line)" in message
@@ -140,7 +140,7 @@ def test_failed_stage_is_recorded_and_tried_again(folder, capfd):
     words = [*DATA, "data=jsonl", "data.sources.jsonl.path=mine.jsonl", "run_dir=here"]
     good = "".join(json.dumps({"text": f"Document {n}."}) + "\n" for n in range(30))
     text.write_text(good + "{broken\n" + good)
-    assert main([*words, "data.limit=null", "data.max_rejects=0"]) == 1
+    assert main([*words, "data.max_documents=null", "data.max_bad_records=0"]) == 1
     failed = record(folder / "here", "tokenize")
     assert failed["status"] == "failed"
     assert "line 31" in failed["error"]
@@ -272,9 +272,9 @@ def test_ctrl_c_saves_what_was_trained(folder):
 
 
 def test_training_that_has_spent_its_time_ends_as_one_that_was_stopped(folder, capfd):
-    assert main([*TRAINED, "training.budget=1s"]) == 75
+    assert main([*TRAINED, "training.max_runtime=1s"]) == 75
     told = capfd.readouterr().err
-    assert "training.budget=1.0 s is spent; what it had is saved, step 1 of 400" in told
+    assert "training.max_runtime=1.0 s is spent; what it had is saved, step 1 of 400" in told
     assert "run the same command again" in told and "export" not in told
     (run,) = runs(folder)
     assert record(run, "train")["status"] == "interrupted"

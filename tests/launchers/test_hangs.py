@@ -41,8 +41,8 @@ def test_ranks_that_hang_end_with_their_stacks(tmp_path: Path) -> None:
     for rank, name in enumerate(("asleep", "deaf")):
         log = (tmp_path / f"rank-{rank}.log").read_text()
         assert f"in {name}" in log
-    told, mendable = reports.cause(tmp_path, HUNG)
-    assert not mendable
+    told, fixable = reports.cause(tmp_path, HUNG)
+    assert not fixable
     assert "rank 0 took longer than hardware.timeout_s=1.5 s over step 7, busy in asleep" in told
     assert "rank 1 did not answer" in told
 
@@ -113,7 +113,7 @@ def trained(folder: Path, statement: str, **values: str) -> str:
     )
     command = [
         sys.executable, "-m", "easyllm", "+recipe=demo", "stages=[tokenize,train]",
-        "data.limit=20", "data.seq_len=64", "data.tokenizer.vocab_size=300",
+        "data.max_documents=20", "data.seq_len=64", "data.tokenizer.vocab_size=300",
         "parallelism.global_batch_size=8", "training.steps=9", "run_dir=run",
         "--config-dir", "mine", "components.allow=[odd]", "training.schedule._target_=odd.Odd",
         *(f"{key.replace('__', '.')}={value}" for key, value in values.items()),

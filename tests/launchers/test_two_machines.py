@@ -18,7 +18,7 @@ from tests.launchers.machines import ROOT, Machines, wait_for
 
 pytestmark = pytest.mark.slow
 
-DEMO = ("+recipe=demo", "stages=[tokenize,train]", "data.limit=20", "data.seq_len=64",
+DEMO = ("+recipe=demo", "stages=[tokenize,train]", "data.max_documents=20", "data.seq_len=64",
         "data.tokenizer.vocab_size=300", "model.overrides.vocab_size=304",
         "model.overrides.num_hidden_layers=2", "parallelism.global_batch_size=4",
         "parallelism.micro_batch_size=1", "hardware.nodes=2", "hardware.devices_per_node=1",

@@ -201,7 +201,7 @@ def test_a_slow_reader_holds_nobody_up(served: Served) -> None:
 
 
 def test_drop_oldest_turns(served: Served, model: Path, tmp_path: Path) -> None:
-    run = spec(tmp_path, model, serving={"overflow": "drop_oldest_turns"})
+    run = spec(tmp_path, model, serving={"context_overflow": "drop_oldest_turns"})
     dropping = Served(run, served.engine)
     try:
         system, last = {"system": "be brief"}, {"user": "and now?"}

@@ -242,7 +242,7 @@ def test_beyond_this_machine_a_key_is_needed(
 
     assert found() == []
     assert found(host="0.0.0.0") == [("serving.host", "0.0.0.0")]
-    assert found(host="0.0.0.0", insecure=True) == []
+    assert found(host="0.0.0.0", allow_unauthenticated=True) == []
     assert found(allowed_hosts=["a.org", "http://b.org"]) == [
         ("serving.allowed_hosts", "http://b.org")
     ]

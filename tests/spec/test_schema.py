@@ -128,7 +128,7 @@ def test_the_same_spec_is_the_same_run_wherever_it_is_resolved(tmp_path, monkeyp
     [
         ("seed", 1, True, True),
         ("training.steps", 1, True, False),
-        ("data.limit", 1, True, True),
+        ("data.max_documents", 1, True, True),
         ("data.sources.python_docs.weight", 2.0, True, False),
         ("stages", ["tokenize"], False, False),
         ("serving.port", 1234, False, False),

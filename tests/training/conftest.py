@@ -257,7 +257,7 @@ def add_loops(add: Callable[..., None]) -> None:
     wild = {"optimizer": {"lr": 1e30}, "schedule": {"warmup": 0}}
     add("async-wild", RESUMED["zero1"], {"training": merged(often, wild)})
     for number, budget in enumerate([0.001, "1s", "1h30m"]):
-        timed = {"training": {"steps": 4, "budget": budget}}
+        timed = {"training": {"steps": 4, "max_runtime": budget}}
         more = {"slow_data": 0.3} if budget == "1s" else {}
         add(f"budget-{number}", RESUMED["pipe"], timed, run="budget", **more)
     profile = {"training": {"steps": 4, "profile": {"start": 2, "steps": 2}}}

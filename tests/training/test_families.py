@@ -42,8 +42,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 SPLITS: dict[str, dict[str, Any]] = {
     "uniform": {"partition": "uniform"},
     "balanced": {"partition": "balanced"},
-    "bounds1": {"bounds": [1]},
-    "bounds3": {"bounds": [3]},
+    "bounds1": {"stage_boundaries": [1]},
+    "bounds3": {"stage_boundaries": [3]},
 }
 """Where four layers can be split in two."""
 MODERN = {"qwen": "Qwen2ForCausalLM", "baichuan_7b": "LlamaForCausalLM",
@@ -254,8 +254,8 @@ def test_exports_compute_what_was_trained(families: Families, tmp_path: Path, na
     ids = torch.randint(0, 400, (2, 40))
     with torch.no_grad():
         found = {}
-        for layout in ("native", "modern"):
-            if layout == "modern" and name.endswith("13b"):
+        for layout in ("native", "canonical"):
+            if layout == "canonical" and name.endswith("13b"):
                 continue
             run = run_spec(tmp_path, {"export": {"layout": layout}})
             export(checkpoint, tmp_path / layout, run)
@@ -265,7 +265,7 @@ def test_exports_compute_what_was_trained(families: Families, tmp_path: Path, na
             found[layout] = model(input_ids=ids).logits
             carried = sorted(file.name for file in (tmp_path / layout).glob("*.py"))
             config = json.loads((tmp_path / layout / "config.json").read_text("utf-8"))
-            if layout == "modern" and name in MODERN:
+            if layout == "canonical" and name in MODERN:
                 assert config["architectures"] == [MODERN[name]] and "auto_map" not in config
             custom = layout == "native" and SMALL[name]["model_type"] in ("qwen", "baichuan")
             own = ["both_transformers.py", f"modeling_{SMALL[name]['model_type']}.py"]
@@ -278,7 +278,7 @@ def test_exports_compute_what_was_trained(families: Families, tmp_path: Path, na
 def test_alibi_has_no_modern_layout(families: Families, tmp_path: Path) -> None:
     checkpoint, _ = newest(families.trained.root / "baichuan_13b-pipe2" / "run" / "checkpoints")
     assert checkpoint is not None
-    modern = {"export": {"layout": "modern"}, "stages": ["export"]}
+    modern = {"export": {"layout": "canonical"}, "stages": ["export"]}
     with pytest.raises(UserError, match="ALiBi positions exist in no other layout"):
         export(checkpoint, tmp_path / "out", run_spec(tmp_path, modern))
     family = {"_target_": "easyllm.models.families.Baichuan"}

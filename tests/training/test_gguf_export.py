@@ -33,7 +33,7 @@ YARN = {
     "rope_theta": 10000.0,
 }
 NATIVE: dict[str, Any] = {}
-MODERN = {"layout": "modern"}
+MODERN = {"layout": "canonical"}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     **{
         name: (name, {}, NATIVE)
@@ -192,7 +192,7 @@ def test_llama_3s_scaling_is_told_from_its_factors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("over", "said"),
     [
-        ({"model_type": "qwen"}, r"llama, mistral, qwen2, qwen3, not qwen; .*layout=modern"),
+        ({"model_type": "qwen"}, r"llama, mistral, qwen2, qwen3, not qwen; .*layout=canonical"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "positions of rope_type dynamic"),
         ({"rope_parameters": {**YARN, "truncate": False}}, "YaRN with truncate=false"),
         ({"model_type": "qwen3", "attention_bias": True}, "no qwen3 with attention_bias"),
@@ -250,7 +250,7 @@ def test_inference_takes_the_file(tmp_path: Path, tokenizer_folder: Path) -> Non
         (
             {"export": {"format": "gguf"},
              "model": {"family": {"_target_": "easyllm.models.families.Baichuan"}}},
-            "export.format", "give export.layout=modern",
+            "export.format", "give export.layout=canonical",
         ),
     ],
 )  # fmt: skip

@@ -76,7 +76,7 @@ def test_a_start_ends_when_its_time_is_spent(lives: Trained) -> None:
     # one step at least, and only what fits: a step takes over 0.3 s for each of eight samples
     for number, seen in enumerate((first, second), 1):
         for rank in seen:
-            assert rank["error"].startswith("Stopped: training.budget=")
+            assert rank["error"].startswith("Stopped: training.max_runtime=")
             assert rank["error"].endswith(f"what it had is saved, step {number} of 4")
     assert max(second[0]["samples"]) == 3 * GLOBAL_BATCH - 1  # and what the next would train on
     assert third[0]["report"]["steps"] == 4
@@ -88,7 +88,7 @@ def test_a_step_is_not_begun_that_would_not_end_in_time() -> None:
     stop.begun = time.monotonic() - 100
 
     def spent(budget: float | None, step: float, save: float) -> bool:
-        run = SimpleNamespace(training=SimpleNamespace(budget=budget))
+        run = SimpleNamespace(training=SimpleNamespace(max_runtime=budget))
         place = SimpleNamespace(run=run, longest=step, saver=SimpleNamespace(longest=save))
         return Training._spent(place, stop)  # type: ignore[arg-type]
 
@@ -103,18 +103,18 @@ def test_a_step_is_not_begun_that_would_not_end_in_time() -> None:
     [("90m", 5400), ("2h", 7200), ("1d12h", 129600), ("1h 30s", 3630), ("1.5h", 5400), (90, 90)],
 )
 def test_lengths_of_time(tmp_path: Path, given: object, seconds: float) -> None:
-    run = run_spec(tmp_path, {"training": {"budget": given}})
-    assert run.training.budget == seconds
+    run = run_spec(tmp_path, {"training": {"max_runtime": given}})
+    assert run.training.max_runtime == seconds
     from easyllm.components import resolver
 
     again, found = read(write(run), resolver())
-    assert not found and again.training.budget == seconds
+    assert not found and again.training.max_runtime == seconds
 
 
 @pytest.mark.parametrize("given", ["soon", "2 hours", "h", "", "1.2.3h", "0s", -5, "30m1h", True])
 def test_what_is_no_length_of_time_is_refused(tmp_path: Path, given: object) -> None:
-    with pytest.raises(SpecError, match=r"training\.budget"):
-        run_spec(tmp_path, {"training": {"budget": given}})
+    with pytest.raises(SpecError, match=r"training\.max_runtime"):
+        run_spec(tmp_path, {"training": {"max_runtime": given}})
 
 
 @pytest.mark.parametrize("layout", ["zero0", "zero1", "zero3", "pipe"])

@@ -142,7 +142,9 @@ def test_what_the_stages_get_as_much_of(
     for given in ((1,), (3,)):
         found = stage_bounds(layers, Pipeline(partition=partition, bounds=given), 16)  # type: ignore[arg-type]
         assert found == [0, 1 + given[0], 7]
-    with pytest.raises(UserError, match=r"parallelism.bounds=\[4\]: the model has 4 decoder"):
+    with pytest.raises(
+        UserError, match=r"parallelism.stage_boundaries=\[4\]: the model has 4 decoder"
+    ):
         stage_bounds(layers, Pipeline(bounds=(4,)), 16)
 
 

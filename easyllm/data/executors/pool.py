@@ -105,7 +105,7 @@ class Processes(Pool):
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise UserError(
-                f"one of {workers} worker processes was killed, probably for want of memory; "
+                f"one of {workers} worker processes was killed, probably out of memory; "
                 f"give data.workers={max(1, workers // 2)}"
             ) from None
         finally:

@@ -240,13 +240,13 @@ class SparkPool(Pool):
             return f"Spark ran out of memory; give {more}"
         if self.gateway.proc.poll() is not None:
             return (
-                f"Spark's JVM has ended with status {self.gateway.proc.returncode}, probably for "
-                "want of memory; give a smaller data.engine.memory_gb or fewer cores, e.g. "
+                f"Spark's JVM has ended with status {self.gateway.proc.returncode}, probably out "
+                "of memory; give a smaller data.engine.memory_gb or fewer cores, e.g. "
                 "data.engine.master=local[1]"
             )
         if "Python worker exited unexpectedly" in error:
             return (
-                "a Python process of Spark was killed, probably for want of memory; give fewer "
+                "a Python process of Spark was killed, probably out of memory; give fewer "
                 "cores, e.g. data.engine.master=local[1] or data.engine.conf.spark.executor.cores=1"
             )
         if "SparkContext was shut down" in error or "stopped SparkContext" in error:

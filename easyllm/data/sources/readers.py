@@ -93,7 +93,7 @@ class Text(FileReader):
             re.compile(self.pattern or "")
         except re.error as error:
             yield Problem(
-                f"{key}.pattern", self.pattern, f"is no regular expression: {error}", "mend it"
+                f"{key}.pattern", self.pattern, f"is no regular expression: {error}", "fix it"
             )
 
     def parts(self, file: Path | str, size: int, rows: int) -> Iterator[ByteRange] | None:

@@ -51,7 +51,7 @@ class CSV(FileReader):
         them no record of the file can be read."""
         if isinstance(row, Rejected):
             raise UserError(
-                f"{file}: its header, line {row.line}, cannot be read: {row.reason}; mend that line"
+                f"{file}: its header, line {row.line}, cannot be read: {row.reason}; fix that line"
             )
         found = row.fields.count(self.column)
         if found == 1:

@@ -79,7 +79,7 @@ def chunks(run: RunSpec) -> Iterator[Chunk]:
 def _chunks(run: RunSpec) -> Iterator[Chunk]:
     rows = run.data.rows_per_file
     for name, reader in sorted(run.data.sources.items()):
-        left = run.data.limit
+        left = run.data.max_documents
         found = files(name, reader)
         size = sorted((CHUNK[0], sum(map(io.size, found)) // CHUNKS, CHUNK[1]))[1]
         for number, file in enumerate(found):
@@ -102,7 +102,7 @@ def _chunks(run: RunSpec) -> Iterator[Chunk]:
                 for part in parts:
                     yield Chunk(name, next(paths), part, reader=reader)
                 continue
-            for records in _cut(reader, file, size, rows, left, run.data.max_rejects):
+            for records in _cut(reader, file, size, rows, left, run.data.max_bad_records):
                 yield Chunk(name, next(paths), file, records)
                 if left is not None:
                     left -= sum(isinstance(record, Record) for record in records)

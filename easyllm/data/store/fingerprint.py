@@ -31,7 +31,7 @@ def tokens_identity(run: RunSpec) -> dict[str, Any]:
         **_encoding(run),
         "compression": data.compression,
         "rows_per_file": data.rows_per_file,
-        "limit": data.limit,
+        "max_documents": data.max_documents,
     }
 
 

@@ -56,7 +56,7 @@ def _texts(run: RunSpec) -> Iterator[str]:
     for _, reader in sorted(run.data.sources.items()):
         records = itertools.chain.from_iterable(checked(reader, f) for f in reader.files())
         documents = (r.document for r in records if isinstance(r, Record))
-        for document in itertools.islice(documents, run.data.limit):
+        for document in itertools.islice(documents, run.data.max_documents):
             if isinstance(document, str):
                 yield document
             else:

@@ -1,0 +1,14 @@
+"""Keys and values by the names that they had in older versions: they are refused, and the new name
+is said."""
+
+from __future__ import annotations
+
+KEYS = {
+    "data.limit": "data.max_documents",
+    "data.max_rejects": "data.max_bad_records",
+    "parallelism.bounds": "parallelism.stage_boundaries",
+    "serving.insecure": "serving.allow_unauthenticated",
+    "serving.overflow": "serving.context_overflow",
+    "training.budget": "training.max_runtime",
+}
+VALUES = {("export.layout", "modern"): "canonical"}
