@@ -135,7 +135,7 @@ class ExportSpec:
     any other; or the folder that peft puts on the model at ``model.path``."""
     layout: Literal["native", "canonical"] = "native"
     """``native`` keeps the names and the configuration of the model that was loaded;
-    ``modern`` writes Qwen as Qwen2 and Baichuan with rotary positions as Llama, which compute
+    ``canonical`` writes Qwen as Qwen2 and Baichuan with rotary positions as Llama, which compute
     the same and which every engine runs."""
     max_shard_gb: PositiveFloat = 5.0
     """Largest safetensors file."""
