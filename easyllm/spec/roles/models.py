@@ -55,7 +55,7 @@ class Family(Component):
         return False
 
     def native_only(self, config: Mapping[str, Any]) -> str:
-        """Why the model has no layout but its own; empty where ``export.layout=canonical`` gives one."""
+        """Why the model has no layout but its own; empty where ``canonical`` gives one."""
         return ""
 
     def modern(self, config: Any) -> Any:
