@@ -100,7 +100,7 @@ def test_the_readme_has_its_commands():
 def test_commands(command, folder):
     done = easyllm(command, folder)
     if command.endswith("lr=1e-3,3e-4"):
-        assert "train: done before" in done.stderr, "the first point is the command before"
+        assert "train: up to date" in done.stderr, "the first point is the command before"
 
 
 @pytest.mark.parametrize("command", [c for c in TABLE if "serve" not in c and "RUN" not in c])

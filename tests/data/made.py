@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,15 @@ def tokens_store(
     folder: Path,
     sources: dict[str, list[Shard]],
     weights: Mapping[str, float] | None = None,
+    tokenizer: Path | None = None,
     **changes: Any,
 ) -> RunSpec:
-    """Write a store whose ``tokens/`` hold these files a source; a run that reads it."""
+    """Write a store whose ``tokens/`` hold these files a source, with the ``tokenizer`` in a folder
+    or none; a run that reads it."""
     place = StorePaths(folder / "store")
     place.tokenizer.mkdir(parents=True, exist_ok=True)
+    if tokenizer is not None:
+        shutil.copytree(tokenizer, place.tokenizer, dirs_exist_ok=True)
     made = {}
     with atomic_dir(place.tokens) as aside:
         for name, files in sources.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from easyllm.data.tokenizers.encode import by_transformers, load_tokenizer
 from easyllm.data.tokenizers.select_backend import choose, difference, load, sample
 from easyllm.dispatcher.identity import run_folder, store_address
 from easyllm.errors import UserError
+from easyllm.files import read_record
 from easyllm.models import source
 from easyllm.spec.roles import Encoder
 from easyllm.spec.schema import target_of
@@ -204,7 +204,7 @@ def test_a_wrong_engine_is_told_by_the_vocabulary(store: Path, tmp_path: Path) -
 def made(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The files of a store's tokens and what its manifest says but for the times."""
     tokens = folder / "store/tokens"
-    manifest = json.loads((tokens / "manifest.json").read_text())
+    manifest = read_record(tokens / "manifest.json")
     return content(tokens), {key: value for key, value in manifest.items() if key != "metrics"}
 
 

@@ -114,7 +114,7 @@ def test_numbers_go_between_numpy_and_arrow() -> None:
 def test_writing_does_not_import_pandas(tmp_path: Path) -> None:
     """Which takes a worker 0.2 s, and which nothing here uses."""
     code = (
-        "import sys, numpy as np; from pathlib import Path; from easyllm.data import shards;"
+        "import sys, numpy as np; from pathlib import Path; from easyllm.data.store import shards;"
         "shard = shards.Shard(np.arange(5, dtype=np.int32), np.array([0, 2, 5]));"
         "shards.write(Path(sys.argv[1]), shard.take(np.array([1, 0])), 'zstd');"
         "assert shards.read(Path(sys.argv[1])).ids.tolist() == [2, 3, 4, 0, 1];"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -15,6 +14,7 @@ from easyllm.data.store import manifest, shards
 from easyllm.data.store.shards import Shard, join
 from easyllm.data.tokenizers.encode import load_tokenizer
 from easyllm.errors import UserError
+from easyllm.files import read_record
 from easyllm.paths import StorePaths
 from easyllm.stages import load
 from tests.data.conftest import Spec, dialogue, story, work
@@ -79,7 +79,7 @@ def test_the_number_of_workers_changes_nothing(spec: Spec, tmp_path: Path) -> No
         (metrics,) = work(run, "tokenize")
         assert metrics["documents"] == 100
         made.append(content(tmp_path / str(workers) / "store/tokens"))
-        found = json.loads((tmp_path / str(workers) / "store/tokens/manifest.json").read_text())
+        found = read_record(tmp_path / str(workers) / "store/tokens/manifest.json")
         made.append({key: value for key, value in found.items() if key != "metrics"})
     assert len(made[0]) == 7 + 5
     assert made[0] == made[2]

@@ -178,9 +178,8 @@ def test_inspect_says_what_becomes_of_them(store: Path, tmp_path: Path) -> None:
     ):
         folder = tmp_path / f"{what}-{packing}"
         data = {"seq_len": 16, "packing": packing, "long_conversations": what}
-        run = tokens_store(folder, {"talk": [shard(documents, masks)]}, data=data)
-        for file in (store / "store/tokenizer").iterdir():
-            (folder / "store/tokenizer" / file.name).write_bytes(file.read_bytes())
+        made, tokenizer = {"talk": [shard(documents, masks)]}, store / "store/tokenizer"
+        run = tokens_store(folder, made, tokenizer=tokenizer, data=data)
         found = inspect(run)
         assert found.long_conversations == said
         left = 2 if what == "drop" else 33

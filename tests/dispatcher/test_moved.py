@@ -35,7 +35,7 @@ def test_it_answers_under_another_name(run: Path, capfd: pytest.CaptureFixture[s
     assert "sea" in made.read_text()
     assert stages_of(moved) == ["tokenize", "train", "export"], "what is said of the training"
     assert main([str(moved / "run.yaml")]) == 0
-    assert "train: done before" in capfd.readouterr().err
+    assert "train: up to date" in capfd.readouterr().err
 
 
 def test_an_adapter_beside_the_merged_model(run: Path, capfd: pytest.CaptureFixture[str]):
@@ -76,6 +76,6 @@ def test_its_own_prompts_are_answered_in_its_directory(
     for _ in range(2):
         capfd.readouterr()
         assert main(words) == 0
-    assert "infer: done before" in capfd.readouterr().err
+    assert "infer: up to date" in capfd.readouterr().err
     assert (run / "inference/results.jsonl").is_file()
     assert [path.name for path in run.parent.glob("demo-*")] == [run.name]

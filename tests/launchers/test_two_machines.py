@@ -94,7 +94,7 @@ def test_a_machine_loses_its_power_and_the_same_command_goes_on(
 
     machines.boot()
     said = ended(easyllm(machines, tmp_path, *words), 0)
-    assert "tokenize: done before" in said
+    assert "tokenize: up to date" in said
     assert losses(tmp_path / "run") == list(undisturbed)
     logs = tmp_path / "run" / "logs" / "train"
     assert {log.name for log in logs.iterdir()} == {"node-1.log", "rank-0.log", "rank-1.log"}
