@@ -1,7 +1,7 @@
 """The API in a process of its own, where the engine would be kept waiting by it.
 
-``Front`` is that process as the server sees it, which has the model; ``main`` runs in it. Between
-them is a wire: the spec first, then questions one way and what answers grow by the other.
+``ApiProcess`` is that process as the server sees it, which has the model; ``main`` runs in it.
+Between them is a wire: the spec first, then questions one way and what answers grow by the other.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ WORKING = """
 import fcntl, sys, threading, time
 from pathlib import Path
 from easyllm import heartbeat
-from easyllm.files import exclusive
+from easyllm.files import file_lock
 from easyllm.parallelism.watchdog import Watchdog
 from easyllm.progress import progress
 watchdog = Watchdog(Path(sys.argv[1]), 0, 1.0)
@@ -76,7 +76,7 @@ with progress("load weights", 5, "layer", visible=False) as bar:
 other = Path(sys.argv[1], "lock").open("w")
 fcntl.flock(other, fcntl.LOCK_EX)
 threading.Timer(1.5, other.close).start()
-with exclusive(Path(sys.argv[1], "lock")):
+with file_lock(Path(sys.argv[1], "lock")):
     pass
 """
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from easyllm.files import exclusive, new_folder
+from easyllm.files import atomic_dir, file_lock
 from tests.models.exported import LONG, TYPES, Exported, exported
 from tests.models.small import Reference
 
@@ -73,9 +73,9 @@ def transformers4() -> Path:
     target = cache / f"transformers4-{digest}"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        with exclusive(cache / f".{target.name}.lock"):
+        with file_lock(cache / f".{target.name}.lock"):
             if not target.exists():
-                with new_folder(target) as aside:
+                with atomic_dir(target) as aside:
                     _install(aside)
     return target
 

@@ -47,7 +47,8 @@ class Family(Component):
 
     def names(self) -> Any:
         """What the files call the parameters of these layers, an
-        ``easyllm.models.weight_mapping.Names``; None where they have the layers' own names."""
+        ``easyllm.models.weight_mapping.WeightMapping``; None where they have the layers' own
+        names."""
         return None
 
     def alibi(self, config: Mapping[str, Any]) -> bool:
