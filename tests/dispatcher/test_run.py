@@ -194,9 +194,10 @@ def test_signal_ends_every_process_and_is_recorded(folder, number, status):
     import psutil
 
     process = start(*slow_source(folder))
-    wait_for(lambda: len(descendants(process.pid)) >= 1)
-    time.sleep(2)
+    wait_for(lambda: any((folder / "runs").glob("stores/*/tokens.lock")))  # it is at work
+    time.sleep(1)
     children = descendants(process.pid)
+    assert children
     process.send_signal(number)
     _, message = process.communicate(timeout=60)
     assert process.returncode == status, message
