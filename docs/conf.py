@@ -19,6 +19,7 @@ html_theme = "furo"
 html_title = "easyllm"
 html_show_sphinx = False
 html_copy_source = False
+smartquotes = False
 
 # written before Sphinx looks for pages, and only where it has changed
 GENERATED = HERE / "keys.md"

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import json
 import re
 import types
 import typing
@@ -33,33 +34,20 @@ each role are listed after the keys of the spec.
 
 def page() -> str:
     """The page as Markdown."""
-    return "\n".join([INTRODUCTION, *_spec(), *_roles()]) + "\n"
-
-
-def _spec() -> Iterator[str]:
-    yield "## The run\n"
-    groups = []
-    for field in dataclasses.fields(RunSpec):
-        if _group(hints(RunSpec)[field.name]):
-            groups.append(field)
-        else:
-            yield _entry(RunSpec, field, "")
-    for field in groups:
-        yield from _section(_group(hints(RunSpec)[field.name]), field.name)
+    return "\n".join([INTRODUCTION, *_section(RunSpec, ""), *_roles()]) + "\n"
 
 
 def _section(cls: type, prefix: str) -> Iterator[str]:
-    yield f"## `{prefix}`\n"
-    if text := _class_text(cls):
-        yield f"{text}\n"
+    """The keys of a dataclass of the spec that stands at ``prefix``, and of those below it."""
+    yield f"## `{prefix}`\n" if prefix else "## The run\n"
+    yield f"{_class_text(cls)}\n"
     below = []
     for field in dataclasses.fields(cls):
-        key = f"{prefix}.{field.name}"
-        if inner := _group(hints(cls)[field.name]):
+        key, hint = f"{prefix}.{field.name}".lstrip("."), hints(cls)[field.name]
+        if inner := _group(hint):
             below.append((inner, key))
-            if type(None) not in typing.get_args(hints(cls)[field.name]):
-                continue
-        yield _entry(cls, field, f"{prefix}.")
+        if inner is None or type(None) in typing.get_args(hint):
+            yield _entry(cls, field, key)
     for inner, key in below:
         yield from _section(inner, key)
 
@@ -71,28 +59,23 @@ def _roles() -> Iterator[str]:
             continue
         yield f"## {name}: components\n"
         yield f"{_class_text(role)}\n" if _class_text(role) else ""
-        own = {field.name for field in dataclasses.fields(role)}
-        if own:
-            yield "Keys of all of them:\n"
-            yield from (_entry(role, field, "") for field in dataclasses.fields(role))
+        own = {field.name: field.default for field in dataclasses.fields(role)}
+        yield "Keys of all of them:\n" if own else ""
+        yield from (_entry(role, field, field.name) for field in dataclasses.fields(role))
         for cls in shipped(role):
             yield f"### {cls.__name__}\n\n`_target_: {target_of(cls)}`\n\n{_class_text(cls)}\n"
             for field in dataclasses.fields(cls):
-                if field.name not in own or field.default != _base_default(role, field.name):
-                    yield _entry(cls, field, "")
+                if field.name not in own or field.default != own[field.name]:
+                    yield _entry(cls, field, field.name)
 
 
-def _base_default(role: type, name: str) -> Any:
-    return next(field.default for field in dataclasses.fields(role) if field.name == name)
-
-
-def _entry(cls: type, field: dataclasses.Field[Any], prefix: str) -> str:
+def _entry(cls: type, field: dataclasses.Field[Any], key: str) -> str:
     """A key as an item of a definition list."""
     hint = hints(cls)[field.name]
     parts = [f"{_type(hint)}; {_default(field)}"]
     if text := docstrings(cls).get(field.name, ""):
         parts += ["", *text.splitlines()]
-    return f"`{prefix}{field.name}`\n: " + "\n  ".join(parts).replace("\n  \n", "\n\n") + "\n"
+    return f"`{key}`\n: " + "\n  ".join(parts).replace("\n  \n", "\n\n") + "\n"
 
 
 def _type(hint: Any) -> str:
@@ -118,10 +101,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
     if target := field.metadata.get("target"):
         return f"default `{target.rpartition('.')[2]}`"
     if field.default is not dataclasses.MISSING:
-        value = field.default
-        plain = {None: "null", True: "true", False: "false", "": '""'}
-        shown = plain.get(value, value) if isinstance(value, bool | str | None) else value
-        return f"default `{list(value) if isinstance(value, tuple) else shown}`"
+        return f"default `{json.dumps(field.default)}`"
     if field.default_factory is not dataclasses.MISSING:
         return "default empty"
     return "must be given"
@@ -143,8 +123,7 @@ def _class_text(cls: type) -> str:
 
 def _markdown(text: str) -> str:
     """A docstring as Markdown: outside code ``<`` would begin an element of HTML."""
-    parts = re.split(r"(``.*?``)", text, flags=re.DOTALL)
-    return "".join(part if i % 2 else part.replace("<", "&lt;") for i, part in enumerate(parts))
+    return re.sub(r"(?s)(``.*?``)|<", lambda found: found[1] or "&lt;", text)
 
 
 @functools.cache

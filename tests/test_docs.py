@@ -4,9 +4,11 @@ keys, messages, files, tests and links exist, and examples of components work.""
 from __future__ import annotations
 
 import ast
+import asyncio
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import shlex
 import sys
@@ -28,6 +30,7 @@ from easyllm.components import shipped
 from easyllm.models.families import FAMILIES, family_named
 from easyllm.preflight import machine
 from easyllm.spec.dimensions import state_bytes
+from easyllm.spec.inference import SamplingSpec
 from easyllm.spec.problems import SpecError
 from easyllm.spec.roles import Component
 from easyllm.spec.run import RunSpec
@@ -357,6 +360,27 @@ def test_examples_of_components_do_what_they_say(folder, tmp_path, monkeypatch):
     assert [*short.documents(short.files()[0])][:1] == ["Item"]
     with example("here").Here().open(None, tmp_path) as pool:
         assert [*pool.map(abs, [-1, 2])] == [1, 2]
+    command = [sys.executable, "-c", "import os; print('at', os.nice(0))"]
+    assert example("nice").Nice().launch(command, 1, tmp_path / "logs", {}) == 0
+    assert f"at {min(19, os.nice(0) + 10)}" in (tmp_path / "logs/rank-0.log").read_text()
+    names = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
+    assert example("queries").Queries().chosen(names) == names[:1]
+
+    async def answered() -> list[int]:
+        echo = example("echo").Repeating(tokenizer=None)
+        return [t async for step in echo.generate([1, 2], SamplingSpec()) for t in step.tokens]
+
+    assert asyncio.run(answered()) == [1, 2]
+
+
+def test_example_of_an_optimizer_keeps_the_largest_mean(folder):
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = _module(folder / "mine/amsgrad.py").AMSGrad().build([{"params": [weight]}])
+    weight.sum().backward()
+    optimizer.step()
+    assert optimizer.state[weight]["max_exp_avg_sq"].shape == weight.shape
 
 
 def test_examples_of_tokenizer_encoder_and_template_work_together(folder, tmp_path):
