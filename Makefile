@@ -42,7 +42,7 @@ bench: setup
 
 # In an environment of its own, so that what builds the pages does not decide what the tests run.
 docs: .venv-docs/.complete
-	.venv-docs/bin/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	.venv-docs/bin/sphinx-build -q -E -W --keep-going -b html docs docs/_build/html
 	@! grep -rnE '<(script|link|img)[^>]*(src|href)="(https?:)?//' docs/_build/html --include='*.html' \
 	  || { echo "these pages need something from outside"; exit 1; }
 	@echo "docs/_build/html/index.html"
