@@ -5,7 +5,7 @@ ARGS ?=
 # Two tests at a time, and those of a file one after the other: they share what they have started.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-slow lint bench lock wheel
+.PHONY: setup demo test test-slow lint bench docs lock wheel
 
 setup: .venv/.complete
 
@@ -40,6 +40,18 @@ bench: setup
 	$(BIN)/python benchmarks/train_cpu.py
 	$(BIN)/python benchmarks/serve.py
 
+# In an environment of its own, so that what builds the pages does not decide what the tests run.
+docs: .venv-docs/.complete
+	.venv-docs/bin/sphinx-build -q -E -W --keep-going -b html docs docs/_build/html
+	@! grep -rnE '<(script|link|img)[^>]*(src|href)="(https?:)?//' docs/_build/html --include='*.html' \
+	  || { echo "these pages need something from outside"; exit 1; }
+	@echo "docs/_build/html/index.html"
+
+.venv-docs/.complete: requirements/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install -q --no-deps -r requirements/docs.txt
+	touch $@
+
 wheel: setup
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
@@ -51,3 +63,5 @@ lock:
 	  && mv cpu.lock cpu.txt
 	cd requirements && uv pip compile -q --python-version 3.11 --no-header \
 	  --python-platform x86_64-manylinux_2_28 gpu.in > gpu.lock && mv gpu.lock gpu.txt
+	cd requirements && uv pip compile -q --python-version 3.11 --no-header docs.in > docs.lock \
+	  && mv docs.lock docs.txt

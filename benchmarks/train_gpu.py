@@ -8,7 +8,7 @@ Trainer with the same model, rows, optimizer (fused AdamW) and recomputing, and 
 its weights in float32 and its computing in bfloat16 by autocast, where DeepSpeed keeps weights of
 both, and `trainer_compiled` has it compile the model. Each is a process of its own, in turn; the
 first WARM_UP steps do not count, a step's time is the median. Our runs are killed after their
-last step: how long a checkpoint takes is another question. MFU is by the formula in the README,
+last step: how long a checkpoint takes is another question. MFU: docs/measures.md,
 for all. `--profile FOLDER` has ours profile two of their steps and keeps the tables of the slowest
 operations there. A side that fails, or takes longer than `--limit` seconds, is left out and said.
 `--device cpu --attention sdpa --sizes tiny` runs the same on a machine without a GPU, where the

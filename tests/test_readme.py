@@ -1,10 +1,12 @@
-"""Every command of the README is run, and what it shows is what comes."""
+"""Every `shell` command of the README and of docs/ is run, and what the README shows is what comes.
+
+What needs no run is checked in test_docs.py.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -21,44 +23,23 @@ from pathlib import Path
 import pytest
 import yaml
 
-from easyllm.models.families import FAMILIES, family_named
-from tests.models.small import SMALL
+from tests.pages import BLOCKS, SHELL, TABLE, write_files
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-SHELL = [line for kind, text in BLOCKS if kind == "shell" for line in text.splitlines()]
-TABLE = re.findall(r"`(python -m easyllm [^`]*)` \|$", README, re.MULTILINE)
 NEEDS_GPUS = ("llama13b_zero", "llama13b_pipe data=text")
 SLOW = ("smollm2_pipe", "data.engine=spark", "+smoke=cpu")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the README speaks of."""
+    """A folder with the files that the pages speak of."""
     folder = tmp_path_factory.mktemp("readme")
-    turns = [f"What is {n} and {n}?\tIt is {2 * n}." for n in range(200)]
-    for name in ("news.tsv", "conversations.tsv"):
-        (folder / name).write_text("\n".join(turns) + "\n")
-    (folder / "news.txt").write_text("\n\n".join(f"Item {n} of the news." for n in range(50)))
-    (folder / "prompt.txt").write_text("The statement\nA class\n")
-    questions = [{"id": "sea", "prompt": "The sea"}, {"messages": [{"user": "Who are you?"}]}]
-    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
-    lines = [f"Line {n} of a long poem about the sea and the sky." for n in range(100)]
-    (folder / "verses.txt").write_text("\n".join(lines))
-    own = folder / "mine"
-    (own / "recipe").mkdir(parents=True)
-    for kind, text in BLOCKS:
-        if kind == "python" and text.startswith("# mine/poems.py"):
-            (own / "poems.py").write_text(text)
-        elif kind == "yaml" and text.startswith("# @package"):
-            (own / "recipe/verses.yaml").write_text(text)
+    write_files(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Path:
-    """The directory of a finished run, RUN in the README: one of the commands before."""
+    """The directory of a finished run, RUN in the pages: one of the commands before."""
     (command,) = [line for line in SHELL if line.endswith("training.optimizer.lr=1e-3")]
     easyllm(command, folder)
     (made,) = (path.parent for path in folder.glob("runs/demo-*/export")
@@ -85,7 +66,7 @@ def easyllm(command: str, cwd: Path, status: int = 0) -> subprocess.CompletedPro
 
 
 def test_the_readme_has_its_commands():
-    assert len(SHELL) >= 10
+    assert len(SHELL) >= 15
     assert len(TABLE) == 8
     assert SHELL[:2] == ["make setup", "make demo"]
 
@@ -100,7 +81,7 @@ def test_the_readme_has_its_commands():
 def test_commands(command, folder):
     done = easyllm(command, folder)
     if command.endswith("lr=1e-3,3e-4"):
-        assert "train: up to date" in done.stderr, "the first point is the command before"
+        assert "train: up to date; skipped" in done.stderr, "the first point is the command before"
 
 
 @pytest.mark.parametrize("command", [c for c in TABLE if "serve" not in c and "RUN" not in c])
@@ -150,7 +131,7 @@ def serving(command: str, cwd: Path) -> Iterator[int]:
 def test_serving_and_its_curl(finished):
     (command,) = [c for c in TABLE if "serve" in c]
     with serving(command, finished.parent) as port:
-        (curl,) = [text for _, text in BLOCKS if text.startswith("curl")]
+        (curl,) = [block.text for block in BLOCKS if block.text.startswith("curl")]
         done = subprocess.run(
             ["bash", "-c", curl.replace(":8000", f":{port}")],
             capture_output=True, text=True, timeout=120,
@@ -161,8 +142,8 @@ def test_serving_and_its_curl(finished):
 
 
 def test_serving_and_openais_client(folder):
-    (command,) = [text.strip() for kind, text in BLOCKS if not kind and "stages=[serve]" in text]
-    (program,) = [text for kind, text in BLOCKS if kind == "python" and "openai" in text]
+    (command,) = [b.text.strip() for b in BLOCKS if not b.kind and "stages=[serve]" in b.text]
+    (program,) = [b.text for b in BLOCKS if b.kind == "python" and "openai" in b.text]
     with serving(command, folder) as port:
         done = subprocess.run(
             [sys.executable, "-c", program.replace(":8000", f":{port}")],
@@ -186,38 +167,7 @@ def _wait_for_server(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 def test_the_refusal_is_the_one_shown(folder):
-    (shown,) = [text for _, text in BLOCKS if text.startswith("$ python -m easyllm")]
+    (shown,) = [b.text for b in BLOCKS if b.text.startswith("$ python -m easyllm")]
     command, _, message = shown.partition("\n")
     done = easyllm(command.removeprefix("$ "), folder, status=2)
     assert done.stderr.strip() == message.strip()
-
-
-def test_groups_are_the_shipped_ones():
-    for row in re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", README, re.MULTILINE):
-        group, options = row[0], row[1].split(", ")
-        if (ROOT / "conf" / group).is_dir():
-            assert sorted(options) == sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml"))
-
-
-def test_every_family_is_in_the_tests_under_the_names_given():
-    (table,) = re.findall(r"^\| family \|.*?\n\n", README, re.MULTILINE | re.DOTALL)
-    rows = [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:]]
-    assert {row[0].strip("`") for row in rows} == {type(family).__name__ for family in FAMILIES}
-    names = [name for row in rows for name in re.findall(r"`(\w+)`", row[-1])]
-    assert sorted(names) == sorted(SMALL)
-    for row in rows:
-        for name in re.findall(r"`(\w+)`", row[-1]):
-            family = family_named(SMALL[name]["model_type"])
-            assert type(family).__name__ == row[0].strip("`")
-
-
-def test_tests_that_are_named_exist():
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", README)
-    assert len(named) > 5
-    for file, name in named:
-        assert f"def {name}(" in (ROOT / file).read_text("utf-8"), f"{file}::{name}"
-
-
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target

@@ -33,6 +33,7 @@ class Ssh(AgentLauncher):
     """
 
     hostfile: Place = HOSTFILE
+    """A file with a line ``host slots=N`` for each machine."""
     hosts: tuple[str, ...] = ()
     """The hosts themselves, instead of a hostfile."""
     by: Literal["ssh", "pdsh"] = "ssh"

@@ -58,6 +58,7 @@ class SamplingSpec:
 @dataclass(frozen=True, kw_only=True)
 class InferenceSpec:
     engine: InferenceEngine = component("easyllm.inference.engines.Transformers")
+    """What generates text, in batch inference and in the server."""
     model: ModelPath | None = None
     """A folder in Hugging Face's format or a hub id; null takes the run's export, or
     ``model.path`` where the run has none."""
@@ -83,6 +84,7 @@ class ServingSpec:
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 for all that reach this machine."""
     port: Port = 8000
+    """Port to listen at."""
     model_name: str | None = None
     """The model's name in ``/v1/models`` and answers; null takes the name of its run, folder or
     file, or its hub id."""

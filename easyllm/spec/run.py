@@ -86,11 +86,13 @@ class DataSpec:
     """Folder on this node's own disk for the uncompressed map of the store and the plans of
     how its documents lie in rows; by default inside the store."""
     tokenizer: Tokenizer = component("easyllm.data.tokenizers.components.Pretrained")
+    """The tokenizer: a published one, by default the model's own, or one trained on the sources."""
     encoder: Encoder | None = None
     """The engine that turns texts into ids. Null takes the fastest that is installed and gives
     exactly the ids of Hugging Face's: gigatoken, quicktok, else Hugging Face's own. Never
     changes the result."""
     template: Template = component("easyllm.data.chat.templates.TokenizerTemplate")
+    """How a conversation becomes tokens, and which of them are trained."""
     seq_len: Count = 2048
     """Tokens a row."""
     packing: Literal["none", "concat", "best_fit"] = "concat"
@@ -129,8 +131,11 @@ class DataSpec:
 @dataclass(frozen=True, kw_only=True)
 class HardwareSpec:
     nodes: Annotated[int, Range(low=1, high=65536)] = 1
+    """Machines."""
     devices_per_node: Annotated[int, Range(low=1, high=1024)] = 1
+    """Ranks on each machine, one for each device."""
     device: Literal["cpu", "cuda"] = "cuda"
+    """What training and inference run on."""
     memory_gb: PositiveFloat | None = None
     """Memory of one device; a layout whose model and optimizer states exceed it is refused."""
     peak_tflops: PositiveFloat | None = None
@@ -156,21 +161,31 @@ class SmokeSpec:
     max_degree: Count = 2
     """Pipeline stages and replicas at most."""
     layers: Count = 4
+    """Decoder layers at most."""
     hidden_size: Count = 64
+    """Width of the model, rounded down to a multiple of its heads."""
     heads: Count = 4
+    """Attention heads at most."""
     intermediate_size: Count = 128
+    """Width of the feed-forward layers."""
     vocab_size: Count = 512
+    """Tokens of the vocabulary."""
     seq_len: Count = 128
+    """Tokens a row at most."""
     global_batch_size: Count = 8
+    """Rows of one optimizer step at most."""
     steps: Count = 4
+    """Optimizer steps at most."""
     documents: Count = 200
     """Documents read of each source at most."""
     new_tokens: Count = 16
+    """Tokens of an answer at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
     name: str = "run"
+    """The run's name, with which the name of its directory begins."""
     seed: NonNegativeInt = 42
     """The one seed: weights, shuffles, the order of samples, sampling."""
     run_dir: Place | None = None
@@ -181,6 +196,7 @@ class RunSpec:
     model: ModelSpec = nested(ModelSpec)
     data: DataSpec = nested(DataSpec)
     parallelism: Parallelism = component("easyllm.parallelism.layouts.Zero")
+    """How training is laid out over the ranks: ``zero`` or ``pipeline``."""
     hardware: HardwareSpec = nested(HardwareSpec)
     training: TrainingSpec = nested(TrainingSpec)
     export: ExportSpec = nested(ExportSpec)

@@ -77,7 +77,9 @@ class TrainingSpec:
     goes on, with the same time anew. At least one step is made. Give a little less than
     the time limit of a job."""
     optimizer: Optimizer = component("easyllm.training.optimizers.AdamW")
+    """What updates the weights, with its peak learning rate."""
     schedule: Schedule = component("easyllm.training.schedules.Cosine")
+    """The learning rate of each step as a share of the peak."""
     adapter: Adapter | None = None
     """What is trained instead of the model's own weights, such as ``lora``. Checkpoints hold
     the adapter alone; the model under it is read from ``model.path`` each time."""

@@ -22,6 +22,7 @@ class WandB(Tracker):
     """A run on a Weights & Biases server, or files in the run directory to send there later."""
 
     project: str = "easyllm"
+    """The project on the server that the run belongs to."""
     mode: Literal["online", "offline"] = "online"
     """``offline`` writes ``wandb`` in the run directory, for ``wandb sync``."""
 

@@ -21,9 +21,9 @@ class AdamW(Optimizer):
     beta2: Fraction = 0.95
     """Decay of the mean of their squares."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the mean of the squares, which an update is divided by."""
     weight_decay: NonNegativeFloat = 0.1
     """Applied to matrices; biases and norms get none."""
-
     fused: bool | None = None
     """One kernel for the whole update, on CPUs and CUDA alike; null leaves the choice to torch.
     Changes nothing but rounding and speed."""

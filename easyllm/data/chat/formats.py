@@ -138,7 +138,9 @@ class Baichuan(Template):
     """
 
     user_token: NonNegativeInt = 195
+    """Id of the token that begins a user's turn."""
     assistant_token: NonNegativeInt = 196
+    """Id of the token that begins an answer."""
 
     def chat_template(self, tokenizer: Any) -> str | None:
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}

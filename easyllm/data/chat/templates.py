@@ -107,10 +107,13 @@ class Plain(Template):
     """
 
     system: str = ""
+    """What stands before the system's words; a space is put between, and so below."""
     user: str = "User:"
+    """What stands before the user's words."""
     assistant: str = "Assistant:"
+    """What stands before the assistant's words."""
     tool: str = "Tool:"
-    """What stands before the words of each; a space is put between."""
+    """What stands before a tool's words."""
 
     def chat_template(self, tokenizer: Any) -> str:
         turns = "".join(
