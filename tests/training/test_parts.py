@@ -140,12 +140,12 @@ def test_what_the_stages_get_as_much_of(
     layers = param_specs(Llama().layers(config, "sdpa"))
     assert stage_bounds(layers, Pipeline(partition=partition), 16) == expected  # type: ignore[arg-type]
     for given in ((1,), (3,)):
-        found = stage_bounds(layers, Pipeline(partition=partition, bounds=given), 16)  # type: ignore[arg-type]
+        found = stage_bounds(layers, Pipeline(partition=partition, stage_boundaries=given), 16)  # type: ignore[arg-type]
         assert found == [0, 1 + given[0], 7]
     with pytest.raises(
         UserError, match=r"parallelism.stage_boundaries=\[4\]: the model has 4 decoder"
     ):
-        stage_bounds(layers, Pipeline(bounds=(4,)), 16)
+        stage_bounds(layers, Pipeline(stage_boundaries=(4,)), 16)
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
