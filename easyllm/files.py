@@ -31,16 +31,10 @@ CHECKSUM = ', "crc32": '
 
 
 def full_disk(error: BaseException) -> str | None:
-    """What to say of an error whose cause is a full disk or a spent quota; None for another.
-
-    Libraries in other languages (safetensors, arrow, torch) raise kinds of their own, which hold
-    the system's words.
-    """
+    """What to say of an error whose cause is a full disk or a spent quota; None for another."""
     cause: BaseException | None = error
     while cause is not None:
-        number = cause.errno if isinstance(cause, OSError) else None
-        named = any(os.strerror(code) in str(cause) for code in FULL)
-        if number in FULL or named:
+        if _says_full(cause):
             file = getattr(cause, "filename", None)
             what = f"{file} cannot be written" if file else "a file cannot be written"
             return (
@@ -49,6 +43,16 @@ def full_disk(error: BaseException) -> str | None:
             )
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _says_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    text = str(error)
+    # libraries in other languages (safetensors, arrow, torch) raise kinds of their own, which hold
+    # the system's words; numpy tells only that fewer numbers were written than it had
+    short = isinstance(error, OSError) and text.endswith(" written")
+    return short or any(os.strerror(code) in text for code in FULL)
 
 
 def flush(path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from easyllm.files import (
@@ -72,6 +73,9 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path: Path) -> None:
         raise RuntimeError("saving") from full.value
     assert full_disk(wrapped.value)
     assert full_disk(Exception("I/O error: No space left on device (os error 28)"))
+    with pytest.raises(OSError) as short:
+        np.zeros(1 << 20).tofile("/dev/full")
+    assert full_disk(short.value)
     with pytest.raises(OSError) as absent:
         (tmp_path / "absent").read_text()
     assert full_disk(absent.value) is None

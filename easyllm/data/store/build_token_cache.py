@@ -11,7 +11,6 @@ for each way in which runs have read them.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import itertools
 import shutil
@@ -30,7 +29,7 @@ from easyllm.data.store import manifest as manifests
 from easyllm.data.store.manifest import Manifest
 from easyllm.data.store.shards import Shard
 from easyllm.errors import UserError
-from easyllm.files import flush, write_record
+from easyllm.files import flush, full_disk, write_record
 from easyllm.paths import StorePaths
 from easyllm.progress import progress
 
@@ -166,9 +165,7 @@ def room_said(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # numpy tells nothing but that fewer numbers were written than it had
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or str(error).endswith(" written")
-        if not full:
+        if full_disk(error) is None:
             raise
         raise UserError(
             f"data.cache={root}: its disk is full; make room, or give "
