@@ -28,7 +28,7 @@ def compose(overrides: list[Override], library: Library) -> dict[str, Any]:
 
     Raises SpecError with all that keeps it from being made.
     """
-    config, _ = _composed(overrides, library)
+    config, _ = composed(overrides, library)
     found: list[Problem] = []
     config = interpolation.resolved(config, found)
     if found:
@@ -53,7 +53,7 @@ def with_model(overrides: list[Override], library: Library) -> list[Override]:
     if any(o.group and (o.key == MODEL or o.choices) for o in overrides):
         return overrides
     within = [o for o in overrides if o.delete and o.key.startswith(f"{MODEL}.")]
-    config, chosen = _composed([o for o in overrides if o not in within and not o.choices], library)
+    config, chosen = composed([o for o in overrides if o not in within and not o.choices], library)
     if chosen.get(MODEL) is not None:
         return overrides
     swept = any(o.choices and o.key == f"{MODEL}.path" for o in overrides)
@@ -86,7 +86,7 @@ def with_groups(overrides: list[Override], library: Library) -> list[Override]:
     if not chosen or not any(o.group and o.key == "recipe" for o in overrides):
         return overrides
     groups = [o for o in overrides if o.group and not o.choices]
-    config, _ = _composed(groups, library)
+    config, _ = composed(groups, library)
     there = flatten(config)
     found = []
     for override in chosen:
@@ -100,7 +100,7 @@ def with_groups(overrides: list[Override], library: Library) -> list[Override]:
     return [*found, *overrides]
 
 
-def _composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any], dict[str, Any]]:
+def composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration, not yet interpolated, and the option that was chosen of each group."""
     absent = [
         absent_option(library, o.key, "null" if option is None else str(option))

@@ -232,3 +232,12 @@ def test_same_start_from_any_environment(folder):
     command = [sys.executable, "-m", "easyllm", "+recipe=demo", "stages=[]"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_composed_spec_is_what_hydra_prints(folder):
+    """Hydra's own command composes once more where a part is asked for; both are the same."""
+    words = ["+recipe=qwen3_8b", "training.optimizer.lr=1e-4", "model.overrides.rope_theta=1e6"]
+    whole = easyllm("--cfg", "job", *words, cwd=folder)
+    resolved = easyllm("--cfg", "job", "--resolve", *words, cwd=folder)
+    assert whole.returncode == resolved.returncode == 0
+    assert whole.stdout == resolved.stdout and "rope_theta" in whole.stdout
