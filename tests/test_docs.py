@@ -1,21 +1,17 @@
 """What README and docs/ say is so, as far as it shows without a run: commands and YAML compose,
-keys, messages, files, tests and links exist, and examples of components work."""
+keys, messages, files, tests and links exist."""
 
 from __future__ import annotations
 
 import ast
-import asyncio
 import dataclasses
-import importlib.util
 import json
-import os
 import re
 import shlex
 import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -30,7 +26,6 @@ from easyllm.components import shipped
 from easyllm.models.families import FAMILIES, family_named
 from easyllm.preflight import machine
 from easyllm.spec.dimensions import state_bytes
-from easyllm.spec.inference import SamplingSpec
 from easyllm.spec.problems import SpecError
 from easyllm.spec.roles import Component
 from easyllm.spec.run import RunSpec
@@ -46,6 +41,7 @@ from tests.pages import (
     SHELL,
     TABLE,
     TEXTS,
+    load_module,
     write_files,
 )
 from tests.pages import spans as code_spans
@@ -311,17 +307,8 @@ def test_memory_and_mfu_are_those_of_the_page():
     assert round(1880 * flops / (run.hardware.peak_tflops * 1e12), 2) == 0.5
 
 
-def _module(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"documented_{file.stem}", file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_reference_has_every_key_with_its_meaning():
-    keys = _module(ROOT / "docs/keys.py")
+    keys = load_module(ROOT / "docs/keys.py")
     page = keys.page()
 
     def check(cls: type, prefix: str) -> None:
@@ -338,67 +325,6 @@ def test_the_reference_has_every_key_with_its_meaning():
         for field in dataclasses.fields(cls):
             assert f"\n`{field.name}`\n: " in page
             assert keys.docstrings(cls).get(field.name), f"{cls.__name__}.{field.name}"
-
-
-def test_examples_of_components_do_what_they_say(folder, tmp_path, monkeypatch):
-    def example(name: str) -> Any:
-        return _module(folder / f"mine/{name}.py")
-
-    schedule = example("roots").InverseSqrt(warmup=4)
-    factors = [schedule.factor(step, 100) for step in range(100)]
-    assert factors[:4] == [0.2, 0.4, 0.6, 0.8] and factors[4] == 1.0 and factors[16] == 0.5
-    writer = example("tables").Table().open("losses", tmp_path, {})
-    writer.log(1, {"loss": 2.5})
-    writer.close()
-    assert (tmp_path / "losses.csv").read_text() == "1,2.5\n"
-    assert [example("lower").Lower(recomputed=1).recomputes(layer) for layer in (0, 1)] == [
-        True,
-        False,
-    ]
-    monkeypatch.chdir(folder)
-    short = example("checked").Short(path="news.txt", characters=4)
-    assert [*short.documents(short.files()[0])][:1] == ["Item"]
-    with example("here").Here().open(None, tmp_path) as pool:
-        assert [*pool.map(abs, [-1, 2])] == [1, 2]
-    command = [sys.executable, "-c", "import os; print('at', os.nice(0))"]
-    assert example("nice").Nice().launch(command, 1, tmp_path / "logs", {}) == 0
-    assert f"at {min(19, os.nice(0) + 10)}" in (tmp_path / "logs/rank-0.log").read_text()
-    names = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
-    assert example("queries").Queries().chosen(names) == names[:1]
-
-    async def answered() -> list[int]:
-        echo = example("echo").Repeating(tokenizer=None)
-        return [t async for step in echo.generate([1, 2], SamplingSpec()) for t in step.tokens]
-
-    assert asyncio.run(answered()) == [1, 2]
-
-
-def test_example_of_an_optimizer_keeps_the_largest_mean(folder):
-    import torch
-
-    weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = _module(folder / "mine/amsgrad.py").AMSGrad().build([{"params": [weight]}])
-    weight.sum().backward()
-    optimizer.step()
-    assert optimizer.state[weight]["max_exp_avg_sq"].shape == weight.shape
-
-
-def test_examples_of_tokenizer_encoder_and_template_work_together(folder, tmp_path):
-    from transformers import AutoTokenizer
-
-    _module(folder / "mine/letters.py").Letters().make(None, tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    encode = _module(folder / "mine/onebyone.py").OneByOne().load(tmp_path)
-    ids, offsets = encode(["ab", "", "é"])
-    assert offsets.tolist() == [0, 2, 2, 4] and tokenizer.decode(ids[2:]) == "é"
-    assert ids.tolist()[:2] == tokenizer.encode("ab", add_special_tokens=False)
-    template = _module(folder / "mine/quoted.py").Quoted()
-    question = {"role": "user", "content": "Yes?"}
-    (document,) = template.encode(tokenizer, [question, {"role": "assistant", "content": "No."}])
-    prompt = template.prompt(tokenizer, [question])
-    assert document.ids[: len(prompt)] == prompt and not any(document.trained[: len(prompt)])
-    assert tokenizer.decode(document.ids) == "> Yes?\nNo.<|end|>"
-    assert all(document.trained[len(prompt) :])
 
 
 def test_shell_commands_are_whole():
