@@ -228,9 +228,9 @@ def test_killed_parent_takes_its_ranks_along(folder):
     import psutil
 
     process = start(*slow_source(folder))
-    wait_for(lambda: len(descendants(process.pid)) >= 1)
-    time.sleep(1)
+    wait_for(lambda: any((folder / "runs").glob("stores/*/tokens.lock")))  # it is at work
     children = descendants(process.pid)
+    assert children
     process.kill()
     process.communicate()
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children), 10)
