@@ -81,6 +81,9 @@ def build(folder: Path, gigabytes: float) -> None:
                 "schema": manifest.SCHEMA,
                 "made_from": "benchmark",
                 **dict.fromkeys(manifest.CARRIED, 0),
+                "tokenizer": manifest.tokenizer_identity(place.tokenizer),
+                "encoding": {},
+                "chats": {},
                 "sources": {
                     "text": {"dataset": "text", "weight": 1.0, **token_files.totals(entries)}
                 },

@@ -183,6 +183,7 @@ def _entry_problem(file: Path, entry: Any, message: str, remedy: str) -> Problem
 def of_file(file: Path, error: Exception) -> Problem:
     """Why a YAML file cannot be read."""
     import yaml
+    from omegaconf.errors import GrammarParseError
 
     key, remedy = str(file), "fix the file"
     if isinstance(error, yaml.YAMLError):
@@ -202,6 +203,11 @@ def of_file(file: Path, error: Exception) -> Problem:
         )
     if isinstance(error, OSError):  # OmegaConf's, of a number
         return Problem(key, ABSENT, "holds no map of keys", "write <key>: <value> lines")
+    if isinstance(error, GrammarParseError):
+        return Problem(
+            key, ABSENT, "has a value that cannot be read between ${ and }",
+            "give ${<key>}, or \\${ for the characters themselves",
+        )  # fmt: skip
     return Problem(
         key, ABSENT, "has a key or a value that a spec cannot hold",
         "write keys as text, and values as text, numbers, true, false, null, lists or maps",

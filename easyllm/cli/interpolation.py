@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from easyllm.spec.problems import Problem, near
+from easyllm.spec.problems import Problem, dotted, near
 from easyllm.spec.schema import flatten
 
 REFERENCE = re.compile(r"\$\{\s*([\w.\[\]-]+)\s*\}")
@@ -27,7 +27,7 @@ def resolved(config: dict[str, Any], found: list[Problem]) -> dict[str, Any]:
 
     def walk(plain: Any, node: Any, at: str) -> Any:
         if isinstance(plain, Mapping):
-            return {k: one(v, node, k, f"{at}.{k}" if at else str(k)) for k, v in plain.items()}
+            return {k: one(v, node, k, dotted(at, k)) for k, v in plain.items()}
         return [one(v, node, number, f"{at}.{number}") for number, v in enumerate(plain)]
 
     def one(plain: Any, node: Any, name: Any, at: str) -> Any:
@@ -75,7 +75,7 @@ def _without(plain: Any, keys: set[str], at: str = "") -> Any:
     if at in keys:
         return None
     if isinstance(plain, Mapping):
-        return {k: _without(v, keys, f"{at}.{k}" if at else str(k)) for k, v in plain.items()}
+        return {k: _without(v, keys, dotted(at, k)) for k, v in plain.items()}
     if isinstance(plain, list):
         return [_without(v, keys, f"{at}.{number}") for number, v in enumerate(plain)]
     return plain

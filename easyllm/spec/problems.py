@@ -61,6 +61,12 @@ def without_consequences(own: list[Problem], cross: Iterable[Problem]) -> list[P
     return own + [p for p in cross if not follows(p)]
 
 
+def dotted(at: str, name: object) -> str:
+    """The dotted key of ``name`` under the key ``at``; a blank name is shown in quotes."""
+    shown = str(name) if str(name).strip() else repr(name)
+    return f"{at}.{shown}" if at else shown
+
+
 def near(word: str, known: Iterable[str], under: str = "") -> str:
     """'did you mean …?' for the closest of ``known``, or the empty string.
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from easyllm.spec import renamed, texts
-from easyllm.spec.problems import ABSENT, TEXT, UNKNOWN, Problem, near
+from easyllm.spec.problems import ABSENT, TEXT, UNKNOWN, Problem, dotted, near
 from easyllm.spec.roles import Component
 from easyllm.spec.run import RunSpec
 from easyllm.spec.types import Location, Range, Time, named
@@ -81,7 +81,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(config, Mapping) and config:
         leaves: dict[str, Any] = {}
         for key, value in config.items():
-            leaves |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            leaves |= flatten(value, dotted(prefix, key))
         return leaves
     return {prefix: config}
 
@@ -161,8 +161,7 @@ class _Walk:
             if name == TARGET and issubclass(cls, Component):
                 continue
             if name not in fields:
-                shown = str(name) if str(name).strip() else repr(name)
-                self._unknown(f"{key}.{shown}" if key else shown, value, list(fields))
+                self._unknown(dotted(key, name), value, list(fields))
         for name, field in fields.items():
             at = f"{key}.{name}" if key else name
             self.known.add(at)
@@ -311,7 +310,7 @@ class _Walk:
         for name in value:
             if why := texts.unusable(str(name)):
                 return self.note(key, name, f"a name in it {why}", f"give {key}.<name>=<value>")
-        found = {str(k): self.value(item, v, f"{key}.{k}") for k, v in value.items()}
+        found = {str(k): self.value(item, v, dotted(key, k)) for k, v in value.items()}
         return {k: v for k, v in found.items() if v is not BAD}
 
     def _scalar(self, hint: type, value: Any, key: str) -> Any:
