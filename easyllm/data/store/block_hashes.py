@@ -44,7 +44,9 @@ class Blocks:
             if _beside(file).stat().st_size != 8 * count:
                 raise damaged(file)
             # mapped: the processes of a node share its pages
-            self._hashes = np.memmap(_beside(file), np.uint64, "r") if count else np.zeros(0)
+            self._hashes = (
+                np.asarray(np.memmap(_beside(file), np.uint64, "r")) if count else np.zeros(0)
+            )
         except OSError:
             raise damaged(file) from None
         self._compared = bytearray(count)
@@ -77,7 +79,7 @@ class Blocks:
                 raise damaged(self.file)
             for place in range(count):
                 if not self._compared[at + place]:
-                    if _hash(span, place) != self._hashes[at + place]:
+                    if _hash(span, place) != self._hashes.item(at + place):
                         raise damaged(self.file)
                     self._compared[at + place] = 1
             yield at, span
