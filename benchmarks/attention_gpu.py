@@ -32,10 +32,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from easyllm.models import flex
-from easyllm.models.attention import Documents, attend_by_document
-from easyllm.models.flex import attend_by_flex
-from easyllm.models.varlen import attend_by_varlen
+from easyllm.models.attention import flex
+from easyllm.models.attention.documents import Documents, attend_by_document
+from easyllm.models.attention.flex import attend_by_flex
+from easyllm.models.attention.varlen import attend_by_varlen
 
 WITHIN = 1e-2
 ATTEND = {"sdpa": attend_by_document, "varlen": attend_by_varlen, "flex": attend_by_flex}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from easyllm.cli import flags
-from easyllm.cli.arguments import Override, line_breaks_not_meant, read
+from easyllm.cli.command_line import flags
+from easyllm.cli.command_line.flags import Arguments
+from easyllm.cli.command_line.overrides import Override, line_breaks_not_meant, read
 from easyllm.cli.compose import complete
-from easyllm.cli.flags import Arguments
 from easyllm.cli.origins import OfComposition, OfFile, OfWords, Origin
 from easyllm.cli.report import refuse
 from easyllm.errors import UserError
@@ -42,12 +42,12 @@ def _carried_out(words: list[str]) -> int:
         if problems := arguments.library.problems():
             raise SpecError(problems)
         if {"--help", "-h"} & set(arguments.hydra_flags):
-            from easyllm.cli.front import help_page
+            from easyllm.cli.help import help_page
 
             print(help_page(arguments.library))
             return 0
         if arguments.empty:
-            from easyllm.cli.front import page
+            from easyllm.cli.help import page
 
             print(page(arguments.library))
             return 0
@@ -114,7 +114,7 @@ def _hydra(arguments: Arguments, overrides: list[Override]) -> int:
 
 def _start(run: RunSpec) -> int:
     if not run.stages:
-        from easyllm.cli.front import valid
+        from easyllm.cli.help import valid
 
         print(valid(run))
         return 0

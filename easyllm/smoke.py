@@ -12,7 +12,7 @@ from easyllm.data.tokenizers.components import ByteLevelBPE
 from easyllm.launchers.local import Local
 from easyllm.models.families import Llama
 from easyllm.models.source import local_config
-from easyllm.spec import trainable
+from easyllm.spec.model import trainable
 from easyllm.spec.roles import ModelShape, Parallelism
 from easyllm.spec.run import HardwareSpec, ModelSpec, RunSpec, SmokeSpec
 

@@ -18,14 +18,14 @@ import pytest
 
 from easyllm import runfile
 from easyllm.__main__ import main
-from easyllm.cli import flags
-from easyllm.cli.arguments import read
 from easyllm.cli.check import check
+from easyllm.cli.command_line import flags
+from easyllm.cli.command_line.overrides import read
 from easyllm.cli.compose import complete, compose
 from easyllm.components import shipped
 from easyllm.models.families import FAMILIES, family_named
 from easyllm.preflight import machine
-from easyllm.spec.dimensions import state_bytes
+from easyllm.spec.model.dimensions import state_bytes
 from easyllm.spec.problems import SpecError
 from easyllm.spec.roles import Component
 from easyllm.spec.run import RunSpec

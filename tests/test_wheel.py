@@ -45,7 +45,7 @@ def test_vllm_finds_the_plugin(python, tmp_path):
     script = (
         "from vllm.plugins import load_general_plugins\n"
         "from vllm import ModelRegistry\n"
-        "import easyllm.inference.vllm_plugin as plugin\n"
+        "import easyllm.inference.vllm.plugin as plugin\n"
         "load_general_plugins()\n"
         "assert {*plugin.MODELS} <= {*ModelRegistry.get_supported_archs()}\n"
         "print(plugin.__file__)"

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.cli import diagnosis, interpolation, spelling
-from easyllm.cli.arguments import Override, of_hydra
+from easyllm.cli import diagnosis, interpolation
+from easyllm.cli.command_line import quoting
+from easyllm.cli.command_line.overlay import has, lay, tree
+from easyllm.cli.command_line.overrides import Override, of_hydra
 from easyllm.cli.library import ROOT, Library, absent_option
 from easyllm.cli.relocation import relocated
-from easyllm.cli.words import has, lay, tree
 from easyllm.spec import texts
 from easyllm.spec.problems import ABSENT, Problem, SpecError
 from easyllm.spec.schema import flatten
@@ -65,7 +66,7 @@ def with_model(overrides: list[Override], library: Library) -> list[Override]:
 
 
 def _given(key: str, value: Any) -> Override:
-    return Override(key, f"++{key}={spelling.spelled(value)}", value, group=False, delete=False)
+    return Override(key, f"++{key}={quoting.spelled(value)}", value, group=False, delete=False)
 
 
 def _chosen(option: str) -> Override:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from easyllm.cli.arguments import IN_ROOT, TOGETHER, Override, of_hydra
+from easyllm.cli.command_line.overrides import IN_ROOT, TOGETHER, Override, of_hydra
 from easyllm.cli.library import Library, absent_option
 from easyllm.spec.problems import ABSENT, Problem, near
 

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from easyllm.cli.arguments import Override
-from easyllm.cli.flags import CFG, PACKAGE, SHELL, TRUST, Arguments
+from easyllm.cli.command_line.flags import CFG, PACKAGE, SHELL, TRUST, Arguments
+from easyllm.cli.command_line.overlay import has
+from easyllm.cli.command_line.overrides import Override
 from easyllm.cli.library import ROOT, absent_option
 from easyllm.cli.origins import Origin
 from easyllm.cli.report import refuse
-from easyllm.cli.words import has
 from easyllm.printable import printable
 from easyllm.signals import Asked
 from easyllm.spec.problems import Problem, SpecError, near

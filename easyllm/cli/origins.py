@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.cli import spelling
-from easyllm.cli.arguments import Override
+from easyllm.cli.command_line import quoting
+from easyllm.cli.command_line.overrides import Override
 from easyllm.cli.library import ROOT, Library
 
 COMMAND_LINE = "command line"
@@ -32,7 +32,7 @@ class Origin:
         if given.key == key and not given.group:
             return given.typed
         name, _, number = key.rpartition(".")
-        listed = spelling.elements(given.typed or "") if given.key == name else None
+        listed = quoting.elements(given.typed or "") if given.key == name else None
         within = listed is not None and number.isdecimal() and int(number) < len(listed)
         return listed[int(number)] if listed is not None and within else None
 
@@ -47,7 +47,7 @@ class Origin:
             return f"'{typed}'"
         if given.key == key:
             return f"{key}=\"'{typed}'\""
-        listed = spelling.elements(given.typed or "") or []
+        listed = quoting.elements(given.typed or "") or []
         listed[int(key.rpartition(".")[2])] = f'"{typed}"'
         return f"'{given.key}=[{','.join(listed)}]'"
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from easyllm.cli.arguments import Override
+from easyllm.cli.command_line.flags import Arguments
+from easyllm.cli.command_line.overlay import tree
+from easyllm.cli.command_line.overrides import Override
 from easyllm.cli.compose import from_file
-from easyllm.cli.flags import Arguments
-from easyllm.cli.words import tree
 from easyllm.components import outside
 from easyllm.printable import printable
 from easyllm.runfile import places

@@ -28,7 +28,7 @@ class Transformers(InferenceEngine):
 
     def load(self, model: Path, run: RunSpec) -> Engine:
         """Load ``model`` as ``run.model.dtype`` onto ``run.hardware.device``."""
-        from easyllm.inference.hf import HFEngine
+        from easyllm.inference.hf.engine import HFEngine
 
         return HFEngine(model, run, self)
 
@@ -72,6 +72,6 @@ class VLLM(InferenceEngine):
 
     def load(self, model: Path, run: RunSpec) -> Engine:
         """Load ``model`` as ``run.model.dtype`` onto ``run.hardware.device``."""
-        from easyllm.inference.vllm_engine import VLLMEngine
+        from easyllm.inference.vllm.engine import VLLMEngine
 
         return VLLMEngine(model, run, self)

@@ -1,7 +1,7 @@
 """Several machines as one: the one that owns the run, and an agent on each other.
 
-The owner listens, the agents connect to it (``easyllm.launchers.agent``), each launch is sent
-to them and their ranks are watched like its own.
+The owner listens, the agents (``easyllm.launchers.remote.agent``) connect to it; each launch is
+sent to them, and their ranks are watched like its own.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from typing import Any
 from easyllm import __version__
 from easyllm.errors import UserError
 from easyllm.launchers import reports
-from easyllm.launchers.environment import passed
-from easyllm.launchers.handshake import admit
-from easyllm.launchers.protocol import Channel, routed
 from easyllm.launchers.ranks import (
     LOST,
     POLL,
@@ -37,6 +34,9 @@ from easyllm.launchers.ranks import (
     fresh,
     watch,
 )
+from easyllm.launchers.remote.environment import passed
+from easyllm.launchers.remote.handshake import admit
+from easyllm.launchers.remote.protocol import Channel, routed
 from easyllm.launchers.reports import Report
 from easyllm.signals import STOPPED, Asked
 from easyllm.spec.roles import Launcher

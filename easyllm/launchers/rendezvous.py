@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from easyllm.launchers.agent import serve
-from easyllm.launchers.environment import passed
-from easyllm.launchers.handshake import with_secret
 from easyllm.launchers.local import Local
 from easyllm.launchers.multi_node import AgentRendezvous, Machines, own_address
+from easyllm.launchers.remote.agent import serve
+from easyllm.launchers.remote.environment import passed
+from easyllm.launchers.remote.handshake import with_secret
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Launch, Launcher
 from easyllm.spec.run import RunSpec

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from easyllm.errors import UserError
-from easyllm.launchers.agent import TOKEN
-from easyllm.launchers.environment import named, passed
 from easyllm.launchers.multi_node import AgentLauncher, AgentRendezvous
+from easyllm.launchers.remote.agent import TOKEN
+from easyllm.launchers.remote.environment import named, passed
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 
@@ -82,7 +82,7 @@ class Slurm(AgentLauncher):
         command = [
             *self.srun, f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1",
             f"--nodelist={','.join(names)}", "--export=ALL", "--input=none", "--kill-on-bad-exit=0",
-            self.python or sys.executable, "-m", "easyllm.launchers.agent",
+            self.python or sys.executable, "-m", "easyllm.launchers.remote.agent",
             gathering.address, str(gathering.port),
         ]  # fmt: skip
         # what srun exports is all of this, and this is not all of what we have

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from easyllm.errors import UserError
-from easyllm.launchers.agent import TOKEN
 from easyllm.launchers.multi_node import AgentLauncher, AgentRendezvous, own_address
+from easyllm.launchers.remote.agent import TOKEN
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 from easyllm.spec.types import Place
@@ -115,7 +115,7 @@ class Ssh(AgentLauncher):
     ) -> list[subprocess.Popen[bytes]]:
         python = self.python or sys.executable
         words = ["env", *(f"{name}={value}" for name, value in env.items()), python]
-        words += ["-m", "easyllm.launchers.agent", gathering.address, str(gathering.port)]
+        words += ["-m", "easyllm.launchers.remote.agent", gathering.address, str(gathering.port)]
         if self.by == "pdsh":
             # pdsh passes no standard input on; the token admits one agent a machine, once
             words.insert(1, f"{TOKEN}={gathering.token}")

@@ -13,7 +13,7 @@ from easyllm.errors import UserError
 from easyllm.models import tensor_files
 from easyllm.models.layers import LayerSpec, param_specs
 from easyllm.models.weights import WeightFiles, Weights, generator
-from easyllm.spec import trainable
+from easyllm.spec.model import trainable
 from easyllm.spec.roles import Adapter, LayerShape
 from easyllm.spec.run import RunSpec
 

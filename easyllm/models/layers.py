@@ -29,10 +29,10 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from easyllm.errors import UserError
-from easyllm.models.attention import Documents, arguments, implementation
+from easyllm.models.attention.documents import Documents, arguments, implementation
 from easyllm.models.custom.modeling_baichuan import NormHead, NoRotary, normal_rows
+from easyllm.spec.model.trainable import shapes
 from easyllm.spec.roles import LayerShape
-from easyllm.spec.trainable import shapes
 
 
 @dataclass(frozen=True)

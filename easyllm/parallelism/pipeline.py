@@ -16,13 +16,13 @@ from deepspeed.pipe import TiedLayerSpec as DeepSpeedTiedLayer
 from torch import nn
 
 from easyllm.errors import UserError
-from easyllm.models.attention import Documents
+from easyllm.models.attention.documents import Documents
 from easyllm.models.layers import LayerSpec, chain, param_specs, unprojected
 from easyllm.parallelism import partition, world
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
+from easyllm.spec.model.trainable import trained
 from easyllm.spec.run import RunSpec
-from easyllm.spec.trainable import trained
 
 if TYPE_CHECKING:
     from easyllm.parallelism.layouts import Pipeline

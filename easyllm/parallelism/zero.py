@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from easyllm.models.attention import Documents
+from easyllm.models.attention.documents import Documents
 from easyllm.models.layers import LayerSpec, Unprojected, chain, unprojected
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet

@@ -13,9 +13,9 @@ from easyllm.models.source import local_config
 from easyllm.parallelism import partition
 from easyllm.parallelism.layouts import Pipeline
 from easyllm.preflight import described, machine, places
-from easyllm.spec import model_config, trainable
 from easyllm.spec.checks import config_problems
-from easyllm.spec.dimensions import shape_problems
+from easyllm.spec.model import published_config, trainable
+from easyllm.spec.model.dimensions import shape_problems
 from easyllm.spec.problems import Problem, near
 from easyllm.spec.run import RunSpec
 
@@ -42,7 +42,7 @@ def of_model(run: RunSpec) -> Iterator[Problem]:
     except UserError as error:
         yield Problem("model.path", model.path, str(error), "give a folder or a hub id")
         return
-    for key, must in model_config.wrong(published):
+    for key, must in published_config.wrong(published):
         if key not in model.overrides:
             yield Problem(
                 "model.path", model.path,
@@ -106,7 +106,7 @@ def _trained(run: RunSpec) -> Iterator[Problem]:
     if model.family is None or not published or not (run.training.freeze or run.training.adapter):
         return
     config = {**published, **model.overrides}
-    if any(model_config.wrong(config)):  # told with the keys
+    if any(published_config.wrong(config)):  # told with the keys
         return
     try:
         layers = model.family.param_specs(config)

@@ -11,9 +11,9 @@ from easyllm.data.tokenizers import components as tokenizers
 from easyllm.errors import UserError, WrongValue
 from easyllm.models import source, tensor_files
 from easyllm.paths import RUNS
-from easyllm.serving.address import bound
-from easyllm.serving.auth import VARIABLE, load_keys
-from easyllm.serving.hosts import host_name, local_only
+from easyllm.serving.http.address import bound
+from easyllm.serving.http.auth import VARIABLE, load_keys
+from easyllm.serving.http.hosts import host_name, local_only
 from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 

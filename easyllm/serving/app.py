@@ -15,11 +15,11 @@ from starlette.exceptions import HTTPException
 
 from easyllm import __version__
 from easyllm.data.chat.values import shown
-from easyllm.serving import generate, openai
-from easyllm.serving.auth import Keys
 from easyllm.serving.errors import Refused, error_body
-from easyllm.serving.middleware import Guard
-from easyllm.serving.requests import NOT_OFFERED
+from easyllm.serving.http.auth import Keys
+from easyllm.serving.http.middleware import Guard
+from easyllm.serving.routes import generate, openai
+from easyllm.serving.routes.requests import NOT_OFFERED
 from easyllm.serving.service import Service
 from easyllm.serving.streaming import CLIENT_LEFT, ClientLeft
 

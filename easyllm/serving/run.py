@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from easyllm.inference.prompts import model_folder
-from easyllm.serving.address import bound
 from easyllm.serving.api_process import ApiProcess, Stopped
-from easyllm.serving.auth import exposed, load_keys
+from easyllm.serving.http.address import bound
+from easyllm.serving.http.auth import exposed, load_keys
 from easyllm.serving.server import Server, made
 from easyllm.spec.run import RunSpec
 

@@ -18,9 +18,9 @@ import uvicorn
 from easyllm.inference.engine_protocol import Engine
 from easyllm.inference.prompts import model_name
 from easyllm.serving.app import Application
-from easyllm.serving.auth import load_keys
-from easyllm.serving.middleware import ACCESS
-from easyllm.serving.protocol import limited
+from easyllm.serving.http.auth import load_keys
+from easyllm.serving.http.middleware import ACCESS
+from easyllm.serving.http.protocol import limited
 from easyllm.serving.service import Service
 from easyllm.spec.inference import ServingSpec
 from easyllm.spec.run import RunSpec

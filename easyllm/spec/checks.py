@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from easyllm.spec import attention, model_config
-from easyllm.spec.dimensions import shape_problems
+from easyllm.spec.model import attention, published_config
+from easyllm.spec.model.dimensions import shape_problems
 from easyllm.spec.problems import ABSENT, Problem, near
 from easyllm.spec.roles import Component, Family
 from easyllm.spec.run import STAGES, RunSpec
@@ -274,7 +274,7 @@ def config_problems(run: RunSpec, family: Family | None) -> Iterator[Problem]:
     is one, and values that they cannot have."""
     for group in ("config", "overrides"):
         given = getattr(run.model, group)
-        for key, must in model_config.wrong(given):
+        for key, must in published_config.wrong(given):
             at = f"model.{group}.{key}"
             yield Problem(at, given[key], f"must be {must}", f"give {at}=<{must}>")
         for key, value in given.items():

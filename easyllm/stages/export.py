@@ -11,7 +11,7 @@ from easyllm.errors import UserError
 from easyllm.files import clear_leftovers
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
-from easyllm.training import checkpoints
+from easyllm.training.checkpointing import checkpoints
 
 
 class Export(Stage):
@@ -54,7 +54,7 @@ class Export(Stage):
             raise UserError(
                 f"{checkpoint.path} is damaged: {told[0]}; give export.checkpoint=<another>"
             )
-        from easyllm.training.exporting import export
+        from easyllm.training.export.hf import export
 
         clear_leftovers(self.paths(run).export)
         return export(checkpoint, self.paths(run).export, run)

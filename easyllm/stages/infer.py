@@ -33,6 +33,6 @@ class Infer(Stage):
         return [self.paths(run).results]
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
-        from easyllm.inference.batch import infer
+        from easyllm.inference.batch.run import infer
 
         return infer(run)

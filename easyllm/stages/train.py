@@ -12,7 +12,7 @@ from easyllm.errors import UserError
 from easyllm.models import source, tensor_files
 from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Interrupted, Rank, Stage
-from easyllm.training import checkpoints, resume_policy
+from easyllm.training.checkpointing import checkpoints, resume_policy
 from easyllm.training.stopping import Stopped, on_signals
 
 

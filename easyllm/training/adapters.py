@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from easyllm.spec.model.trainable import REGEX, matches
 from easyllm.spec.roles import Adapter
-from easyllm.spec.trainable import REGEX, matches
 from easyllm.spec.types import Count, Fraction, PositiveFloat
 
 if TYPE_CHECKING:

@@ -20,10 +20,18 @@ from easyllm.parallelism.engine import TrainEngine
 from easyllm.parallelism.timing import PHASES
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
-from easyllm.spec import trainable
+from easyllm.spec.model import trainable
 from easyllm.spec.run import RunSpec
-from easyllm.training import checkpoints, evaluation, optimizer_state
+from easyllm.training import evaluation
 from easyllm.training.batches import NOTHING, Share
+from easyllm.training.checkpointing import checkpoints, optimizer_state
+from easyllm.training.checkpointing.resuming import (
+    archive,
+    settings,
+    starting_point,
+    starting_weights,
+)
+from easyllm.training.checkpointing.saving import Saver
 from easyllm.training.metrics import (
     MetricsLog,
     flops_per_token,
@@ -33,9 +41,7 @@ from easyllm.training.metrics import (
     told,
 )
 from easyllm.training.profiling import Profiler
-from easyllm.training.resuming import archive, settings, starting_point, starting_weights
 from easyllm.training.sampling import samples_of, seed_step
-from easyllm.training.saving import Saver
 from easyllm.training.stopping import Stop, Stopped
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from easyllm.__main__ import main
-from easyllm.cli.arguments import read
 from easyllm.cli.check import check
+from easyllm.cli.command_line.overrides import read
 from easyllm.cli.compose import compose
 from easyllm.cli.library import Library, shipped_folder
 from easyllm.preflight.notes import notes

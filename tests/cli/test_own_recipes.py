@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from easyllm.__main__ import main
-from easyllm.cli.arguments import read
 from easyllm.cli.check import check
+from easyllm.cli.command_line.overrides import read
 from easyllm.cli.compose import complete, compose
 from easyllm.cli.library import Library, shipped_folder
 

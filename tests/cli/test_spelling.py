@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easyllm.__main__ import main
-from easyllm.cli import spelling
-from easyllm.cli.arguments import read
+from easyllm.cli.command_line import quoting
+from easyllm.cli.command_line.overrides import read
 from easyllm.cli.compose import compose
 from easyllm.cli.library import Library, shipped_folder
 from easyllm.printable import printable
@@ -21,7 +21,7 @@ TYPED = st.text("ab'\"\\n[]{},:$ =()\t~é", max_size=12)
 
 @given(TYPED)
 def test_a_remedy_that_is_followed_gives_the_text(text: str) -> None:
-    (word,) = shlex.split(spelling.quoted("serving.model_name", text))
+    (word,) = shlex.split(quoting.quoted("serving.model_name", text))
     assert compose(read([word, "model=tiny"], LIBRARY), LIBRARY)["serving"]["model_name"] == text
 
 
@@ -30,7 +30,7 @@ def test_a_remedy_that_is_followed_gives_the_text(text: str) -> None:
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner),
 ))  # fmt: skip
 def test_a_value_that_is_spelled_is_read_again(value: object) -> None:
-    word = f"model.overrides.x={spelling.spelled(value)}"
+    word = f"model.overrides.x={quoting.spelled(value)}"
     found = compose(read([word, "model=tiny"], LIBRARY), LIBRARY)["model"]["overrides"]["x"]
     assert found == value
 
@@ -52,8 +52,8 @@ def test_line_breaks_between_double_quotes(capsys, empty) -> None:
 
 
 def test_elements_as_they_were_typed() -> None:
-    assert spelling.elements("[a, 1e3,'x,y',[b,c],\"]\"]") == ["a", "1e3", "'x,y'", "[b,c]", '"]"']
-    assert spelling.elements("a") is None
+    assert quoting.elements("[a, 1e3,'x,y',[b,c],\"]\"]") == ["a", "1e3", "'x,y'", "[b,c]", '"]"']
+    assert quoting.elements("a") is None
 
 
 def test_what_a_terminal_obeys_is_shown() -> None:

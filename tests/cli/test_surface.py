@@ -69,8 +69,8 @@ ORIGINAL = {
 
 @pytest.mark.parametrize("recipe", ORIGINAL)
 def test_recipes_of_the_original_table(recipe, folder, capsys):
-    from easyllm.cli.arguments import read
     from easyllm.cli.check import check
+    from easyllm.cli.command_line.overrides import read
     from easyllm.cli.compose import compose
 
     library = Library(shipped_folder())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from easyllm.cli.arguments import read as read_overrides
+from easyllm.cli.command_line.overrides import read as read_overrides
 from easyllm.cli.compose import compose, from_file
 from easyllm.cli.library import Library, shipped_folder
 from easyllm.components import shipped

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.inference.engine_protocol import TokenLogprob
-from easyllm.inference.hf import HFEngine
+from easyllm.inference.hf.engine import HFEngine
 from easyllm.spec.inference import SamplingSpec
 from tests.support import merged, run_spec
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from easyllm import runfile
-from easyllm.inference import batch, hf  # noqa: F401  (loads torch and transformers once)
+from easyllm.inference.batch.run import infer
+from easyllm.inference.hf import engine  # noqa: F401  (loads torch and transformers once)
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 
@@ -28,7 +29,7 @@ def live(run: RunSpec) -> int:
     child = os.fork()
     if child == 0:
         try:
-            metrics = batch.infer(run)
+            metrics = infer(run)
             (RunPaths(run).root / "metrics.json").write_text(json.dumps(metrics))
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ import pytest
 
 from easyllm.errors import UserError
 from easyllm.inference.engine_protocol import EngineFailed
-from easyllm.inference.hf import HFEngine
+from easyllm.inference.hf.engine import HFEngine
 from easyllm.inference.ipc import Wire, packed, received
 from easyllm.inference.remote_engine import EngineServer, RemoteEngine
 from easyllm.spec.inference import SamplingSpec

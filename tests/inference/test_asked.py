@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from easyllm.inference.reading import Prompt, read_prompts
+from easyllm.inference.batch.readers import Prompt, read_prompts
 from easyllm.spec.run import RunSpec
 from tests.inference.small import save_model
 from tests.inference.test_infer import infer, spec

@@ -17,7 +17,7 @@ import pytest
 from easyllm import preflight, runfile
 from easyllm.errors import UserError
 from easyllm.inference import prompts
-from easyllm.inference.results import Journal
+from easyllm.inference.batch.results import Journal
 from easyllm.paths import RunPaths
 from easyllm.spec import checks
 from easyllm.spec.run import RunSpec

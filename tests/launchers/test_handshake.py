@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from easyllm.errors import UserError
-from easyllm.launchers.handshake import SECRET, admit, introduce, with_secret
-from easyllm.launchers.protocol import Channel
+from easyllm.launchers.remote.handshake import SECRET, admit, introduce, with_secret
+from easyllm.launchers.remote.protocol import Channel
 
 FACTS = {"node": 0, "version": "1"}
 

@@ -13,8 +13,8 @@ import pytest
 
 from easyllm.__main__ import main
 from easyllm.cli import check
-from easyllm.launchers.handshake import SECRET
 from easyllm.launchers.ranks import TERMINATED, free_port
+from easyllm.launchers.remote.handshake import SECRET
 from tests.launchers.machines import ROOT, wait_for
 from tests.launchers.test_local import started
 

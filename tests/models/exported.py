@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from easyllm.data.tokenizers.portable import settle
 from easyllm.models.config import hf_config, write_description
 from easyllm.paths import RunPaths
-from easyllm.training.checkpoints import Checkpoint
-from easyllm.training.exporting import export
+from easyllm.training.checkpointing.checkpoints import Checkpoint
+from easyllm.training.export.hf import export
 from tests.inference.small import CHAT
 from tests.models.small import SMALL, TOKENS, save
 from tests.support import run_spec

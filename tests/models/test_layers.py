@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from easyllm.errors import UserError
-from easyllm.models.attention import Documents, arguments
+from easyllm.models.attention.documents import Documents, arguments
 from easyllm.models.custom.modeling_baichuan import NormHead
 from easyllm.models.layers import (
     causal_loss,

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import easyllm.models.custom  # noqa: F401
 from easyllm.errors import UserError
-from easyllm.models.attention import Documents, arguments
+from easyllm.models.attention.documents import Documents, arguments
 from easyllm.models.custom.modeling_baichuan import AlibiAttention, alibi_slopes
 from easyllm.models.families import family_named
 from easyllm.models.layers import causal_loss, chain, parameter_shapes

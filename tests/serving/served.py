@@ -14,7 +14,7 @@ import httpx
 import openai
 
 from easyllm.serving.app import Application
-from easyllm.serving.auth import Keys
+from easyllm.serving.http.auth import Keys
 from easyllm.serving.server import Server
 from easyllm.serving.service import Service
 from easyllm.spec.run import RunSpec

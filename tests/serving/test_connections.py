@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from easyllm.serving import protocol
 from easyllm.serving.errors import Refused
-from easyllm.serving.hosts import Hosts, host_name
+from easyllm.serving.http import protocol
+from easyllm.serving.http.hosts import Hosts, host_name
 from easyllm.spec.inference import ServingSpec
 from tests.serving.served import Served, spec
 

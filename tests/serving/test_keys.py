@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from easyllm.errors import UserError
-from easyllm.serving.auth import Keys, exposed, load_keys
-from easyllm.serving.hosts import local_only
+from easyllm.serving.http.auth import Keys, exposed, load_keys
+from easyllm.serving.http.hosts import local_only
 from easyllm.spec.inference import ServingSpec
 from tests.serving.served import Served
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from easyllm.serving.app import Application
-from easyllm.serving.auth import Keys
+from easyllm.serving.http.auth import Keys
 from easyllm.serving.service import SHORT, Service
 from easyllm.serving.streaming import Last, Stream
 from tests.serving.served import Served, spec

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easyllm.cli.arguments import read as read_overrides
+from easyllm.cli.command_line.overrides import read as read_overrides
 from easyllm.cli.compose import compose
 from easyllm.cli.library import Library, shipped_folder
 from easyllm.dispatcher.identity import resolved, run_folder, store_address

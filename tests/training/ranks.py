@@ -28,12 +28,12 @@ from deepspeed.utils import groups  # noqa: E402
 
 from easyllm.data.dataset.rows import open_rows  # noqa: E402
 from easyllm.errors import UserError  # noqa: E402
-from easyllm.models.attention import Documents  # noqa: E402
+from easyllm.models.attention.documents import Documents  # noqa: E402
 from easyllm.models.layers import causal_loss  # noqa: E402
 from easyllm.parallelism import engine as engines  # noqa: E402
 from easyllm.parallelism.engine import TrainEngine  # noqa: E402
 from easyllm.paths import RunPaths  # noqa: E402
-from easyllm.training import checkpoints  # noqa: E402
+from easyllm.training.checkpointing import checkpoints  # noqa: E402
 from easyllm.training.loop import train  # noqa: E402
 from easyllm.training.stopping import Stopped, on_signals  # noqa: E402
 from tests.support import run_spec  # noqa: E402

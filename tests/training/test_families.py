@@ -20,8 +20,8 @@ from easyllm.data.dataset.rows import open_rows
 from easyllm.errors import UserError
 from easyllm.models.layers import causal_loss
 from easyllm.spec.checks import problems
-from easyllm.training.checkpoints import newest
-from easyllm.training.exporting import export
+from easyllm.training.checkpointing.checkpoints import newest
+from easyllm.training.export.hf import export
 from tests.models.small import SMALL, Reference, save, tensors
 from tests.support import merged, run_spec
 from tests.training.conftest import (

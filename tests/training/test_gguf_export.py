@@ -19,9 +19,9 @@ from easyllm.inference import prompts
 from easyllm.models import source
 from easyllm.models.gguf import header, model, names, rope, tokenizer
 from easyllm.spec.checks import problems
-from easyllm.training import checkpoints
-from easyllm.training.exporting import export
-from easyllm.training.gguf_export import model as described
+from easyllm.training.checkpointing import checkpoints
+from easyllm.training.export.gguf import model as described
+from easyllm.training.export.hf import export
 from tests.models.gguf_files import END, byte_level, write
 from tests.models.small import SMALL, save
 from tests.support import merged, run_spec

@@ -13,7 +13,7 @@ import pytest
 from easyllm.spec.checks import problems
 from easyllm.spec.problems import SpecError
 from easyllm.spec.schema import read, write
-from easyllm.training import checkpoints
+from easyllm.training.checkpointing import checkpoints
 from easyllm.training.loop import Training
 from easyllm.training.metrics import told
 from easyllm.training.stopping import Stop

@@ -17,7 +17,7 @@ from easyllm.errors import UserError
 from easyllm.models import source, tensor_files
 from easyllm.stages import load
 from easyllm.stages.base import Rank
-from easyllm.training.checkpoints import newest
+from easyllm.training.checkpointing.checkpoints import newest
 from tests.support import merged
 from tests.training.adapted import (
     ADAPTER,

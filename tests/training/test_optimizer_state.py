@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from easyllm.errors import UserError
 from easyllm.parallelism.fragments import MASTER, Fragment, state_of
-from easyllm.training import optimizer_state
+from easyllm.training.checkpointing import optimizer_state
 
 SIZE = 10
 

@@ -17,7 +17,7 @@ from easyllm.models.families import Llama
 from easyllm.parallelism import world
 from easyllm.parallelism.layouts import Pipeline
 from easyllm.spec.checks import problems
-from easyllm.spec.dimensions import state_bytes
+from easyllm.spec.model.dimensions import state_bytes
 from easyllm.training.optimizers import AdamW
 from tests.support import LLAMA, merged, run_spec
 from tests.training.conftest import (

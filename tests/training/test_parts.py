@@ -22,7 +22,7 @@ from easyllm.parallelism.partition import bounds
 from easyllm.spec.problems import SpecError
 from easyllm.spec.roles import Schedule
 from easyllm.stages.train import Train
-from easyllm.training import checkpoints
+from easyllm.training.checkpointing import checkpoints
 from easyllm.training.metrics import flops_per_token, lacking, read, summary
 from easyllm.training.optimizers import AdamW
 from easyllm.training.sampling import samples_of

@@ -39,7 +39,7 @@ class Launcher(Component):
 
     Ranks on this machine have its environment, as any child process has. Ranks on another
     have that machine's own; of this one they get what ``env`` and ``pass_env`` name, and, where the
-    launcher starts them, what ``easyllm.launchers.environment.NEEDED`` lists.
+    launcher starts them, what ``easyllm.launchers.remote.environment.NEEDED`` lists.
     """
 
     env: dict[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from easyllm.data.chat.values import is_empty, kind
 from easyllm.data.sources import arrow, io
 from easyllm.data.sources.records import json_values
 from easyllm.errors import UserError
-from easyllm.inference import asked
+from easyllm.inference import request_params
 from easyllm.inference.prompts import conversation
 from easyllm.spec.inference import SamplingSpec
 from easyllm.spec.roles import Rejected
@@ -24,7 +24,7 @@ FIELDS = ("messages", "prompt", "text")
 """Where a record holds its prompt; the first that is there counts."""
 REQUEST = ("custom_id", "method", "url", "body")
 """Keys of a line of OpenAI's batch files."""
-KEYS = (*FIELDS, *REQUEST, *beside.KEYS, *asked.NAMES, *asked.NOT_TAKEN_UP)
+KEYS = (*FIELDS, *REQUEST, *beside.KEYS, *request_params.NAMES, *request_params.NOT_TAKEN_UP)
 """Keys of a record that are read, beside its ``id``; columns of parquet files likewise."""
 
 
@@ -32,12 +32,12 @@ KEYS = (*FIELDS, *REQUEST, *beside.KEYS, *asked.NAMES, *asked.NOT_TAKEN_UP)
 class Prompt:
     id: str | int
     """Its name in the spec, ``id`` in its record, or its line or row from 1."""
-    asked: str | list[dict[str, Any]]
+    content: str | list[dict[str, Any]]
     """A text to go on with, or a conversation to answer."""
     sampling: SamplingSpec
     """The run's, with what the record says laid over it."""
     error: str | None = None
-    """Why it cannot be used; ``asked`` is empty then."""
+    """Why it cannot be used; ``content`` is empty then."""
 
 
 def read_prompts(run: RunSpec) -> Iterator[Prompt]:
@@ -93,9 +93,9 @@ def _read(record: object, default: SamplingSpec) -> tuple[str | list[dict[str, A
     field = next((name for name in FIELDS if given.get(name) is not None), None)
     if field is None:
         raise UserError(f"has none of {', '.join(FIELDS)}")
-    prompt, sampling = given[field], asked.sampling(given, default)
+    prompt, sampling = given[field], request_params.sampling(given, default)
     if isinstance(prompt, list):
-        return conversation(prompt, asked.without_tools(given)), sampling
+        return conversation(prompt, request_params.without_tools(given)), sampling
     if not isinstance(prompt, str):
         raise UserError(f"its prompt is {kind(prompt)}, neither a text nor a list of messages")
     for key in beside.KEYS:
@@ -105,9 +105,9 @@ def _read(record: object, default: SamplingSpec) -> tuple[str | list[dict[str, A
 
 
 def _request(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    body = asked.request(record)
+    body = request_params.request(record)
     for key, value in body.items():
-        if key not in KEYS and key not in asked.WITHOUT_EFFECT and not is_empty(value):
+        if key not in KEYS and key not in request_params.WITHOUT_EFFECT and not is_empty(value):
             raise UserError(
                 f"the body has {key!r}, which batch inference does not offer; remove it"
             )

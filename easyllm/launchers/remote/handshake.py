@@ -13,7 +13,7 @@ import secrets
 from typing import Any
 
 from easyllm.errors import UserError
-from easyllm.launchers.protocol import Channel
+from easyllm.launchers.remote.protocol import Channel
 
 SECRET = "EASYLLM_SECRET"
 """Variable with a secret of the user's own, the same on all machines of a run."""

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 from easyllm.inference.detokenizer import Piece
 from easyllm.inference.token_texts import TokenText
 from easyllm.serving.errors import Refused, error_body
-from easyllm.serving.requests import ChatRequest, CompletionRequest, OpenAIRequest
+from easyllm.serving.routes.requests import ChatRequest, CompletionRequest, OpenAIRequest
 from easyllm.serving.service import Ask, Note, Pieces, Service
 from easyllm.serving.streaming import Last, Stream, unless_gone
 from easyllm.spec.inference import SamplingSpec

@@ -13,9 +13,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from easyllm.errors import UserError
+from easyllm.models.attention.flex import attend_by_flex
+from easyllm.models.attention.varlen import attend_by_varlen
 from easyllm.models.custom.modeling_baichuan import alibi_slopes
-from easyllm.models.flex import attend_by_flex
-from easyllm.models.varlen import attend_by_varlen
 
 BY_DOCUMENT = "easyllm_sdpa"
 """The name in transformers' attention interface of torch's attention, document by document."""

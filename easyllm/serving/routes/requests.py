@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from easyllm.data.chat import beside
 from easyllm.data.chat.values import is_empty
-from easyllm.inference import asked
+from easyllm.inference import request_params
 from easyllm.serving.errors import Refused
 from easyllm.spec.inference import SamplingSpec
 
@@ -24,7 +24,7 @@ Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Fie
 
 
 NOT_OFFERED: Mapping[str, tuple[Any, ...]] = {
-    **asked.NOT_TAKEN_UP,
+    **request_params.NOT_TAKEN_UP,
     **beside.DEFAULTS,
     "tools": (),
     "functions": (),
@@ -92,16 +92,16 @@ class Sampling(Strict):
     def over(self, default: SamplingSpec, **more: Any) -> SamplingSpec:
         """The server's sampling with what the request says, and ``more``, laid over it."""
         own = {name: getattr(self, name) for name in Sampling.model_fields}
-        asked = {key: value for key, value in {**own, **more}.items() if value is not None}
-        if asked.get("top_k") == -1:
-            asked["top_k"] = 0
-        stop = asked.get("stop")
+        given = {key: value for key, value in {**own, **more}.items() if value is not None}
+        if given.get("top_k") == -1:
+            given["top_k"] = 0
+        stop = given.get("stop")
         if isinstance(stop, str):
-            asked["stop"] = (stop,)
+            given["stop"] = (stop,)
         for key in ("stop", "stop_token_ids"):
-            if key in asked:
-                asked[key] = tuple(asked[key])
-        return dataclasses.replace(default, **asked)
+            if key in given:
+                given[key] = tuple(given[key])
+        return dataclasses.replace(default, **given)
 
 
 class GenerateRequest(Strict):

@@ -15,7 +15,7 @@ except ImportError:  # before torch 2.10; preflight refuses it before 2.11
     varlen = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from easyllm.models.attention import Documents
+    from easyllm.models.attention.documents import Documents
 
 varlen_attn: Any = varlen and varlen.varlen_attn
 GROUPED: dict[str, bool] = {}

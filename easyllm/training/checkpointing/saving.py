@@ -35,7 +35,7 @@ from easyllm.parallelism.engine import TrainEngine
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
-from easyllm.training import checkpoints, optimizer_state
+from easyllm.training.checkpointing import checkpoints, optimizer_state
 
 SHARD_BYTES = 5e9
 

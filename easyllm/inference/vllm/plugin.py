@@ -20,4 +20,4 @@ def register() -> None:
     import easyllm.models.custom  # noqa: F401
 
     for architecture, name in MODELS.items():
-        ModelRegistry.register_model(architecture, f"easyllm.inference.vllm_models:{name}")
+        ModelRegistry.register_model(architecture, f"easyllm.inference.vllm.models:{name}")

@@ -12,11 +12,11 @@ from typing import Any
 from easyllm import files
 from easyllm.data.sources.io import is_url
 from easyllm.errors import UserError
+from easyllm.inference.batch.readers import Prompt, read_prompts
+from easyllm.inference.batch.results import Journal, finished
 from easyllm.inference.detokenizer import answer
 from easyllm.inference.engine_protocol import Engine
 from easyllm.inference.prompts import encode_messages, encode_text, model_files, model_folder
-from easyllm.inference.reading import Prompt, read_prompts
-from easyllm.inference.results import Journal, finished
 from easyllm.inference.token_texts import TokenText
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
@@ -103,7 +103,7 @@ async def _answer_all(run: RunSpec, engine: Engine, journal: Journal, count: int
 async def _results(run: RunSpec, engine: Engine, at: int, prompt: Prompt) -> list[dict[str, Any]]:
     """The results of prompt number ``at``, one for each of its ``sampling.n``."""
     sampling = prompt.sampling
-    begun: dict[str, Any] = {"id": prompt.id, "prompt": prompt.asked}
+    begun: dict[str, Any] = {"id": prompt.id, "prompt": prompt.content}
     try:
         if prompt.error is not None:
             raise UserError(prompt.error)
@@ -151,12 +151,12 @@ async def _complete(engine: Engine, prompt: list[int], sampling: SamplingSpec) -
 
 
 def _encode(run: RunSpec, tokenizer: Any, prompt: Prompt) -> list[int]:
-    if isinstance(prompt.asked, list):
-        return encode_messages(run, tokenizer, prompt.asked)
+    if isinstance(prompt.content, list):
+        return encode_messages(run, tokenizer, prompt.content)
     if run.inference.chat:
-        turn = {"role": "user", "content": prompt.asked}
+        turn = {"role": "user", "content": prompt.content}
         return run.data.template.prompt(tokenizer, [turn])
-    return encode_text(tokenizer, prompt.asked)
+    return encode_text(tokenizer, prompt.content)
 
 
 def _seed(run: RunSpec, sampling: SamplingSpec, at: int, index: int) -> int:

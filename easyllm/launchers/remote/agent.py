@@ -1,4 +1,4 @@
-"""The agent on a machine that does not own the run: ``python -m easyllm.launchers.agent``.
+"""The agent on a machine that does not own the run: ``python -m easyllm.launchers.remote.agent``.
 
 Connects to the machine that owns the run, starts ranks when told to, passes their output,
 reports and statuses back and signals on. When that machine goes away, its ranks end.
@@ -23,9 +23,9 @@ from easyllm import __version__
 from easyllm.errors import UserError
 from easyllm.files import read_json
 from easyllm.launchers import reports
-from easyllm.launchers.handshake import introduce
-from easyllm.launchers.protocol import Channel, routed
 from easyllm.launchers.ranks import POLL, Position, Process
+from easyllm.launchers.remote.handshake import introduce
+from easyllm.launchers.remote.protocol import Channel, routed
 from easyllm.launchers.stopping import stop_signals
 from easyllm.signals import STOPPED, Asked, stoppable
 
@@ -162,7 +162,7 @@ class _Agent:
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="easyllm.launchers.agent")
+    parser = argparse.ArgumentParser(prog="easyllm.launchers.remote.agent")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     parser.add_argument("index", type=int, help="number among the agents, from 0", nargs="?")

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from easyllm.data.tokenizers.portable import of_model
 from easyllm.errors import UserError
 from easyllm.inference.engine_protocol import EngineFailed, Step, TokenLogprob, ends, room
-from easyllm.inference.sampler import Sampler
+from easyllm.inference.hf.sampler import Sampler
 from easyllm.inference.token_stream import InLoop, StepSink, StreamReader
 from easyllm.inference.validate_weights import check_weights
 from easyllm.spec.inference import SamplingSpec

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from easyllm.serving.errors import Refused
-from easyllm.serving.requests import GenerateRequest, Sampling
+from easyllm.serving.routes.requests import GenerateRequest, Sampling
 from easyllm.serving.service import Note, Pieces, Service
 from easyllm.serving.streaming import Stream, unless_gone
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from easyllm.cli import spelling
+from easyllm.cli.command_line import quoting
 from easyllm.cli.library import Library
 from easyllm.spec.problems import ABSENT, Problem, SpecError
 from easyllm.spec.schema import TARGET, role_at
@@ -59,7 +59,7 @@ def read(words: list[str], library: Library, sweep: bool = False) -> list[Overri
     for word in words:
         head, given, typed = word.partition("=")
         key = head.lstrip("+~")
-        text = spelling.with_line_breaks(typed)
+        text = quoting.with_line_breaks(typed)
         if given and BRACKETED.fullmatch(text):
             text = f"'{text}'"
         parsed = _parsed(key, head + given + text, typed)
@@ -136,8 +136,8 @@ def _parsed(key: str, word: str, typed: str) -> Any:
             key or word, typed or ABSENT, "is no key: dotted names of letters, digits and '_' are",
             "give <key>=<value>, e.g. training.steps=5",
         )  # fmt: skip
-    why = spelling.unreadable(typed)
-    return Problem(key, typed, f"cannot be read: {why}", f"quote it: {spelling.quoted(key, typed)}")
+    why = quoting.unreadable(typed)
+    return Problem(key, typed, f"cannot be read: {why}", f"quote it: {quoting.quoted(key, typed)}")
 
 
 def _several(key: str, typed: str, group: bool, swept: bool, value: Any) -> Problem | None:
@@ -196,7 +196,7 @@ def line_breaks_not_meant(overrides: list[Override]) -> Iterator[str]:
     """What to say of values in which a backslash and an ``n`` stand where a line break may have
     been meant."""
     for override in overrides:
-        if override.typed and not override.group and spelling.plain_escape(override.typed):
+        if override.typed and not override.group and quoting.plain_escape(override.typed):
             yield (
                 f"{override.key}={override.typed}: the \\n in it is a backslash and an n; between "
                 "double quotes, as in 'stop=[\"\\n\"]', it is a line break"

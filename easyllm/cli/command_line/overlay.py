@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from easyllm.cli.arguments import Override
+from easyllm.cli.command_line.overrides import Override
 from easyllm.spec import texts
 from easyllm.spec.problems import ABSENT, Problem, near
 

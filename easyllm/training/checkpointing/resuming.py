@@ -24,9 +24,9 @@ from easyllm.spec.problems import ABSENT
 from easyllm.spec.roles import Family
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import flatten, write
-from easyllm.training import checkpoints
-from easyllm.training.checkpoints import Checkpoint
-from easyllm.training.resume_policy import affects_loss, may_change
+from easyllm.training.checkpointing import checkpoints
+from easyllm.training.checkpointing.checkpoints import Checkpoint
+from easyllm.training.checkpointing.resume_policy import affects_loss, may_change
 
 DATA = "data"
 """Where the fingerprint of the rows stands among the settings."""

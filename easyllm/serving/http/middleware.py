@@ -13,9 +13,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from easyllm.serving.auth import Keys
 from easyllm.serving.errors import Refused
-from easyllm.serving.hosts import Hosts
+from easyllm.serving.http.auth import Keys
+from easyllm.serving.http.hosts import Hosts
 from easyllm.serving.service import Note, Service
 from easyllm.serving.streaming import CLIENT_LEFT
 

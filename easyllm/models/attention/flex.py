@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from easyllm.models.custom.modeling_baichuan import alibi_slopes
 
 if TYPE_CHECKING:
-    from easyllm.models.attention import Documents
+    from easyllm.models.attention.documents import Documents
 
 
 def attend_by_flex(

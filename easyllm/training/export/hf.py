@@ -30,12 +30,12 @@ from easyllm.models.weights import (
     write_shard,
 )
 from easyllm.progress import progress
-from easyllm.spec import trainable
+from easyllm.spec.model import trainable
 from easyllm.spec.roles import Adapter
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import flatten, write
-from easyllm.training.checkpoints import Checkpoint
-from easyllm.training.resuming import first_weights
+from easyllm.training.checkpointing.checkpoints import Checkpoint
+from easyllm.training.checkpointing.resuming import first_weights
 
 UNDER_ADAPTER = ("training.adapter", "model.path", "model.revision", "model.init", "seed")
 """What the weights under an adapter, and its own, depend on."""
@@ -68,9 +68,9 @@ def _export_model(
     config, layout = _layout(checkpoint.weights, run, adapter)
     config["dtype"] = settings.dtype or config["dtype"]
     if settings.format == "gguf":
-        from easyllm.training import gguf_export
+        from easyllm.training.export import gguf
 
-        return gguf_export.export(checkpoint.weights, target, run, config, *layout)
+        return gguf.export(checkpoint.weights, target, run, config, *layout)
     dtype = DTYPES[config["dtype"]]
     sizes = {name: shape.numel() * dtype.itemsize for name, shape in layout.shapes.items()}
     plan = plan_shards(sizes, settings.max_shard_gb * 1e9)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from easyllm.errors import UserError
 from easyllm.inference.engine_protocol import EngineFailed, Step, TokenLogprob, ends, room, seed_of
-from easyllm.inference.vllm_plugin import MODELS
+from easyllm.inference.vllm.plugin import MODELS
 from easyllm.spec.inference import SamplingSpec
 from easyllm.spec.run import RunSpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from easyllm.spec import model_config, trainable
+from easyllm.spec.model import published_config, trainable
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Family, ModelShape
 from easyllm.spec.run import RunSpec
@@ -20,7 +20,7 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
     def at(key: str) -> str:
         return f"model.overrides.{key}" if key in run.model.overrides else f"model.config.{key}"
 
-    if any(model_config.wrong(config)):  # told with the keys
+    if any(published_config.wrong(config)):  # told with the keys
         return
     try:
         shape = family.shape(config)

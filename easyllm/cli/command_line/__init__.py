@@ -1,0 +1,1 @@
+"""The words of the command line: flags, overrides, and the configuration they make."""

@@ -1,0 +1,1 @@
+"""Transformers' continuous batching as an engine."""

@@ -1,0 +1,1 @@
+"""vLLM as an engine, and the model classes that it lacks."""

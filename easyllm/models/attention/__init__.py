@@ -1,0 +1,1 @@
+"""Attention that stays within documents."""

@@ -1,0 +1,1 @@
+"""A checkpoint's weights in the formats that others read."""
