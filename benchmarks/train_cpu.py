@@ -79,13 +79,14 @@ class Sides:
         from easyllm import runfile
         from easyllm.data.dataset.rows import open_rows
         from easyllm.training.loop import Training
+        from easyllm.training.setup import Setup
         from easyllm.training.stopping import Stop
 
         self.run, self.device = runfile.load(file), device
         self.rows = open_rows(self.run)
-        self.training = training = Training(self.run, self.rows, device)
+        self.training = training = Training(Setup.of(self.run, self.rows), device)
         training.start()
-        log, stop = training.records(), Stop()
+        log, stop = training.log(), Stop()
         self.engine = training.engine
         self.accumulation = self.engine.accumulation
         picked = [self.rows.sample(index) for index in range(self.rows.per_epoch)]
@@ -93,7 +94,7 @@ class Sides:
         assert all((row.positions[1:] > 0).all() for row in picked), "a row holds documents"
         self.place = 0
         self.step: dict[str, Callable[[], float]] = {
-            "easyllm": lambda: training.turn(log, stop)["loss"],
+            "easyllm": lambda: training.train_step(log, stop)["loss"],
             "bare": self.bare_pipeline() if training.engine.layout.stages > 1 else self.bare_zero(),
         }
 
@@ -112,7 +113,7 @@ class Sides:
         from transformers import LlamaForCausalLM
 
         torch.manual_seed(1)
-        return LlamaForCausalLM(self.training.config)
+        return LlamaForCausalLM(self.training.setup.config)
 
     def initialize(self, model: Any) -> Any:
         import deepspeed
@@ -149,7 +150,7 @@ class Sides:
             LlamaRotaryEmbedding,
         )
 
-        config = self.training.config
+        config = self.training.setup.config
         config._attn_implementation = "sdpa"
 
         class Decoder(LlamaDecoderLayer):

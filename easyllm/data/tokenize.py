@@ -10,32 +10,38 @@ import time
 from pathlib import Path
 from typing import Any
 
+from easyllm.data.encode_chunk import encode_chunk
 from easyllm.data.executors.pool import Pool
 from easyllm.data.sources import io
-from easyllm.data.sources.legacy_store import TokenStore
-from easyllm.data.sources.work_units import Chunk, chunks, files, shown
+from easyllm.data.sources.work_units import chunks, files, shown
 from easyllm.data.store import token_files
 from easyllm.data.store.fingerprint import encoding, made_from
 from easyllm.data.store.manifest import Manifest, find, make, scratch, tokenizer_identity
-from easyllm.data.tokenizers.encode import ChatCounts, Vocabulary, encode, load_tokenizer
+from easyllm.data.tokenizers.encode import ChatCounts, load_tokenizer
 from easyllm.data.tokenizers.portable import settle
-from easyllm.data.tokenizers.select_backend import Engine, choose, compared, load
+from easyllm.data.tokenizers.select_backend import Engine, choose
 from easyllm.errors import UserError
 from easyllm.files import Workshop, atomic_dir, stable_hash
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
-from easyllm.spec.roles import Record, Template
+from easyllm.spec.roles import Template
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
-
-Result = tuple[str, int, dict[str, Any] | None, list[dict[str, Any]], dict[str, Any], str | None]
-"""Of a chunk: source, bytes of text, the manifest's entry, what was rejected, counts of its
-conversations, and where the engine's ids are not Hugging Face's, in which case there is no
-entry."""
 
 
 class _Inexact(Exception):
     """The engine gives other ids than Hugging Face's, and where."""
+
+
+@dataclasses.dataclass
+class Encoded:
+    """What became of all chunks."""
+
+    entries: dict[str, list[dict[str, Any]]]
+    """The manifest's, by source."""
+    rejected: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    chats: ChatCounts = dataclasses.field(default_factory=ChatCounts)
+    text_bytes: int = 0
 
 
 def tokenize(run: RunSpec) -> dict[str, Any]:
@@ -48,48 +54,53 @@ def tokenize(run: RunSpec) -> dict[str, Any]:
 
 
 def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
-    total = sum(io.size(file) for n, r in run.data.sources.items() for file in files(n, r))
     with scratch(place, "tokenize") as folder, run.data.engine.open(run, folder) as pool:
         identity = _tokenizer(run, place, workshop)
         engine = choose(run.data.encoder, place.tokenizer, identity, RunPaths(run).models)
         began = time.perf_counter()
         _say(engine)
         try:
-            made, rejected, chats, text_bytes = _encode(
-                run, place, workshop, engine, identity, pool, total
-            )
+            encoded = _encode(run, place, workshop, engine, identity, pool)
         except _Inexact as error:
             # no piece that it wrote is taken by another engine
             engine = engine.refused(str(error))
             _say(engine)
-            made, rejected, chats, text_bytes = _encode(
-                run, place, workshop, engine, identity, pool, total
-            )
-    for name, entries in made.items():
+            encoded = _encode(run, place, workshop, engine, identity, pool)
+    _check_sources(encoded)
+    _say_arguments(encoded.chats.arguments)
+    if encoded.rejected:
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in encoded.rejected)
+        (workshop.folder / "rejected.jsonl").write_text("".join(lines), "utf-8")
+    return _manifest(run, engine, identity, encoded, time.perf_counter() - began)
+
+
+def _check_sources(encoded: Encoded) -> None:
+    for name, entries in encoded.entries.items():
         if not entries:
-            bad = [record for record in rejected if record["source"] == name]
+            bad = [record for record in encoded.rejected if record["source"] == name]
             why = f"all its records were rejected:\n{shown(bad)}\n" if bad else "it is empty; "
             raise UserError(
                 f"data.sources.{name} holds no document: {why}give another path, or remove the "
                 f"source with ~data.sources.{name}"
             )
-    _say_arguments(chats["arguments"])
-    if rejected:
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in rejected)
-        (workshop.folder / "rejected.jsonl").write_text(text, "utf-8")
+
+
+def _manifest(
+    run: RunSpec, engine: Engine, identity: str, encoded: Encoded, seconds: float
+) -> Manifest:
     sources = {
         name: {
             "dataset": f"{name}_{run.data.tokenizer.label(run)}",
             "weight": run.data.sources[name].weight,
             **token_files.totals(entries),
         }
-        for name, entries in made.items()
+        for name, entries in encoded.entries.items()
     }
-    seconds = time.perf_counter() - began
     counts = {
         key: sum(source[key] for source in sources.values())
         for key in ("documents", "tokens", "trained_tokens", "bytes")
     }
+    chats = dataclasses.asdict(encoded.chats)
     return {
         "tokenizer": identity,
         "template": stable_hash(write(run.data.template)),
@@ -98,20 +109,20 @@ def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
         "eos_id": engine.eos_id,
         "pad_id": engine.pad_id,
         "sources": sources,
-        "rejected": len(rejected),
+        "rejected": len(encoded.rejected),
         "chats": chats,
         "metrics": {
             **counts,
             "conversations": chats["conversations"],
             "unrolled_conversations": chats["unrolled"],
             "repeated_tokens": chats["repeated_tokens"],
-            "rejected": len(rejected),
-            "text_bytes": text_bytes,
+            "rejected": len(encoded.rejected),
+            "text_bytes": encoded.text_bytes,
             "vocab_size": engine.vocab_size,
             "encoder": engine.label,
             "encoders_passed_over": engine.passed_over,
             "tokens_per_second": round(counts["tokens"] / seconds, 1),
-            "mb_per_second": round(text_bytes / seconds / 1e6, 3),
+            "mb_per_second": round(encoded.text_bytes / seconds / 1e6, 3),
         },
     }
 
@@ -134,37 +145,28 @@ def _say_arguments(answers: dict[str, int]) -> None:
 
 
 def _encode(
-    run: RunSpec,
-    place: StorePaths,
-    workshop: Workshop,
-    engine: Engine,
-    identity: str,
-    pool: Pool,
-    total: int,
-) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], dict[str, Any], int]:
-    """The manifest's entries by source, what was rejected, counts of conversations, bytes of
-    text. Raises _Inexact."""
-    made: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(run.data.sources)}
-    rejected: list[dict[str, Any]] = []
-    chats = ChatCounts()
-    text_bytes = 0
+    run: RunSpec, place: StorePaths, workshop: Workshop, engine: Engine, identity: str, pool: Pool
+) -> Encoded:
+    """Encode all chunks. Raises _Inexact, and UserError for too many bad records."""
+    found = Encoded({name: [] for name in sorted(run.data.sources)})
+    total = sum(io.size(file) for n, r in run.data.sources.items() for file in files(n, r))
     work = functools.partial(
-        _encode_chunk, engine, place.tokenizer, identity, run.data.template, workshop,
+        encode_chunk, engine, place.tokenizer, identity, run.data.template, workshop,
         run.data.compression,
     )  # fmt: skip
     with progress("tokenize", None if run.data.max_documents else total, "B") as bar:
-        for source, size, entry, bad, counts, why in pool.map(work, chunks(run), run.data.workers):
-            if why:
-                raise _Inexact(why)
-            if entry:
-                made[source].append(entry)
-            rejected += bad
-            if len(rejected) > run.data.max_bad_records:
-                raise _too_many(rejected, run.data.max_bad_records)
-            chats.merge(ChatCounts(**counts))
-            text_bytes += size
-            bar.update(size)
-    return made, rejected, dataclasses.asdict(chats), text_bytes
+        for result in pool.map(work, chunks(run), run.data.workers):
+            if result.inexact:
+                raise _Inexact(result.inexact)
+            if result.entry:
+                found.entries[result.source].append(result.entry)
+            found.rejected += result.rejected
+            if len(found.rejected) > run.data.max_bad_records:
+                raise _too_many(found.rejected, run.data.max_bad_records)
+            found.chats.merge(ChatCounts(**result.chats))
+            found.text_bytes += result.text_bytes
+            bar.update(result.text_bytes)
+    return found
 
 
 def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
@@ -191,68 +193,6 @@ def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
         (workshop.folder / "tokenizer").unlink()
         identity = workshop.piece("tokenizer", told, make)
     return identity
-
-
-def _vocabulary(engine: Engine, tokenizer: Path, identity: str) -> Vocabulary:
-    """A process loads an engine once; ``identity`` tells a tokenizer from its successor."""
-    key = (engine.folder, engine.label, tokenizer, identity)
-    if key not in _LOADED:
-        _LOADED.clear()
-        _LOADED[key] = load(engine, tokenizer)
-    return _LOADED[key]
-
-
-_LOADED: dict[Any, Vocabulary] = {}
-
-
-def _encode_chunk(
-    engine: Engine,
-    tokenizer: Path,
-    identity: str,
-    template: Template,
-    workshop: Workshop,
-    compression: str,
-    chunk: Chunk,
-) -> Result:
-    """Write a chunk's parquet file, unless a killed process did."""
-
-    def make(aside: Path) -> tuple[Any, ...]:  # a Result without its source
-        if isinstance(chunk.reader, TokenStore):
-            entry = _adopt(engine, chunk.reader, chunk, aside, compression)
-            return entry["bytes"], entry, [], {}, None
-        vocabulary = _vocabulary(engine, tokenizer, identity)
-        records = chunk.read()
-        why = None
-        if chunk.first and not engine.is_reference:
-            documents = (r.document for r in records if isinstance(r, Record))
-            texts = (document for document in documents if isinstance(document, str))
-            why = compared(engine, vocabulary.encode, texts)
-        try:
-            encoded = encode(vocabulary, template, [] if why else records)
-        except UserError as error:
-            raise UserError(f"{chunk.file}, {Path(chunk.path).name}: {error}") from None
-        rejected = [
-            {"source": chunk.source, "file": str(chunk.file), "line": r.line, "reason": r.reason}
-            for r in encoded.rejected
-        ]
-        if encoded.shard is None:
-            aside.touch()  # a piece is a file, an empty one where no document is left
-            return 0, None, rejected, {}, why
-        entry = token_files.save(aside, chunk.path, encoded.shard, compression)
-        return encoded.text_bytes, entry, rejected, dataclasses.asdict(encoded.chats), None
-
-    made_from = [identity, engine.label, write(template), compression, chunk.identity()]
-    return chunk.source, *workshop.piece(chunk.path, made_from, make)
-
-
-def _adopt(
-    engine: Engine, reader: TokenStore, chunk: Chunk, aside: Path, compression: str
-) -> dict[str, Any]:
-    """Write a file of tokens as one of the store's; its entry for the manifest."""
-    assert isinstance(chunk.file, Path)
-    ids = engine.pad_id, engine.eos_id, engine.vocab_size
-    parts = reader.shards(chunk.file, *ids, chunk.limit)
-    return token_files.save_groups(aside, chunk.path, parts, reader.masked(chunk.file), compression)
 
 
 def _too_many(rejected: list[dict[str, Any]], allowed: int) -> UserError:

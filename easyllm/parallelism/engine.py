@@ -100,7 +100,7 @@ class TrainEngine(abc.ABC):
         """The ranks that hold the same layers in the other replicas."""
 
     @contextlib.contextmanager
-    def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Within the block the parameters are whole on this rank; every rank must call it."""
         yield
 

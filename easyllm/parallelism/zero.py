@@ -84,7 +84,7 @@ class ZeroTrainEngine(TrainEngine):
         return self.loss(logits, labels.to(self.device), scale.to(self.device))
 
     @contextlib.contextmanager
-    def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         if not self.split_weights:
             yield
             return

@@ -11,53 +11,37 @@ import torch
 
 from easyllm.data.dataset.rows import Rows
 from easyllm.errors import UserError
-from easyllm.models.adapted import adapted
-from easyllm.models.config import family_of, fit_tokenizer, hf_config
-from easyllm.models.layers import param_specs
-from easyllm.models.weight_mapping import WeightMapping
 from easyllm.parallelism import world
 from easyllm.parallelism.engine import TrainEngine
 from easyllm.parallelism.timing import PHASES
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
-from easyllm.spec.model import trainable
 from easyllm.spec.run import RunSpec
-from easyllm.training import evaluation
+from easyllm.training import evaluation, metrics, step_metrics
 from easyllm.training.batches import NOTHING, Share
-from easyllm.training.checkpointing import checkpoints, optimizer_state
-from easyllm.training.checkpointing.resuming import (
-    archive,
-    settings,
-    starting_point,
-    starting_weights,
-)
-from easyllm.training.checkpointing.saving import Saver
-from easyllm.training.metrics import (
-    MetricsLog,
-    flops_per_token,
-    peak_memory,
-    read,
-    summary,
-    told,
-)
+from easyllm.training.checkpointing import checkpoints
+from easyllm.training.checkpointing.resuming import archive, settings
+from easyllm.training.metrics import MetricsLog
 from easyllm.training.profiling import Profiler
 from easyllm.training.sampling import samples_of, seed_step
+from easyllm.training.save_policy import SavePolicy, due
+from easyllm.training.setup import Setup
 from easyllm.training.stopping import Stop, Stopped
 
 
 def train(run: RunSpec, rows: Rows, device: torch.device, stop: Stop) -> dict[str, Any]:
-    """Train on this rank and its fellows until all steps are done and saved.
+    """Train on this rank and its peers until all steps are done and saved.
 
-    Goes on from the run's newest whole checkpoint. Returns what the stage's record tells.
+    Resumes from the run's newest whole checkpoint. Returns what the stage's record holds.
     Raises UserError, or Stopped at the end of a step in which any rank was asked to stop.
     """
-    training = Training(run, rows, device)
-    if not training.done:
+    training = Training(Setup.of(run, rows), device)
+    if not training.setup.done:
         training.start()
-        with training, training.records() as log, training.bar() as bar:
+        with training, training.log() as log, training.bar() as bar:
             while training.step < training.total:
-                line = training.turn(log, stop)
-                bar.set_postfix(told(line), refresh=False)
+                line = training.train_step(log, stop)
+                bar.set_postfix(step_metrics.progress_fields(line), refresh=False)
                 bar.update()
         if training.total == 0:
             training.save_untrained()
@@ -65,59 +49,36 @@ def train(run: RunSpec, rows: Rows, device: torch.device, stop: Stop) -> dict[st
 
 
 class Training:
-    """A model in training: its place in the data, its engine, what it tells of itself."""
+    """A model in training: its engine, its place in the data, and what follows each step."""
 
     engine: TrainEngine
     ahead: Share
     """What this rank trains on in the next step."""
     ahead_trained: int
-    """The trained tokens of all replicas' in it, told with the sums of the step before."""
+    """The trained tokens of all replicas in it, summed with the numbers of the step before."""
 
-    def __init__(self, run: RunSpec, rows: Rows, device: torch.device):
-        self.run, self.rows, self.device = run, rows, device
-        self.paths = RunPaths(run)
-        self.config = hf_config(run)
-        fit_tokenizer(run, self.config)
-        self.family = family_of(run, self.config.model_type)
-        layers = self.family.layers(self.config, run.model.attention)
-        self.layers, shapes = adapted(run, layers), param_specs(layers)
-        self.parameters = sum(map(math.prod, trainable.shapes(shapes).values()))
-        self.trained = sum(map(math.prod, trainable.trained(run, shapes).values()))
-        self.total = total_steps(run, rows)
-        self.begun = starting_point(run, rows, self.total)
-        self.step, self.samples = self.begun.step, self.begun.samples
+    def __init__(self, setup: Setup, device: torch.device):
+        self.setup, self.run, self.rows, self.device = setup, setup.run, setup.rows, device
+        self.paths = RunPaths(self.run)
+        self.total = setup.total_steps
+        self.step, self.samples = setup.resume.step, setup.resume.samples
         self.eval_loss: float | None = None
-        self.profiler = Profiler(run.training.profile, self.paths.profile, device)
-        conversations = bool(rows.manifest["conversations"])
-        self.saver = Saver(
-            run, self.config, self.family.names() or WeightMapping(), conversations,
-            rows.manifest["template_arguments"],
-        )  # fmt: skip
-        self.longest = 0.0
-        """Seconds of the longest step of this start, evaluation included."""
+        self.profiler = Profiler(self.run.training.profile, self.paths.profile, device)
+        self.saver = setup.saver()
+        self.policy = SavePolicy(self.run.training, self.saver)
         self.read_bytes = self.read_files = 0
-
-    @property
-    def done(self) -> bool:
-        """Whether the newest checkpoint already is the last one."""
-        return bool(self.begun.checkpoint) and not self.begun.anew and self.step == self.total
 
     def start(self) -> None:
         """Build the model and its optimizer on all ranks."""
         world.beat("building the model")
-        begun, paths = self.begun, self.paths
+        resume, paths = self.setup.resume, self.paths
         if world.is_main():
             checkpoints.clear_leftovers(paths.checkpoints)
-            if begun.checkpoint is None:
+            if resume.checkpoint is None:
                 archive(paths)
-        weights = starting_weights(self.run, self.config, self.family, begun.checkpoint)
-        self.engine = self.run.parallelism.engine(
-            self.run, layers=self.layers, weights=weights, device=self.device
-        )
+        self.engine, weights = self.setup.engine(self.device)
         self.read_bytes, self.read_files = weights.bytes_read, len(weights.files_read)
-        if begun.checkpoint and self.step:
-            optimizer_state.load(self.engine, begun.checkpoint.path / optimizer_state.FOLDER)
-        if begun.anew:
+        if resume.weights_only:
             # before the old ones go, so that the run has its weights whenever it is killed
             self.save()
             self.saver.finish()
@@ -129,7 +90,7 @@ class Training:
         self.ahead = self._read_ahead()
         self.ahead_trained = self.engine.sum_over_replicas(self.ahead.trained)
 
-    def records(self) -> MetricsLog:
+    def log(self) -> MetricsLog:
         """Where this rank's steps are recorded; only rank 0's are kept."""
         return MetricsLog(self.run, self.step, keep=world.is_main())
 
@@ -138,11 +99,7 @@ class Training:
         bar.n = bar.initial = self.step
         return bar
 
-    def due(self, every: int | None) -> bool:
-        """Whether something done every so many steps, and at the end, is to be done now."""
-        return self.step == self.total or bool(every and self.step % every == 0)
-
-    def turn(self, log: MetricsLog, stop: Stop) -> dict[str, Any]:
+    def train_step(self, log: MetricsLog, stop: Stop) -> dict[str, Any]:
         """Train one step, record it, save where that is due; returns its line of metrics.
 
         Raises UserError for a loss that is not finite; Stopped, with all saved, where any rank
@@ -150,24 +107,27 @@ class Training:
         """
         begin = time.perf_counter()
         line, part = self.advance()
-        self.longest = max(self.longest, time.perf_counter() - begin)
-        spent = world.is_main() and self._spent(stop)
-        time_to_save = world.is_main() and self._time_to_save()
+        self.policy.stepped(time.perf_counter() - begin)
+        main = world.is_main()
+        out_of_time = main and self.policy.out_of_time(stop)
+        save_due = main and self.policy.time_is_due()
         counted = self.ahead.trained if self.engine.counts_data else 0
-        flags = map(float, (stop.asked, spent, time_to_save, self.saver.written))
+        flags = map(float, (stop.asked, out_of_time, save_due, self.saver.written))
         # one message for all that the ranks have to tell each other: each costs them a wait
-        loss, trained, asked, over, due, written, *sums = world.all_reduce_sum(
+        loss, trained, asked, over, save, written, *sums = world.all_reduce_sum(
             [part, counted, *flags, *self.times.values()], self.device
         )
         self.ahead_trained = int(trained)
         line |= self._outcome(loss, line["grad_norm"])
-        line |= self._speed(*(total / world.size() for total in sums))
+        seconds, *phases = (total / world.size() for total in sums)
+        line |= step_metrics.speed(self.setup, seconds) | {"seconds": seconds}
+        line |= {f"{name}_seconds": t for name, t in zip(PHASES, phases, strict=True)}
         if written == world.size():
             self.saver.finish()
-        line |= self.saver.told()
+        line |= self.saver.metrics()
         log.log(line)
         stopping = bool(asked) or bool(over and self.step < self.total)
-        if stopping or due or self.due(self.run.training.checkpoint.steps):
+        if stopping or save or self.policy.step_is_due(self.step, self.total):
             log.sync()
             self.save()
         if stopping or self.step == self.total:
@@ -175,19 +135,8 @@ class Training:
         if stopping:
             over_time = f"training.max_runtime={self.run.training.max_runtime} s is spent"
             why = "stopped by a signal" if asked else over_time
-            raise Stopped(f"{why}; what it had is saved, step {self.step} of {self.total}")
+            raise Stopped(f"{why}; saved at step {self.step} of {self.total}")
         return line
-
-    def _spent(self, stop: Stop) -> bool:
-        """Whether another step and a checkpoint would take longer than there is time."""
-        most = self.run.training.max_runtime
-        saving = self.saver.longest
-        return most is not None and stop.seconds + self.longest + saving > most
-
-    def _time_to_save(self) -> bool:
-        """Whether ``training.checkpoint.every``, a time, has passed since the last save."""
-        seconds = self.run.training.checkpoint.seconds
-        return seconds is not None and time.monotonic() - self.saver.last >= seconds
 
     def advance(self) -> tuple[dict[str, Any], float]:
         """Train one step; returns its line of metrics, and this rank's part of its loss."""
@@ -210,30 +159,17 @@ class Training:
         self.profiler.after(self.step)
         line = {
             "step": self.step,
-            "loss": None,  # told when the ranks' parts are added up
+            "loss": None,  # known when the ranks' parts are added up
             "tokens": layout.global_batch_size * self.rows.seq_len,
             "trained_tokens": trained,
             "grad_norm": engine.grad_norm,
             "lr": lr,
-            "memory_gb": peak_memory(self.device) / 1e9,
+            "memory_gb": step_metrics.peak_memory(self.device) / 1e9,
         }
         line |= {"profiled": True} if profiled else {}
-        if self.heldout and self.due(self.run.training.evaluate.every):
+        if self.heldout and due(self.step, self.total, self.run.training.evaluate.every):
             line["eval_loss"] = self.evaluate()
         return line, part
-
-    def _speed(self, seconds: float, *phases: float) -> dict[str, float]:
-        """For the line of metrics: how fast a step was that took ``seconds`` in all and in its
-        phases, on the mean over the ranks."""
-        ranks, peak = self.run.hardware.ranks, self.run.hardware.peak_tflops
-        speed = self.run.parallelism.global_batch_size * self.rows.seq_len / seconds
-        found = {"tokens_per_second": speed, "tokens_per_second_per_device": speed / ranks}
-        if peak:
-            shape = self.family.shape(self.config.to_dict())
-            flops = flops_per_token(shape, self.parameters, self.rows.seq_len, self.trained)
-            found["mfu"] = speed * flops / (peak * 1e12 * ranks)
-        found["seconds"] = seconds
-        return found | {f"{name}_seconds": t for name, t in zip(PHASES, phases, strict=True)}
 
     def _read_ahead(self) -> Share:
         """What this rank trains on in the next step."""
@@ -242,7 +178,7 @@ class Training:
             return NOTHING
         wanted = samples_of(self.samples, self.run.parallelism, engine.data_rank, engine.data_size)
         rows = [[self.rows.sample(index) for index in micro] for micro in wanted]
-        return Share.of(rows, self.config.vocab_size)
+        return Share.of(rows, self.setup.config.vocab_size)
 
     def _outcome(self, loss: float, norm: float) -> dict[str, Any]:
         """For the line of metrics: what a step came to, which made no update where it was not
@@ -253,16 +189,16 @@ class Training:
             return {"loss": None, "grad_norm": None, "skipped": True}
         self.saver.finish()  # all ranks are here, and what was saved before is to stand
         raise UserError(
-            f"step {self.step}: loss {loss}, norm of the gradient {norm}; what was saved "
-            "before stands. Give a smaller training.optimizer.lr (now "
+            f"step {self.step}: loss {loss}, norm of the gradient {norm}; checkpoints saved "
+            "before are kept. Give a smaller training.optimizer.lr (now "
             f"{self.run.training.optimizer.lr:g}), a longer training.schedule.warmup, or "
-            "training.on_nonfinite=skip to leave such steps out"
+            "training.on_nonfinite=skip to skip such steps"
         )
 
     def evaluate(self) -> float:
         size = self.run.parallelism.micro_batch_size
         found = evaluation.evaluate(
-            self.engine, self.heldout, size, self.config.vocab_size, self.step
+            self.engine, self.heldout, size, self.setup.config.vocab_size, self.step
         )
         self.eval_loss = found
         return found
@@ -295,24 +231,16 @@ class Training:
         self.profiler.stop()
 
     def report(self) -> dict[str, Any]:
-        """What the record tells of all steps, those of earlier starts included."""
-        lines = [line for line in read(self.paths.metrics) if line["step"] <= self.total]
+        """What the record holds of all steps, those of earlier starts included."""
+        lines = [line for line in metrics.read(self.paths.metrics) if line["step"] <= self.total]
         found = {
             "steps": self.total,
-            **summary(lines),
-            "parameters": self.parameters,
-            "trained_parameters": self.trained,
+            **metrics.summary(lines),
+            "parameters": self.setup.parameters,
+            "trained_parameters": self.setup.trained_parameters,
             "checkpoint": str(checkpoints.location(self.paths.checkpoints, self.total)),
             "bytes_read": world.all_gather_object(self.read_bytes),
             "files_read": world.all_gather_object(self.read_files),
             "data_map": self.rows.cache,
         }
         return found if self.eval_loss is None else {**found, "eval_loss": self.eval_loss}
-
-
-def total_steps(run: RunSpec, rows: Rows) -> int:
-    """Optimizer steps of the whole run; the last step of an epoch may reach into the next."""
-    training = run.training
-    if training.epochs is None:
-        return training.steps or 0
-    return math.ceil(training.epochs * rows.per_epoch / run.parallelism.global_batch_size)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from easyllm.files import atomic_write, json_line, read_json_line
 from easyllm.paths import RunPaths
-from easyllm.spec.roles import ModelShape
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import flatten, write
 from easyllm.trackers.apart import Apart
-
-if TYPE_CHECKING:
-    import torch
-
-MACOS = sys.platform == "darwin"
-"""There a process's memory is told in bytes, elsewhere in KiB."""
 
 
 class MetricsLog:
@@ -78,19 +70,6 @@ class MetricsLog:
             tracker.close()
 
 
-def told(line: Mapping[str, Any]) -> dict[str, str]:
-    """What the console says of a step beside its number, the rate and the time left."""
-    loss = line["loss"]
-    found = {"loss": "skipped" if loss is None else f"{loss:.3f}"}
-    found["tok/s"] = f"{line['tokens_per_second']:,.0f}"
-    if (each := line["tokens_per_second_per_device"]) != line["tokens_per_second"]:
-        found["tok/s/device"] = f"{each:,.0f}"
-    if "mfu" in line:
-        found["MFU"] = f"{line['mfu']:.1%}"
-    found["memory"] = f"{line['memory_gb']:.1f}GB"
-    return found
-
-
 def read(file: Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``; a last one that was cut off is left out, and so are
     damaged ones, which is said."""
@@ -135,27 +114,3 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     if evaluated:
         found["eval_loss"] = evaluated[-1]
     return found
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes this rank has held at most: of its GPU, or of the machine where it has none."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if MACOS else 1024)
-
-
-def flops_per_token(
-    shape: ModelShape, parameters: int, seq_len: int, trained: int | None = None
-) -> float:
-    """Floating point operations of forward and backward pass: 6 N + 12 L H Q T.
-
-    The formula of PaLM (Chowdhery et al., 2022, appendix B) with N all parameters; what is
-    recomputed does not count, and attention is counted in full though it is causal. Of a
-    frozen parameter no gradient is computed: where fewer are ``trained``, 6 N is 4 N + 2 of
-    those.
-    """
-    trained = parameters if trained is None else trained
-    products = 4 * parameters + 2 * trained
-    return products + 12 * shape.layers * shape.heads * shape.head_dim * seq_len

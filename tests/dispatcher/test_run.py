@@ -266,7 +266,7 @@ def test_ctrl_c_saves_what_was_trained(folder):
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert "press it again to stop at once" in told and "Traceback" not in told
-    (step,) = re.findall(r"train: stopped by .*; what it had is saved, step (\d+) of 400", told)
+    (step,) = re.findall(r"train: stopped by .*; saved at step (\d+) of 400", told)
     assert record(folder / "here", "train")["error"].endswith(f"step {step} of 400")
     saved = [path.name for path in (folder / "here/checkpoints").iterdir()]
     assert saved == [f"step-{int(step):08}"]
@@ -275,7 +275,7 @@ def test_ctrl_c_saves_what_was_trained(folder):
 def test_training_that_has_spent_its_time_ends_as_one_that_was_stopped(folder, capfd):
     assert main([*TRAINED, "training.max_runtime=1s"]) == 75
     told = capfd.readouterr().err
-    assert "training.max_runtime=1.0 s is spent; what it had is saved, step 1 of 400" in told
+    assert "training.max_runtime=1.0 s is spent; saved at step 1 of 400" in told
     assert "run the same command again" in told and "export" not in told
     (run,) = runs(folder)
     assert record(run, "train")["status"] == "interrupted"

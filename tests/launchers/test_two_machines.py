@@ -239,7 +239,7 @@ def test_the_same_command_on_both_machines(
     wait_for(lambda: steps(tmp_path / "run") >= 3)
     second.send_signal(signal.SIGTERM)
     said = [ended(process, 75) for process in (first, second)]
-    assert "stopped by a signal; what it had is saved" in said[0]
+    assert "stopped by a signal; saved at step" in said[0]
     assert 3 <= steps(tmp_path / "run") < 30
     for process in start():
         ended(process, 0)

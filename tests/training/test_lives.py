@@ -42,7 +42,7 @@ def exported(
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(lives: Trained, layout: str) -> None:
     stopped = lives.seen(f"stopped-{layout}", f"broken-{layout}")
     assert [seen["error"] for seen in stopped] == [
-        "Stopped: stopped by a signal; what it had is saved, step 2 of 4"
+        "Stopped: stopped by a signal; saved at step 2 of 4"
     ] * 2
     resumed = lives.seen(f"resumed-{layout}", f"broken-{layout}")
     assert min(resumed[0]["samples"]) == 2 * GLOBAL_BATCH
@@ -167,7 +167,7 @@ def test_a_damaged_share_of_the_state_is_passed_over(lives: Trained, case: str, 
 
 def test_weights_alone_begin_anew_and_go_on_exactly(lives: Trained) -> None:
     stopped, resumed = (lives.seen(case, "often")[0] for case in ("weights-stopped", "weights"))
-    assert stopped["error"] == "Stopped: stopped by a signal; what it had is saved, step 2 of 3"
+    assert stopped["error"] == "Stopped: stopped by a signal; saved at step 2 of 3"
     assert min(stopped["samples"]) == 0 and min(resumed["samples"]) == 2 * GLOBAL_BATCH
     lines = (lives.root / "often" / "run" / "metrics.2.jsonl").read_text("utf-8").splitlines()
     first = json.loads(lines[0])

@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -14,8 +15,9 @@ from easyllm.spec.checks import problems
 from easyllm.spec.problems import SpecError
 from easyllm.spec.schema import read, write
 from easyllm.training.checkpointing import checkpoints
-from easyllm.training.loop import Training
-from easyllm.training.metrics import told
+from easyllm.training.checkpointing.saving import Saver
+from easyllm.training.save_policy import SavePolicy
+from easyllm.training.step_metrics import progress_fields
 from easyllm.training.stopping import Stop
 from tests.support import run_spec
 from tests.training.conftest import GLOBAL_BATCH, RESUMED, Trained
@@ -77,20 +79,23 @@ def test_a_start_ends_when_its_time_is_spent(lives: Trained) -> None:
     for number, seen in enumerate((first, second), 1):
         for rank in seen:
             assert rank["error"].startswith("Stopped: training.max_runtime=")
-            assert rank["error"].endswith(f"what it had is saved, step {number} of 4")
+            assert rank["error"].endswith(f"saved at step {number} of 4")
     assert max(second[0]["samples"]) == 3 * GLOBAL_BATCH - 1  # and what the next would train on
     assert third[0]["report"]["steps"] == 4
     assert losses(lives, "", "budget") == losses(lives, "whole-pipe")
 
 
-def test_a_step_is_not_begun_that_would_not_end_in_time() -> None:
+def test_a_step_is_not_begun_that_would_not_end_in_time(tmp_path: Path) -> None:
     stop = Stop()
     stop.begun = time.monotonic() - 100
 
-    def spent(budget: float | None, step: float, save: float) -> bool:
-        run = SimpleNamespace(training=SimpleNamespace(max_runtime=budget))
-        place = SimpleNamespace(run=run, longest=step, saver=SimpleNamespace(longest=save))
-        return Training._spent(place, stop)  # type: ignore[arg-type]
+    def spent(limit: float | None, step: float, save: float) -> bool:
+        config = {} if limit is None else {"training": {"max_runtime": limit}}
+        saver = cast(Saver, SimpleNamespace(longest=save))
+        policy = SavePolicy(run_spec(tmp_path, config).training, saver)
+        policy.stepped(step)
+        policy.stepped(step / 2)
+        return policy.out_of_time(stop)
 
     assert not spent(150, 20, 20)
     assert spent(150, 20, 40)
@@ -165,10 +170,10 @@ def test_what_the_console_says() -> None:
         "loss": 2.34567, "tokens_per_second": 12345.6, "tokens_per_second_per_device": 6172.8,
         "mfu": 0.4567, "memory_gb": 3.14,
     }  # fmt: skip
-    assert told(line) == {
+    assert progress_fields(line) == {
         "loss": "2.346", "tok/s": "12,346", "tok/s/device": "6,173", "MFU": "45.7%",
         "memory": "3.1GB",
     }  # fmt: skip
     alone = {**line, "loss": None, "tokens_per_second_per_device": 12345.6}
     del alone["mfu"]
-    assert told(alone) == {"loss": "skipped", "tok/s": "12,346", "memory": "3.1GB"}
+    assert progress_fields(alone) == {"loss": "skipped", "tok/s": "12,346", "memory": "3.1GB"}

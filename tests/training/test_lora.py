@@ -72,7 +72,7 @@ def test_an_adapter_moves_to_another_layout(adapted: Adapted) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(adapted: Adapted, layout: str) -> None:
     stopped = adapted.two.seen(f"stopped-{layout}", f"broken-{layout}")
-    said = f"Stopped: stopped by a signal; what it had is saved, step 2 of {STEPS}"
+    said = f"Stopped: stopped by a signal; saved at step 2 of {STEPS}"
     assert [seen["error"] for seen in stopped] == [said] * 2
     resumed = adapted.two.seen(f"resumed-{layout}", f"broken-{layout}")
     assert min(resumed[0]["samples"]) == 2 * GLOBAL_BATCH

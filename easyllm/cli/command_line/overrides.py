@@ -53,58 +53,67 @@ def read(words: list[str], library: Library, sweep: bool = False) -> list[Overri
     component puts it in place of the one that stood there; it comes first, whatever the order,
     so that ``schedule=linear schedule.floor=0.2`` are fields of the new one. Raises SpecError.
     """
-    named: list[Override] = []
-    overrides: list[Override] = []
+    components: list[Override] = []
+    others: list[Override] = []
     problems: list[Problem] = []
     for word in words:
-        head, given, typed = word.partition("=")
-        key = head.lstrip("+~")
-        text = quoting.with_line_breaks(typed)
-        if given and BRACKETED.fullmatch(text):
-            text = f"'{text}'"
-        parsed = _parsed(key, head + given + text, typed)
-        if isinstance(parsed, Problem):
-            problems.append(parsed)
-            continue
-        swept = parsed.is_sweep_override()
-        value = None if swept else parsed.value()
-        group = library.is_group(key) and not isinstance(value, dict)
-        if problem := _several(key, typed, group, swept and not sweep, value):
-            problems.append(problem)
-            continue
-        if not (group or parsed.is_delete()) and _names_component(key, value):
-            named += [
-                Override(key, f"++{key}=null", None, group=False, delete=False),
-                Override(
-                    key, f"++{key}={{{TARGET}: {value}}}", {TARGET: value}, False, False,
-                    typed=typed,
-                ),
-            ]  # fmt: skip
-            continue
-        body = f"{key}={text}" if given else key
-        if parsed.is_delete():
-            sign = "~"
-        elif of_hydra(key):
-            sign = ""
-        elif group:
-            sign = "" if key in IN_ROOT or "@" in key else "+"
+        found = _read_word(word, library, sweep)
+        if isinstance(found, Problem):
+            problems.append(found)
+        elif len(found) > 1:
+            components += found
         else:
-            sign = "++"
-        overrides.append(
-            Override(
-                key=key,
-                text=sign + body,
-                value=value,
-                group=group,
-                delete=parsed.is_delete(),
-                choices=tuple(parsed.sweep_string_iterator()) if swept else (),
-                typed=typed if given else None,
-            )
-        )
-    overrides, repeated = _once(overrides)
+            others += found
+    others, repeated = _once(others)
     if problems := [*problems, *repeated]:
         raise SpecError(problems)
-    return named + overrides
+    return components + others
+
+
+def _read_word(word: str, library: Library, sweep: bool) -> list[Override] | Problem:
+    """The override of one word; two, which belong together, where it names a component."""
+    head, given, typed = word.partition("=")
+    key = head.lstrip("+~")
+    text = quoting.with_line_breaks(typed)
+    if given and BRACKETED.fullmatch(text):
+        text = f"'{text}'"
+    parsed = _parsed(key, head + given + text, typed)
+    if isinstance(parsed, Problem):
+        return parsed
+    swept = parsed.is_sweep_override()
+    value = None if swept else parsed.value()
+    group = library.is_group(key) and not isinstance(value, dict)
+    if problem := _several(key, typed, group, swept and not sweep, value):
+        return problem
+    delete = parsed.is_delete()
+    if not (group or delete) and _names_component(key, value):
+        component = {TARGET: value}
+        return [
+            Override(key, f"++{key}=null", None, group=False, delete=False),
+            Override(key, f"++{key}={{{TARGET}: {value}}}", component, False, False, typed=typed),
+        ]
+    return [
+        Override(
+            key=key,
+            text=_sign(key, group, delete) + (f"{key}={text}" if given else key),
+            value=value,
+            group=group,
+            delete=delete,
+            choices=tuple(parsed.sweep_string_iterator()) if swept else (),
+            typed=typed if given else None,
+        )
+    ]
+
+
+def _sign(key: str, group: bool, delete: bool) -> str:
+    """What Hydra wants before a key."""
+    if delete:
+        return "~"
+    if of_hydra(key):
+        return ""
+    if group:
+        return "" if key in IN_ROOT or "@" in key else "+"
+    return "++"
 
 
 def of_hydra(key: str) -> bool:

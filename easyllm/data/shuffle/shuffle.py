@@ -125,27 +125,38 @@ def shuffle(run: RunSpec) -> dict[str, Any]:
 
 
 def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, workshop: Workshop) -> Manifest:
-    workshop.clear()  # begun anew: what a killed process left is not trusted
-    folder = workshop.folder
-    folder.mkdir()
-    began = time.perf_counter()
-    parts = run.data.partitions
-    for name, source in tokens["sources"].items():
-        if source["documents"] < parts:
-            raise UserError(
-                f"data.partitions={parts}, but the source {name} has {source['documents']} "
-                f"documents only; give data.partitions={source['documents']} at most"
-            )
+    _check_partitions(run, tokens)
     total = sum(source["tokens"] for source in tokens["sources"].values())
     _check_room(place.root, TOKEN_BYTES * total)
+    workshop.clear()  # what a killed process left is not trusted
+    workshop.folder.mkdir()
+    began = time.perf_counter()
     with (
         manifests.scratch(place, "shuffle") as scratch,
         run.data.engine.open(run, scratch) as pool,
         progress("shuffle", 2 * total, "tok") as bar,
     ):
         sources = _sources(place, tokens)
-        job = Job(run, place, tokens, sources, folder, scratch, bar)
+        job = Job(run, place, tokens, sources, workshop.folder, scratch, bar)
         files = pool.shuffle(job) or out_of_core(pool, job)
+    made = _checked(place, tokens, files)
+    return _manifest(run, tokens, made, time.perf_counter() - began)
+
+
+def _check_partitions(run: RunSpec, tokens: Manifest) -> None:
+    partitions = run.data.partitions
+    for name, source in tokens["sources"].items():
+        if source["documents"] < partitions:
+            raise UserError(
+                f"data.partitions={partitions}, but the source {name} has {source['documents']} "
+                f"documents only; give data.partitions={source['documents']} at most"
+            )
+
+
+def _checked(
+    place: StorePaths, tokens: Manifest, files: dict[str, list[dict[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """The manifest's sources, whose rows are those that were tokenized."""
     made = {}
     for name, source in tokens["sources"].items():
         made[name] = {
@@ -157,18 +168,23 @@ def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, workshop: Workshop)
             for _ in token_files.load(place, "tokenize", tokens, name):
                 pass  # a file that holds other tokens is named
             raise RuntimeError(f"shuffling changed the rows of {name}; nothing was kept")
+    return made
+
+
+def _manifest(
+    run: RunSpec, tokens: Manifest, made: dict[str, dict[str, Any]], seconds: float
+) -> Manifest:
     counts = {
         key: sum(source[key] for source in made.values())
         for key in ("documents", "tokens", "bytes")
     }
-    seconds = time.perf_counter() - began
     return {
         **{key: tokens[key] for key in manifests.CARRIED},
         "tokens": manifests.identity(tokens),
         "sources": made,
         "metrics": {
             **counts,
-            "partitions": parts,
+            "partitions": run.data.partitions,
             "checksum": shards.add_checksums(*(source["checksum"] for source in made.values())),
             "tokens_per_second": round(counts["tokens"] / seconds, 1),
         },

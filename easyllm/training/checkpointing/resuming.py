@@ -35,21 +35,21 @@ BASE = "model.weights"
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where training begins."""
 
     checkpoint: Checkpoint | None = None
     """The one to take up; None for the model's first weights."""
-    anew: bool = False
+    weights_only: bool = False
     """Whether only its weights are taken, and training begins at step 0."""
 
     @property
     def step(self) -> int:
-        return self.checkpoint.step if self.checkpoint and not self.anew else 0
+        return self.checkpoint.step if self.checkpoint and not self.weights_only else 0
 
     @property
     def samples(self) -> int:
-        return self.checkpoint.samples if self.checkpoint and not self.anew else 0
+        return self.checkpoint.samples if self.checkpoint and not self.weights_only else 0
 
 
 def settings(run: RunSpec, rows: Rows) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def settings(run: RunSpec, rows: Rows) -> dict[str, Any]:
     return dict(plain)
 
 
-def starting_point(run: RunSpec, rows: Rows, total: int) -> Start:
+def resume_point(run: RunSpec, rows: Rows, total: int) -> ResumePoint:
     """Where to begin, the same on every rank.
 
     Raises UserError where all checkpoints are damaged, and where training would not go on as
@@ -73,10 +73,10 @@ def starting_point(run: RunSpec, rows: Rows, total: int) -> Start:
     """
     root, how = RunPaths(run).checkpoints, run.training.resume
     if how == "never":
-        return Start()
+        return ResumePoint()
     found = _newest_good(root)
     if found is None:
-        return Start()
+        return ResumePoint()
     now = settings(run, rows)
     then = {**_unknown_then(run, found.trained_with, now), **found.trained_with}
     told = differing(then, now)
@@ -94,10 +94,10 @@ def starting_point(run: RunSpec, rows: Rows, total: int) -> Start:
         _same_kind(found, run)
         _say(f"{found.path} was trained otherwise:", *told)
         _say("training.resume=weights: its weights only; a fresh optimizer, step 0")
-        return Start(found, anew=True)
+        return ResumePoint(found, weights_only=True)
     if moved := differing(found.trained_with, now, decided=False):
         _say(f"going on from {found.path}, the state of the optimizer included, with", *moved)
-    return Start(found)
+    return ResumePoint(found)
 
 
 def _unknown_then(run: RunSpec, then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

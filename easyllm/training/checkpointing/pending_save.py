@@ -1,0 +1,158 @@
+"""A checkpoint that is being written: by all ranks into one folder aside, which gets its name when
+all have written."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from safetensors import SafetensorError
+
+from easyllm.errors import UserError
+from easyllm.files import AtomicDir, flush, removed
+from easyllm.heartbeat import beat
+from easyllm.parallelism import world
+from easyllm.training.checkpointing import checkpoints, optimizer_state
+
+CheckpointFile = tuple[str, Callable[[Path], None]]
+"""A file of a checkpoint, by its path in the folder, and what writes it; of what stands beside the
+weights, the folder."""
+
+
+class PendingSave:
+    """A checkpoint between its first byte and its name."""
+
+    def __init__(self, target: Path, facts: dict[str, Any]):
+        self.target, self.facts = target, facts
+        self.begun = self.written = time.perf_counter()
+        self.errors = CollectiveErrors()
+        self.files: dict[str, Any] = {}
+        self.thread: threading.Thread | None = None
+        self.failed: BaseException | None = None
+        self.aside_dir: AtomicDir | None = None
+        """Rank 0's: all ranks write into one folder aside, which it names."""
+
+    @property
+    def busy(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+    def open(self) -> None:
+        if world.is_main():
+            with self.errors:
+                self.aside_dir = AtomicDir(self.target)
+                for part in (checkpoints.WEIGHTS, optimizer_state.FOLDER):
+                    (self.aside_dir.aside / part).mkdir()
+        self.folder: Path = world.broadcast_object(self.aside_dir.aside if self.aside_dir else None)
+        self.errors.agree(self.target)
+
+    def write(self, parts: Iterator[CheckpointFile] | list[CheckpointFile], apart: bool) -> None:
+        """Write ``parts``, by a thread where they lie ``apart`` from what is trained on."""
+        if not apart:
+            self._write(parts)
+            return
+        self.thread = threading.Thread(
+            target=self._write_in_thread, args=(parts,), daemon=True, name="save"
+        )
+        self.thread.start()
+
+    def _write_in_thread(self, parts: list[CheckpointFile]) -> None:
+        try:
+            self._write(self._released(parts))
+        except BaseException as error:  # to be raised where it is seen
+            self.failed = error
+
+    @staticmethod
+    def _released(parts: list[CheckpointFile]) -> Iterator[CheckpointFile]:
+        """The parts, none of which is held longer than it takes to write it."""
+        while parts:
+            yield parts.pop(0)
+
+    def _write(self, parts: Iterator[CheckpointFile] | list[CheckpointFile]) -> None:
+        names: list[str] = []
+        for name, write in parts:  # to the end, even after an error: all ranks take part
+            beat()
+            with self.errors:
+                if self.errors.first is not None:
+                    continue
+                if name == checkpoints.WEIGHTS:
+                    names += self._beside(write)
+                else:
+                    write(self.folder / name)
+                    names.append(name)
+        with self.errors:
+            self.files = checkpoints.facts_of(self.folder, names)
+            for name in names:
+                flush(self.folder / name)
+                beat()
+        self.written = time.perf_counter()
+
+    def _beside(self, write: Callable[[Path], None]) -> list[str]:
+        """What ``write`` puts beside the shards, while other ranks' come and go there."""
+        apart = self.folder / "beside"
+        apart.mkdir()
+        write(apart)
+        made = checkpoints.file_names(apart)
+        for name in made:
+            place = self.folder / checkpoints.WEIGHTS / name
+            place.parent.mkdir(exist_ok=True)
+            (apart / name).rename(place)
+        removed(apart)
+        return [f"{checkpoints.WEIGHTS}/{name}" for name in made]
+
+    def finish(self) -> None:
+        """Wait for all ranks, list the files and give the folder its name."""
+        if self.thread is not None:
+            self.thread.join()
+        if self.failed is not None:
+            raise self.failed
+        everything = world.all_gather_object(self.files)
+        self.errors.agree(self.target)
+        if self.aside_dir is not None:
+            with self.errors:
+                whole = {name: fact for part in everything for name, fact in part.items()}
+                checkpoints.write_manifest(self.folder, self.facts, dict(sorted(whole.items())))
+                self.aside_dir.install()
+        self.errors.agree(self.target)
+
+    def close(self) -> None:
+        """Remove what has no name; nothing is left where it has."""
+        if self.aside_dir is not None and not self.busy:
+            self.aside_dir.discard()
+
+
+class CollectiveErrors:
+    """Lets no rank fail alone: within ``with`` blocks of it the first error of the disk is kept,
+    and ``agree`` raises it on all ranks.
+
+    A rank that raised at once would leave the others waiting for it, and what was written
+    lying there.
+    """
+
+    first: str | None = None
+
+    def __enter__(self) -> CollectiveErrors:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, OSError | SafetensorError):
+            return False
+        self.first = self.first or str(error)
+        return True
+
+    def agree(self, target: Path) -> None:
+        """Raise UserError on all ranks where any met an error on the way to ``target``."""
+        met = [error for error in world.all_gather_object(self.first) if error]
+        if met:
+            raise UserError(
+                f"{target} could not be saved: {met[0]}; older checkpoints are kept. Make "
+                "room there, then run the same command again"
+            )

@@ -1,0 +1,69 @@
+"""What is computed of one step for its line of metrics."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from easyllm.spec.roles import ModelShape
+
+if TYPE_CHECKING:
+    import torch
+
+    from easyllm.training.setup import Setup
+
+MACOS = sys.platform == "darwin"
+"""There a process's memory is counted in bytes, elsewhere in KiB."""
+
+
+def speed(setup: Setup, seconds: float) -> dict[str, float]:
+    """Of a step that took ``seconds``, the mean over the ranks: tokens per second, of all and of
+    each device, and the model FLOPs utilization where the device's peak is known."""
+    run, rows = setup.run, setup.rows
+    ranks, peak = run.hardware.ranks, run.hardware.peak_tflops
+    rate = run.parallelism.global_batch_size * rows.seq_len / seconds
+    found = {"tokens_per_second": rate, "tokens_per_second_per_device": rate / ranks}
+    if peak:
+        shape = setup.family.shape(setup.config.to_dict())
+        flops = flops_per_token(shape, setup.parameters, rows.seq_len, setup.trained_parameters)
+        found["mfu"] = rate * flops / (peak * 1e12 * ranks)
+    return found
+
+
+def flops_per_token(
+    shape: ModelShape, parameters: int, seq_len: int, trained: int | None = None
+) -> float:
+    """Floating point operations of forward and backward pass: 6 N + 12 L H Q T.
+
+    The formula of PaLM (Chowdhery et al., 2022, appendix B) with N all parameters; what is
+    recomputed does not count, and attention is counted in full though it is causal. Of a
+    frozen parameter no gradient is computed: where fewer are ``trained``, 6 N is 4 N + 2 of
+    those.
+    """
+    trained = parameters if trained is None else trained
+    products = 4 * parameters + 2 * trained
+    return products + 12 * shape.layers * shape.heads * shape.head_dim * seq_len
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes this rank has held at most: of its GPU, or of the machine where it has none."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if MACOS else 1024)
+
+
+def progress_fields(line: Mapping[str, Any]) -> dict[str, str]:
+    """What the progress bar shows of a step beside its number, the rate and the time left."""
+    loss = line["loss"]
+    found = {"loss": "skipped" if loss is None else f"{loss:.3f}"}
+    found["tok/s"] = f"{line['tokens_per_second']:,.0f}"
+    if (each := line["tokens_per_second_per_device"]) != line["tokens_per_second"]:
+        found["tok/s/device"] = f"{each:,.0f}"
+    if "mfu" in line:
+        found["MFU"] = f"{line['mfu']:.1%}"
+    found["memory"] = f"{line['memory_gb']:.1f}GB"
+    return found
