@@ -11,13 +11,11 @@ from easyllm.cli.command_line.overrides import Override, line_breaks_not_meant, 
 from easyllm.cli.compose import complete
 from easyllm.cli.origins import OfComposition, OfFile, OfWords, Origin
 from easyllm.cli.report import refuse
-from easyllm.errors import UserError
+from easyllm.errors import DONE, FAILED, INTERRUPTED, STOPPED, UserError
 from easyllm.printable import printable
-from easyllm.signals import STOPPED, Asked, stoppable
+from easyllm.signals import Asked, stoppable
 from easyllm.spec.problems import SpecError
 from easyllm.spec.run import RunSpec
-
-INTERRUPTED = 130
 
 
 def main(words: list[str]) -> int:
@@ -38,19 +36,19 @@ def _carried_out(words: list[str]) -> int:
             from easyllm import __version__
 
             print(__version__)
-            return 0
+            return DONE
         if problems := arguments.library.problems():
             raise SpecError(problems)
-        if {"--help", "-h"} & set(arguments.hydra_flags):
+        if "--help" in arguments.hydra_flags:
             from easyllm.cli.help import help_page
 
             print(help_page(arguments.library))
-            return 0
+            return DONE
         if arguments.empty:
             from easyllm.cli.help import page
 
             print(page(arguments.library))
-            return 0
+            return DONE
         overrides = read(arguments.overrides, arguments.library, arguments.sweep)
         for line in line_breaks_not_meant(overrides):
             print(printable(f"easyllm | {line}", keep=""), file=sys.stderr)
@@ -117,7 +115,7 @@ def _start(run: RunSpec) -> int:
         from easyllm.cli.help import valid
 
         print(valid(run))
-        return 0
+        return DONE
     try:
         if (
             _follows(run)
@@ -129,14 +127,14 @@ def _start(run: RunSpec) -> int:
         return dispatch(run)
     except UserError as error:
         print(printable(f"easyllm: {error}"), file=sys.stderr)
-        return 1
+        return FAILED
     except OSError as error:
         from easyllm.files import full_disk
 
         if (full := full_disk(error)) is None:
             raise
         print(printable(f"easyllm: {full}"), file=sys.stderr)
-        return 1
+        return FAILED
 
 
 def _follows(run: RunSpec) -> bool:

@@ -1,4 +1,17 @@
-"""A failure that its user can fix, and that needs no traceback."""
+"""Failures that a user can fix, which need no traceback, and the exit statuses of the command."""
+
+from __future__ import annotations
+
+DONE = 0
+FAILED = 1
+REFUSED = 2
+"""The spec or the command line has problems; nothing was started."""
+STOPPED = 75
+"""Asked to stop, or out of time: the same command goes on (EX_TEMPFAIL of sysexits.h)."""
+HUNG = 124
+"""A rank made no progress for ``hardware.timeout_s`` (as coreutils' timeout)."""
+INTERRUPTED = 130
+"""Ended by Ctrl-C (128 + SIGINT, as shells have it)."""
 
 
 class UserError(Exception):

@@ -15,8 +15,9 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from easyllm.errors import UserError
 from easyllm.heartbeat import beat
 
 DIGEST = "digest"
@@ -221,20 +222,31 @@ class Workshop:
         shutil.rmtree(self._pieces, ignore_errors=True)
 
 
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed; False where another process holds its lock. Raises
+    UserError where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # NFS without its lock service, some FUSE mounts
+        raise UserError(
+            f"{file.name}: this file system has no locks ({error.strerror}), which keep two "
+            "processes from writing the same; give a run_dir and a data.dir on another one"
+        ) from None
+    return True
+
+
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold a lock on the file ``path``; waits while another process holds it, which is alive."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         pause = 0.01
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                beat()
-                time.sleep(pause)
-                pause = min(0.25, 1.5 * pause)
+        while not try_lock(handle):
+            beat()
+            time.sleep(pause)
+            pause = min(0.25, 1.5 * pause)
         yield
 
 

@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 
-STOPPED = 75
-"""Exit status of what was asked to stop and can go on by the same command (EX_TEMPFAIL)."""
-
 
 class Asked(BaseException):
     """This process was asked to stop where it had nothing to save first. As with Ctrl-C, no

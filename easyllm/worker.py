@@ -16,16 +16,13 @@ import traceback
 from pathlib import Path
 
 from easyllm import runfile
-from easyllm.errors import UserError
+from easyllm.errors import FAILED, STOPPED, UserError
 from easyllm.files import full_disk, write_json
 from easyllm.launchers import reports
 from easyllm.launchers.reports import Report
 from easyllm.paths import RunPaths
-from easyllm.signals import STOPPED
 from easyllm.stages import load
 from easyllm.stages.base import Interrupted, Rank
-
-FAILED = 1
 
 
 def main(file: Path, stage: str) -> int:

@@ -34,8 +34,8 @@ ORDER = (
     ("launchers",),
     ("runfile",),
     ("components",),
-    ("paths", "progress", "files", "errors", "printable", "signals"),
-    ("heartbeat",),
+    ("paths", "progress", "files", "printable", "signals"),
+    ("errors", "heartbeat"),
     ("spec",),
 )
 """From the top of the house to its ground; rooms of one floor do not know each other."""

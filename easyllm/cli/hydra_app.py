@@ -9,40 +9,51 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from easyllm.cli.command_line.flags import CFG, PACKAGE, SHELL, TRUST, Arguments
+from easyllm.cli.command_line.flags import SHELL, TRUST, Arguments
 from easyllm.cli.command_line.overlay import has
 from easyllm.cli.command_line.overrides import Override
 from easyllm.cli.library import ROOT, absent_option
 from easyllm.cli.origins import Origin
 from easyllm.cli.report import refuse
+from easyllm.components import resolver
+from easyllm.errors import INTERRUPTED
 from easyllm.printable import printable
+from easyllm.runfile import places, read_config
 from easyllm.signals import Asked
-from easyllm.spec.problems import Problem, SpecError, near
+from easyllm.spec.defaults import filled
+from easyllm.spec.problems import REQUIRED, Problem, SpecError, near
 from easyllm.spec.schema import flatten
-
-INTERRUPTED = 130
-JOB = ("--cfg job", "--cfg=job", "-c job")
 
 
 def inspect(arguments: Arguments, overrides: Sequence[Override]) -> int:
     """Answer ``--cfg``, ``--info``, ``--help`` and their like."""
-    asked = [flag for flag in arguments.hydra_flags if SHELL.fullmatch(flag)]
-    flags = [flag for flag in arguments.hydra_flags if flag not in asked]
-    if " ".join(flags) in JOB:
+    flags = arguments.hydra_flags
+    asked = [flag for flag in flags if SHELL.fullmatch(flag)]
+    if "--cfg" in flags and "job" in flags:
         return _print_job(overrides, arguments)
     words = [o.text for o in overrides if not (asked or "--hydra-help" in flags)]
-    return _hydra(flags, asked or words, arguments, lambda config: None)
+    others = [flag for flag in flags if flag not in asked]
+    return _hydra(others, asked or words, arguments, lambda config: None)
 
 
 def _print_job(overrides: Sequence[Override], arguments: Arguments) -> int:
-    """The whole composed configuration, as Hydra prints it: composed already to be checked, it is
-    not composed by Hydra's command once more, which takes a third of the time."""
-    from omegaconf import OmegaConf
+    """The whole configuration, defaults included, which Hydra does not know; ``???`` stands for
+    what must be given."""
+    import yaml
 
+    from easyllm.cli import interpolation
     from easyllm.cli.compose import composed
 
     config, _ = composed(list(overrides), arguments.library)
-    print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
+    config = filled(config, resolver(*places(config)))
+    if "--resolve" in arguments.hydra_flags:
+        config = interpolation.resolved(config, [])
+    if package := _package(arguments.hydra_flags):
+        for name in package.split("."):
+            config = config[name]
+        print(f"# @package {package}")
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=1000)
+    print(text.removesuffix("...\n"), end="")  # which ends a value that stands alone
     return 0
 
 
@@ -134,26 +145,23 @@ def checked(arguments: Arguments, overrides: Sequence[Override]) -> None:
     """Refuse a wrong spec before Hydra prints it. Raises SpecError."""
     from easyllm.cli.compose import compose
 
-    if any(f.partition("=")[0] in CFG for f in arguments.hydra_flags):
-        from easyllm.runfile import read_config
-
+    if "--cfg" in arguments.hydra_flags:
         config = compose(list(overrides), arguments.library)
         _, found = read_config(config)
-        found += _absent_package(arguments.hydra_flags, config)
-        if found:
+        found = [p for p in found if p.message != REQUIRED]
+        whole = {} if found else filled(config, resolver(*places(config)))
+        if found := found or _absent_package(arguments.hydra_flags, whole):
             raise SpecError(found)
+
+
+def _package(flags: list[str]) -> str | None:
+    return dict(itertools.pairwise(flags)).get("--package")
 
 
 def _absent_package(flags: list[str], config: dict[str, Any]) -> list[Problem]:
     """What is wrong with the part of the configuration that ``--package`` names."""
-    given = dict(itertools.pairwise(flags)) | dict(
-        flag.split("=", 1) for flag in flags if "=" in flag
-    )
-    return [
-        Problem(
-            flag, name, "is no part of this configuration",
-            near(name, flatten(config)) or f"give {flag} model, or another key that it has",
-        )
-        for flag, name in given.items()
-        if flag in PACKAGE and "job" in flags and not has(config, name)
-    ]  # fmt: skip
+    name = _package(flags)
+    if name is None or "job" not in flags or has(config, name):
+        return []
+    remedy = near(name, flatten(config)) or "give --package model, or another key that it has"
+    return [Problem("--package", name, "is no part of this configuration", remedy)]

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from easyllm.cli.origins import COMMAND_LINE, Origin
+from easyllm.errors import REFUSED
 from easyllm.printable import printable
 from easyllm.progress import columns
 from easyllm.spec.problems import ABSENT, TEXT, UNKNOWN, Problem
 
-REFUSED = 2
 LONGEST = 120
 """Characters of a value that are shown."""
 WIDEST = 96

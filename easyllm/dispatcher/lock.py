@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from easyllm.files import try_lock
 
 
 class Occupied(Exception):
@@ -26,11 +27,9 @@ def held(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     with path.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(handle):
             handle.seek(0)
-            raise Occupied(handle.read().strip() or "unknown") from None
+            raise Occupied(handle.read().strip() or "unknown")
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()

@@ -13,22 +13,19 @@ from easyllm import runfile
 from easyllm.dispatcher import directory, records, summary
 from easyllm.dispatcher.lock import Occupied, held
 from easyllm.dispatcher.pinning import pinned
-from easyllm.errors import UserError
+from easyllm.errors import DONE, FAILED, INTERRUPTED, STOPPED, UserError
 from easyllm.files import read_json
 from easyllm.launchers import reports
 from easyllm.launchers.local import Local
 from easyllm.launchers.ranks import TERMINATED
 from easyllm.paths import RunPaths
 from easyllm.preflight.notes import notes
-from easyllm.signals import STOPPED, Asked, stoppable
+from easyllm.signals import Asked, stoppable
 from easyllm.spec.problems import Problem, SpecError
 from easyllm.spec.roles import Launch
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
 from easyllm.stages.base import Stage
-
-DONE, FAILED, INTERRUPTED = 0, 1, 130
-"""Exit statuses of a run, besides STOPPED."""
 
 
 def dispatch(run: RunSpec) -> int:
@@ -38,7 +35,7 @@ def dispatch(run: RunSpec) -> int:
     """
     run = pinned(run)
     paths = RunPaths(run)
-    if found := [*directory.problems(run), *_lacking(run)]:
+    if found := [*directory.problems(run), *_missing(run)]:
         raise SpecError(found)
     try:
         with held(paths.root):
@@ -70,7 +67,7 @@ def _file(run: RunSpec) -> Path:
     return paths.command if isinstance(told, list) and "train" in told else paths.spec
 
 
-def _lacking(run: RunSpec) -> list[Problem]:
+def _missing(run: RunSpec) -> list[Problem]:
     """What the stages stand on and no stage of the run makes."""
     found = []
     for name in run.stages:

@@ -26,7 +26,7 @@ class Auto(Launcher):
     ``/job/hostfile``.
     """
 
-    def lacks(self, key: str, run: RunSpec) -> Iterator[Problem]:
+    def missing(self, key: str, run: RunSpec) -> Iterator[Problem]:
         found = self.chosen(run.hardware.nodes)
         if found is None:
             yield Problem(
@@ -38,7 +38,7 @@ class Auto(Launcher):
                 also=(key,),
             )  # fmt: skip
         else:
-            yield from found.lacks(key, run)
+            yield from found.missing(key, run)
 
     def chosen(self, nodes: int) -> Launcher | None:
         """The launcher for ``nodes`` machines; None where nothing tells."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm import __version__
-from easyllm.errors import UserError
+from easyllm.errors import STOPPED, UserError
 from easyllm.launchers import reports
 from easyllm.launchers.ranks import (
     LOST,
@@ -38,7 +38,7 @@ from easyllm.launchers.remote.environment import passed
 from easyllm.launchers.remote.handshake import admit
 from easyllm.launchers.remote.protocol import Channel, routed
 from easyllm.launchers.reports import Report
-from easyllm.signals import STOPPED, Asked
+from easyllm.signals import Asked
 from easyllm.spec.roles import Launcher
 from easyllm.spec.types import PositiveFloat
 

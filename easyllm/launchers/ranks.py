@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from easyllm.errors import HUNG, STOPPED
 from easyllm.launchers import reports
-from easyllm.launchers.reports import HUNG, Report
+from easyllm.launchers.reports import Report
 from easyllm.launchers.stopping import ctrl_c, stop_signals
 from easyllm.progress import ON_TERMINAL, columns
-from easyllm.signals import STOPPED
 
 TERMINATED = 128 + signal.SIGTERM
 

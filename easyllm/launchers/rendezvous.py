@@ -51,7 +51,7 @@ class Rendezvous(Launcher):
     join_timeout_s: PositiveFloat = 600.0
     """Seconds that the machines wait for each other at the start."""
 
-    def lacks(self, key: str, run: RunSpec) -> Iterator[Problem]:
+    def missing(self, key: str, run: RunSpec) -> Iterator[Problem]:
         nodes, rank = run.hardware.nodes, self._rank()
         if rank is None:
             yield Problem(

@@ -22,9 +22,6 @@ FOLDER = "EASYLLM_REPORTS"
 NODE = "EASYLLM_NODE"
 """Variable that names the machine a rank runs on, as the launcher knows it."""
 
-HUNG = 124
-"""Exit status of a rank whose step took longer than ``hardware.timeout_s``."""
-
 Kind = Literal["error", "killed", "hung", "ended", "aborted", "lost_peer"]
 ORDER: dict[Kind, int] = {
     "error": 0, "killed": 0, "hung": 1, "ended": 2, "aborted": 3, "lost_peer": 4

@@ -37,7 +37,7 @@ class Slurm(AgentLauncher):
     python: str | None = None
     """The interpreter on the other nodes; null is the path of this one's."""
 
-    def lacks(self, key: str, run: RunSpec) -> Iterator[Problem]:
+    def missing(self, key: str, run: RunSpec) -> Iterator[Problem]:
         given = os.environ.get("SLURM_JOB_NUM_NODES", "")
         if "SLURM_JOB_ID" not in os.environ or not given.isdecimal():
             yield Problem(

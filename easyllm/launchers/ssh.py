@@ -43,7 +43,7 @@ class Ssh(AgentLauncher):
     python: str | None = None
     """The interpreter on the other machines; null is the path of this one's."""
 
-    def lacks(self, key: str, run: RunSpec) -> Iterator[Problem]:
+    def missing(self, key: str, run: RunSpec) -> Iterator[Problem]:
         nodes = run.hardware.nodes
         try:
             machines = self.machines()

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from easyllm.errors import HUNG
 from easyllm.launchers import reports
-from easyllm.launchers.reports import HUNG, Report
+from easyllm.launchers.reports import Report
 
 LINGER = 5.0
 """Seconds between a rank's report and its end, for the others to report as well: they would

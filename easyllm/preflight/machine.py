@@ -10,6 +10,7 @@ from pathlib import Path
 
 from easyllm.spec.checks import components
 from easyllm.spec.problems import Problem
+from easyllm.spec.roles import Launcher
 from easyllm.spec.run import RunSpec
 
 ON_DEVICE = {"train", "infer", "serve"}
@@ -46,9 +47,10 @@ def problems(run: RunSpec) -> Iterator[Problem]:
             )  # fmt: skip
     if "train" in run.stages:
         yield from _loss_problems(run)
-        yield from run.hardware.launcher.lacks("hardware.launcher", run)
     for key, part in components(run):
-        yield from part.lacking(key, run)
+        if isinstance(part, Launcher) and "train" not in run.stages:
+            continue  # no ranks are started
+        yield from part.missing(key, run)
         for module, extra in part.requires.items():
             if find_spec(module) is None:
                 yield Problem(

@@ -18,6 +18,8 @@ class Absent:
 ABSENT: Any = Absent()
 UNKNOWN = "no such key"
 """The message of a problem with a key that the spec has not."""
+REQUIRED = "must be given"
+"""The message of a problem with a key that has no value and no default."""
 TEXT = "must be text"
 """The message of a problem with a value that was read as something else than text."""
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from easyllm.spec import renamed, texts
-from easyllm.spec.problems import ABSENT, TEXT, UNKNOWN, Problem, dotted, near
+from easyllm.spec.problems import ABSENT, REQUIRED, TEXT, UNKNOWN, Problem, dotted, near
 from easyllm.spec.roles import Component
 from easyllm.spec.run import RunSpec
 from easyllm.spec.types import Location, Range, Time, named
@@ -101,15 +101,15 @@ def role_at(key: str) -> type[Component] | None:
     hint: Any = RunSpec
     for name in key.split("."):
         if typing.get_origin(hint) is dict:
-            hint = _alone(typing.get_args(hint)[1])
-        elif _is_group(hint):
-            hint = _alone(hints(hint).get(name))
+            hint = alone(typing.get_args(hint)[1])
+        elif is_group(hint):
+            hint = alone(hints(hint).get(name))
         else:
             return None
     return hint if isinstance(hint, type) and issubclass(hint, Component) else None
 
 
-def _alone(hint: Any) -> Any:
+def alone(hint: Any) -> Any:
     """``X`` of ``X | None``; any other type as it is."""
     arms = [arm for arm in typing.get_args(hint) if arm is not type(None)]
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
@@ -167,11 +167,11 @@ class _Walk:
             self.known.add(at)
             value = config.get(name, ABSENT)
             target = field.metadata.get("target")
-            if value is ABSENT and _is_group(types_[name]):
+            if value is ABSENT and is_group(types_[name]):
                 value = {}  # its own fields may have components by default
             if value is ABSENT and target is None:
-                if _required(field):
-                    values[name] = self.note(at, ABSENT, "must be given", f"give {at}=<value>")
+                if is_required(field):
+                    values[name] = self.note(at, ABSENT, REQUIRED, f"give {at}=<value>")
                 continue
             if target is not None:
                 value = {} if value is ABSENT else value
@@ -179,7 +179,7 @@ class _Walk:
                 continue
             values[name] = self.value(types_[name], value, at)
         whole = {name: value for name, value in values.items() if value is not BAD}
-        if any(_required(f) and f.name not in whole for f in fields.values()):
+        if any(is_required(f) and f.name not in whole for f in fields.values()):
             return BAD
         return cls(**whole)
 
@@ -229,9 +229,9 @@ class _Walk:
     def value(self, hint: Any, value: Any, key: str) -> Any:
         """``value`` as ``hint``, or BAD with the problem noted."""
         if isinstance(value, str) and value == MISSING:
-            if not _is_group(hint):
-                return self.note(key, ABSENT, "must be given", f"give {key}=<value>")
-            self.note(key, ABSENT, "must be given", f"give {key}.<key>=<value>, or leave it out")
+            if not is_group(hint):
+                return self.note(key, ABSENT, REQUIRED, f"give {key}=<value>")
+            self.note(key, ABSENT, REQUIRED, f"give {key}.<key>=<value>, or leave it out")
             return self.dataclass(hint, {}, key)
         origin = typing.get_origin(hint)
         if origin is typing.Annotated:
@@ -258,7 +258,7 @@ class _Walk:
             if why:
                 return self.note(key, value, why, f"give another {key}")
             return texts.named(value)
-        if _is_group(hint):
+        if is_group(hint):
             return self.dataclass(hint, value, key)
         if value is None:
             return self.note(key, value, f"must be {named(hint)}", "null is not allowed here")
@@ -332,7 +332,8 @@ class _Walk:
         return self.note(key, value, message, remedy)
 
 
-def _required(field: dataclasses.Field[Any]) -> bool:
+def is_required(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field has no default."""
     return (
         field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
@@ -340,5 +341,6 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     )
 
 
-def _is_group(hint: Any) -> bool:
+def is_group(hint: Any) -> bool:
+    """Whether a type is a part of the spec with keys of its own, and no component."""
     return dataclasses.is_dataclass(hint) and not issubclass(hint, Component)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ class Inspect(Stage):
 
     def require(self, run: RunSpec) -> None:
         store = self.paths(run).store
-        if not any(stage in run.stages or manifest.find(store, stage) for stage in manifest.STAGES):
+        if manifest.last_stage(run, store) is None:
             manifest.require(store, "tokenize")
 
     def inputs(self, run: RunSpec) -> list[Path]:

@@ -62,16 +62,13 @@ class Train(Stage):
     def require(self, run: RunSpec) -> None:
         store = self.paths(run).store
         if not set(manifest.STAGES) & set(run.stages):
-            found = [manifest.find(store, stage) for stage in manifest.STAGES]
-            last = next(filter(None, reversed(found)), None)
-            check_encoding(run, store, last or manifest.require(store, "tokenize"))
+            last = manifest.last_stage(run, store) or "tokenize"
+            check_encoding(run, store, manifest.require(store, last))
 
     def inputs(self, run: RunSpec) -> list[Path]:
         store = self.paths(run).store
-        stages = [stage for stage in manifest.STAGES if stage in run.stages] or [
-            stage for stage in manifest.STAGES if manifest.find(store, stage)
-        ]
-        files = [manifest.location(store, stage) for stage in stages[-1:]]
+        last = manifest.last_stage(run, store)
+        files = [manifest.location(store, last)] if last else []
         place = source.local(run.model.path) if run.model.path else None
         if place and place.is_dir():
             files.append(place / "config.json")

@@ -41,7 +41,7 @@ class MLflow(Tracker):
 
     requires = {"mlflow": "mlflow"}  # noqa: RUF012  (a constant of the class)
 
-    def lacking(self, key: str, run: RunSpec) -> Iterator[Problem]:
+    def missing(self, key: str, run: RunSpec) -> Iterator[Problem]:
         uri = self._uri() or ""
         if uri.split(":")[0].split("+")[0] in DATABASES and find_spec("sqlalchemy") is None:
             yield Problem(

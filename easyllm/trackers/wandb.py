@@ -28,7 +28,7 @@ class WandB(Tracker):
 
     requires = {"wandb": "wandb"}  # noqa: RUF012  (a constant of the class)
 
-    def lacking(self, key: str, run: RunSpec) -> Iterator[Problem]:
+    def missing(self, key: str, run: RunSpec) -> Iterator[Problem]:
         if "train" in run.stages and self.mode == "online" and not _has_key():
             yield Problem(
                 f"{key}.mode", self.mode, f"there is no key for {_server()}",

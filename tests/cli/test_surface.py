@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from easyllm import runfile
 from easyllm.__main__ import main
 from easyllm.cli.library import Library, shipped_folder
+from easyllm.spec.schema import flatten, write
 
 RECIPES = Library(shipped_folder()).options("recipe")
 
@@ -234,10 +236,28 @@ def test_same_start_from_any_environment(folder):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_composed_spec_is_what_hydra_prints(folder):
-    """Hydra's own command composes once more where a part is asked for; both are the same."""
+def test_cfg_job_shows_every_key(folder, capsys):
+    """Defaults included, and ``???`` for what must be given: what it prints is the same run."""
     words = ["+recipe=qwen3_8b", "training.optimizer.lr=1e-4", "model.overrides.rope_theta=1e6"]
-    whole = easyllm("--cfg", "job", *words, cwd=folder)
-    resolved = easyllm("--cfg", "job", "--resolve", *words, cwd=folder)
-    assert whole.returncode == resolved.returncode == 0
-    assert whole.stdout == resolved.stdout and "rope_theta" in whole.stdout
+    assert main(["--cfg", "job", *words]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    run, problems = runfile.read_config(shown)
+    assert not problems and flatten(write(run)) == flatten(shown)
+    assert run.training.optimizer.lr == 1e-4 and run.model.overrides == {"rope_theta": 1e6}
+    assert main(["--cfg", "job", "--package", "training.optimizer", *words]) == 0
+    part = yaml.safe_load(capsys.readouterr().out)
+    assert part == shown["training"]["optimizer"]
+    assert (
+        main(["--cfg", "job", "+data.sources.mine._target_=JsonLines", "-p", "data.sources"]) == 2
+    )
+    capsys.readouterr()
+    assert main(["--cfg=job", "data.sources.mine._target_=jsonl", "-p", "data.sources"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["mine"]["path"] == "???"
+
+
+def test_cfg_job_keeps_interpolations_unless_asked(folder, capsys):
+    words = ["-c", "job", "+recipe=demo", "name=${data.seq_len}x", "-p", "name"]
+    assert main(words) == 0
+    assert "${data.seq_len}x" in capsys.readouterr().out
+    assert main([*words, "--resolve"]) == 0
+    assert "256x" in capsys.readouterr().out

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from easyllm.errors import HUNG
 from easyllm.launchers import reports
 from easyllm.launchers.local import Local
-from easyllm.launchers.reports import HUNG
 from easyllm.parallelism.watchdog import Watchdog
 
 ROOT = Path(__file__).parents[2]

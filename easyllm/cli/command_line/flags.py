@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from easyllm.cli.library import Library, shipped_folder
 from easyllm.spec.problems import ABSENT, Problem, SpecError, near
 
-SWEEP = {"-m", "--multirun"}
-HYDRA = {"--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--help", "-h",
-         "--hydra-help", "--shell-completion", "-sc"}  # fmt: skip
-"""Flags that ask Hydra about the configuration; nothing runs."""
-CFG, INFO, PACKAGE = {"--cfg", "-c"}, {"--info", "-i"}, {"--package", "-p"}
-ABOUT = {
-    **dict.fromkeys(CFG, ("job", "hydra", "all")),
-    **dict.fromkeys(INFO, ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+HYDRA = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "--package": (),
+    "--shell-completion": (),
 }
-"""What may be asked of the flags that take such a word."""
-COMPLETION = {"--shell-completion", "-sc"}
+"""Flags that ask Hydra about the configuration, with the words that each may take, any where
+none are given; nothing runs."""
+ASKING = ("--help", "--hydra-help", "--resolve")
+"""Those that take none."""
+CONFIG_DIR, TRUST = "--config-dir", "--trust"
+WITH_WORD = (*HYDRA, CONFIG_DIR)
+ALONE = (*ASKING, TRUST, "--multirun", "--version")
+SHORT = {
+    "--cfg": ("-c",), "--info": ("-i",), "--package": ("-p",), "--shell-completion": ("-sc",),
+    CONFIG_DIR: ("-cd",), "--help": ("-h",), "--multirun": ("-m",),
+}  # fmt: skip
 SHELL = re.compile(r"(install|uninstall)=(bash|zsh|fish)|query=\w+")
 """What is asked of shell completion."""
-CONFIG_DIR = {"--config-dir", "-cd"}
-TRUST, VERSION = "--trust", "--version"
 RECIPE = "recipe"
 
 
@@ -50,66 +56,88 @@ class Arguments:
         return not (self.overrides or self.spec_file or self.hydra_flags or self.sweep)
 
 
+def _parser() -> argparse.ArgumentParser:
+    """Every flag that takes a word may stand without it, which is reported in our own words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in WITH_WORD:
+        parser.add_argument(flag, *SHORT.get(flag, ()), nargs="?", const="")
+    for flag in ALONE:
+        parser.add_argument(flag, *SHORT.get(flag, ()), action="store_true")
+    return parser
+
+
 def parse(words: list[str]) -> Arguments:
     """Sort the words; raises SpecError for one that is none of what can stand there."""
-    found: dict[str, Any] = {"overrides": [], "hydra_flags": []}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        flag, given, value = word.partition("=")
-        if flag in CONFIG_DIR:
-            folder = value if given else rest.pop(0) if rest else None
-            if not folder:
-                raise SpecError([Problem(flag, ABSENT, "needs a folder", f"give {flag} FOLDER")])
-            found["config_dir"] = Path(folder).absolute()
-        elif word in SWEEP:
-            found["sweep"] = True
-        elif word == TRUST:
-            found["trust"] = True
-        elif word == VERSION:
-            found["version"] = True
-        elif flag in HYDRA:
-            found["hydra_flags"] += [word, *_asked(flag, given, value, rest)]
-        elif word.startswith("-"):
-            flags = sorted(SWEEP | HYDRA | CONFIG_DIR | {TRUST, VERSION})
-            raise SpecError(
-                [Problem(word, ABSENT, "no such flag", near(word, flags) or ", ".join(flags))]
+    try:
+        found, rest = _parser().parse_known_args(list(_separate(words)))
+    except argparse.ArgumentError as error:
+        flag = str(error.argument_name).rpartition("/")[2]
+        raise SpecError([Problem(flag, ABSENT, "takes no value", f"give {flag} alone")]) from None
+    overrides: list[str] = []
+    files: list[str] = []
+    for word in rest:
+        if word.startswith("-"):
+            flags = sorted(
+                {*WITH_WORD, *ALONE, *(name for names in SHORT.values() for name in names)}
             )
-        elif not given and not word.startswith("~") and word.endswith((".yaml", ".yml")):
-            if "spec_file" in found:
-                raise SpecError(
-                    [Problem(word, ABSENT, "is a second file", f"give {found['spec_file']} alone")]
-                )
-            found["spec_file"] = Path(word)
-        elif not given and not word.startswith("~"):
-            raise SpecError([_not_an_override(word)])
+            remedy = near(word.partition("=")[0], flags) or ", ".join(flags)
+            raise SpecError([Problem(word, ABSENT, "no such flag", remedy)])
+        if "=" in word or word.startswith("~"):
+            overrides.append(word)
+        elif word.endswith((".yaml", ".yml")):
+            files.append(word)
         else:
-            found["overrides"].append(word)
-    return _consistent(_of_recipe(Arguments(**found)))
-
-
-def _asked(flag: str, given: str, value: str, rest: list[str]) -> list[str]:
-    """The word after one of Hydra's flags that belongs to it. Raises SpecError for a wrong one."""
-    if flag in COMPLETION:
-        if rest and SHELL.fullmatch(rest[0]):
-            return [rest.pop(0)]
+            raise SpecError([_not_an_override(word)])
+    if len(files) > 1:
+        raise SpecError([Problem(files[1], ABSENT, "is a second file", f"give {files[0]} alone")])
+    folder = found.config_dir
+    if folder == "":
         raise SpecError(
-            [Problem(flag, ABSENT, "needs to know for which shell", f"give {flag} install=bash")]
+            [Problem(CONFIG_DIR, ABSENT, "needs a folder", f"give {CONFIG_DIR} FOLDER")]
         )
-    if flag not in ABOUT and flag not in PACKAGE:
-        return []
-    taken = []
-    if not given and rest and rest[0].replace("-", "").replace(".", "").isidentifier():
-        value = rest.pop(0)
-        taken = [value]
-    if flag in INFO and not value:
-        return []
-    choices = ABOUT.get(flag, ())
-    if not value or (choices and value not in choices):
-        told = f"one of {', '.join(choices)}" if choices else f"give {flag} KEY, e.g. model"
-        message = "shows nothing of that name" if value else "needs to know what to show"
-        raise SpecError([Problem(flag, value or ABSENT, message, told)])
-    return taken
+    arguments = Arguments(
+        overrides=overrides,
+        spec_file=Path(files[0]) if files else None,
+        config_dir=None if folder is None else Path(folder).absolute(),
+        hydra_flags=_of_hydra(found),
+        sweep=found.multirun,
+        trust=found.trust,
+        version=found.version,
+    )
+    return _consistent(_of_recipe(arguments))
+
+
+def _separate(words: list[str]) -> Iterator[str]:
+    """The words, where an override after a flag is not taken for the flag's own word."""
+    long = {name: flag for flag in HYDRA for name in (flag, *SHORT.get(flag, ()))}
+    for word, after in itertools.zip_longest(words, words[1:], fillvalue=""):
+        own = after.replace("-", "").replace(".", "").isidentifier() or SHELL.fullmatch(after)
+        yield word if own or word not in long else f"{long[word]}="
+
+
+def _of_hydra(found: argparse.Namespace) -> list[str]:
+    """The flags that Hydra answers, each with its word. Raises SpecError for a wrong word."""
+    flags = [flag for flag in ASKING if getattr(found, flag[2:].replace("-", "_"))]
+    for flag, choices in HYDRA.items():
+        value = getattr(found, flag[2:].replace("-", "_"))
+        if value is None:
+            continue
+        if flag == "--shell-completion":
+            if not SHELL.fullmatch(value):
+                raise SpecError(
+                    [
+                        Problem(
+                            flag, value or ABSENT, "needs to know for which shell",
+                            f"give {flag} install=bash",
+                        )
+                    ]
+                )  # fmt: skip
+        elif not (value in choices if choices else value) and not (flag == "--info" and not value):
+            message = "shows nothing of that name" if value else "needs to know what to show"
+            remedy = f"one of {', '.join(choices)}" if choices else f"give {flag} KEY, e.g. model"
+            raise SpecError([Problem(flag, value or ABSENT, message, remedy)])
+        flags += [flag, value] if value else [flag]
+    return flags
 
 
 def _not_an_override(word: str) -> Problem:
@@ -173,9 +201,7 @@ def _shipped_recipes() -> Path:
 
 def _consistent(arguments: Arguments) -> Arguments:
     """Raises SpecError for flags that say nothing together."""
-    flags = [flag.partition("=")[0] for flag in arguments.hydra_flags]
-    shown = [flag for flag in flags if flag.startswith("-")]
-    cfg = bool(CFG & set(shown))
+    shown = [flag for flag in arguments.hydra_flags if flag.startswith("-")]
     problems = []
     if shown and arguments.sweep:
         problems.append(
@@ -189,7 +215,7 @@ def _consistent(arguments: Arguments) -> Arguments:
             )
         )  # fmt: skip
     for flag in shown:
-        if flag in PACKAGE | {"--resolve"} and not cfg:
+        if flag in ("--package", "--resolve") and "--cfg" not in shown:
             problems.append(Problem(flag, ABSENT, "is of --cfg only", f"give --cfg job {flag}"))
     if problems:
         raise SpecError(problems)

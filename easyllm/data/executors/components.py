@@ -91,7 +91,7 @@ class Spark(DataEngine):
                     f"give {key}.conf.{name}=<value>",
                 )  # fmt: skip
 
-    def lacking(self, key: str, run: RunSpec) -> Iterator[Problem]:
+    def missing(self, key: str, run: RunSpec) -> Iterator[Problem]:
         if STAGES & set(run.stages) and (complaint := java_problem()):
             yield Problem(
                 key, "spark", complaint,

@@ -249,9 +249,7 @@ def sorted_runs(
     tasks = [(s, batch) for s in job.sources for batch in batches(s.units, capacity)]
     runs: dict[str, list[Path]] = {source.name: [] for source in job.sources}
     seen: dict[tuple[str, int], tuple[int, int]] = {}
-    numbered = (
-        (number, s.name, s.masked, batch) for number, (s, batch) in enumerate(tasks)
-    )  # fmt: skip
+    numbered = ((n, s.name, s.masked, batch) for n, (s, batch) in enumerate(tasks))
     for (source, batch), made in zip(tasks, pool.map(work, numbered, workers), strict=True):
         runs[source.name] += made.runs
         for file, (documents, there) in made.counts.items():

@@ -14,6 +14,7 @@ from typing import Any
 from easyllm.errors import UserError
 from easyllm.files import Workshop, file_lock, read_record, stable_hash, write_record
 from easyllm.paths import StorePaths
+from easyllm.spec.run import RunSpec
 
 SCHEMA = 3
 """Version of the store's layout; raised when an old store can no longer be read."""
@@ -45,6 +46,14 @@ def find(store: StorePaths, stage: str) -> Manifest | None:
         if manifest.get("schema") == SCHEMA:
             return manifest
     return None
+
+
+def last_stage(run: RunSpec, store: StorePaths) -> str | None:
+    """The stage whose output training reads: the last data stage of the run or, where it has
+    none, the last whose output lies in the store. None where there is neither."""
+    of_run = [stage for stage in STAGES if stage in run.stages]
+    found = of_run or [stage for stage in STAGES if find(store, stage)]
+    return found[-1] if found else None
 
 
 def require(store: StorePaths, stage: str) -> Manifest:

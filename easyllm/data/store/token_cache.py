@@ -102,10 +102,7 @@ def chosen(run: RunSpec) -> tuple[str, Manifest]:
     where that is absent or stems from tokens that are no longer there.
     """
     place = RunPaths(run).store
-    stages = [stage for stage in manifests.STAGES if stage in run.stages]
-    if not stages:
-        stages = [s for s in manifests.STAGES if manifests.find(place, s)] or ["tokenize"]
-    stage = stages[-1]
+    stage = manifests.last_stage(run, place) or "tokenize"
     manifest = manifests.require(place, stage)
     check_encoding(run, place, manifest)
     there = set(manifest["sources"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -34,14 +33,12 @@ class Journal:
         self.path = output.with_name(f".{output.name}.journal")
         output.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.try_lock(self._file):
             self._file.close()
             raise UserError(
                 f"inference.output={output}: another process is writing it; wait for it, or "
                 "give another inference.output"
-            ) from None
+            )
         self._made_from = made_from
         self._places: dict[int, int] = {}
         self._flushed = 0.0

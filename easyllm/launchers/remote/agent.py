@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from easyllm import __version__
-from easyllm.errors import UserError
+from easyllm.errors import STOPPED, UserError
 from easyllm.files import read_json
 from easyllm.launchers import reports
 from easyllm.launchers.ranks import POLL, Position, Process
 from easyllm.launchers.remote.handshake import introduce
 from easyllm.launchers.remote.protocol import Channel, routed
 from easyllm.launchers.stopping import stop_signals
-from easyllm.signals import STOPPED, Asked, stoppable
+from easyllm.signals import Asked, stoppable
 
 TOKEN = "EASYLLM_TOKEN"
 """Variable with the run's token; without it the token is the first line of standard input."""

@@ -27,7 +27,7 @@ class Component(abc.ABC):  # noqa: B024  (the roles below have the abstract meth
         """
         return iter(())
 
-    def lacking(self, key: str, run: RunSpec) -> Iterator[Problem]:
+    def missing(self, key: str, run: RunSpec) -> Iterator[Problem]:
         """What this machine lacks that the component needs in this run's stages.
 
         Asked before anything starts; may read small files and ask programs for their version.

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from easyllm.spec.problems import Problem
 from easyllm.spec.roles.base import Component
 from easyllm.spec.types import NonNegativeFloat
 
 if TYPE_CHECKING:
-    from easyllm.spec.run import RunSpec
+    pass
 
 
 class Launch(Protocol):
@@ -50,11 +49,6 @@ class Launcher(Component):
     ``*`` for any text, e.g. ``WANDB_API_KEY`` or ``AWS_*``."""
     grace: NonNegativeFloat = 5.0
     """Seconds between SIGTERM and SIGKILL for ranks that must end since another one has failed."""
-
-    def lacks(self, key: str, run: RunSpec) -> Iterator[Problem]:
-        """What this machine lacks to start the run's ranks: files, programs, variables.
-        Asked before anything is started; may read small files."""
-        return iter(())
 
     def follow(self, nodes: int) -> int | None:
         """Serve another machine that owns the run until that ends; returns the run's exit

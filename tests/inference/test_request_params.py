@@ -99,8 +99,8 @@ def test_a_field_that_cannot_be_honoured_is_the_prompts_error(
     tmp_path: Path, fields: dict[str, Any], said: str
 ) -> None:
     bad, fine = read(tmp_path, {"id": "x", "messages": HI, **fields}, {"messages": HI})
-    assert bad.id == "x" and bad.asked == "" and said in str(bad.error)
-    assert fine.error is None and fine.asked == HI
+    assert bad.id == "x" and bad.content == "" and said in str(bad.error)
+    assert fine.error is None and fine.content == HI
 
 
 def test_values_that_say_nothing_change_nothing(tmp_path: Path) -> None:
@@ -130,25 +130,25 @@ def test_lines_of_openais_batch_files(tmp_path: Path) -> None:
     ]
     found = read(tmp_path, *records)
     assert {prompt.id for prompt in found} == {"r-1"}
-    assert found[0].asked == [{**HI[0], "tools": [ADD]}]
+    assert found[0].content == [{**HI[0], "tools": [ADD]}]
     assert (found[0].sampling.max_tokens, found[0].sampling.temperature) == (2, 0.5)
-    assert (found[1].asked, found[1].sampling.stop) == ("one", ("x",))
+    assert (found[1].content, found[1].sampling.stop) == ("one", ("x",))
     for prompt, said in zip(
         found[2:],
         ["the body has no 'messages'", 'url = "/v1/embeddings" is not one of', "'reasoning_effort'",
          "the body has 'nonsense'", 'method = "GET" is not POST'],
         strict=True,
     ):  # fmt: skip
-        assert said in str(prompt.error) and prompt.asked == ""
+        assert said in str(prompt.error) and prompt.content == ""
 
 
 def test_json_that_is_one_list_or_lines(tmp_path: Path) -> None:
     file = tmp_path / "prompts.json"
     file.write_text(json.dumps([{"prompt": "one"}, "two", 3], indent=1))
     found = list(read_prompts(spec(tmp_path, prompts=str(file))))
-    assert [prompt.asked for prompt in found] == ["one", "two", ""]
+    assert [prompt.content for prompt in found] == ["one", "two", ""]
     lines = read(tmp_path, {"prompt": "one"}, {"prompt": "two"}, name="lines.json")
-    assert [prompt.asked for prompt in lines] == ["one", "two"]
+    assert [prompt.content for prompt in lines] == ["one", "two"]
 
 
 def test_columns_of_parquet(tmp_path: Path) -> None:
@@ -167,9 +167,9 @@ def test_columns_of_parquet(tmp_path: Path) -> None:
     })  # fmt: skip
     pq.write_table(table, tmp_path / "p.parquet")
     a, b, c = read_prompts(spec(tmp_path, prompts=str(tmp_path / "p.parquet")))
-    assert a.asked[0] == {**HI[0], "tools": [ADD]} and a.sampling.max_tokens == 2
-    assert a.asked[1]["tool_calls"][0]["function"]["arguments"] == {"a": 2}  # type: ignore[index]
-    assert b.asked[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Ulm"}  # type: ignore[index]
+    assert a.content[0] == {**HI[0], "tools": [ADD]} and a.sampling.max_tokens == 2
+    assert a.content[1]["tool_calls"][0]["function"]["arguments"] == {"a": 2}  # type: ignore[index]
+    assert b.content[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Ulm"}  # type: ignore[index]
     assert b.sampling.max_tokens == 6
     assert (c.id, c.error) == ("c", "max_tokens = 0.0 must be at least 1")
 
