@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from easyllm.data.shuffle import external_sort
 from easyllm.data.shuffle.external_sort import Index, Unit
-from easyllm.data.shuffle.shuffle import Limits
+from easyllm.data.shuffle.job import Limits
 from easyllm.data.store import manifest, shards, token_files
 from easyllm.data.store.shards import Group, Shard, join
 from easyllm.errors import UserError

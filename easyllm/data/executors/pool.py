@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from easyllm.errors import UserError
 
 if TYPE_CHECKING:
-    from easyllm.data.shuffle.shuffle import Job
+    from easyllm.data.shuffle.job import Job
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -31,7 +31,7 @@ from easyllm.spec.run import RunSpec
 
 if TYPE_CHECKING:
     from easyllm.data.executors.components import Spark
-    from easyllm.data.shuffle.shuffle import Job
+    from easyllm.data.shuffle.job import Job
 
 BATCH_BYTES = 16 << 20
 """Of documents on the way between Spark and a Python process."""

@@ -23,7 +23,7 @@ from easyllm.data.executors.spark_task import noted
 from easyllm.data.random import generator
 from easyllm.data.shuffle import external_sort
 from easyllm.data.shuffle.external_sort import Index, Sorted, Unit
-from easyllm.data.shuffle.shuffle import MOST_RUNS, Job, Output, batches, cut, sorted_runs
+from easyllm.data.shuffle.job import MOST_RUNS, Job, Output, batches, cut, sorted_runs
 from easyllm.data.store import shards, token_files
 from easyllm.data.store.shards import Int64, Shard, UInt64
 
