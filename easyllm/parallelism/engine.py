@@ -26,7 +26,13 @@ from easyllm.models.layers import (
 from easyllm.models.tensor_files import listed
 from easyllm.models.weights import DTYPES, FIX, Weights, fill
 from easyllm.parallelism.deepspeed_config import configuration, effective
-from easyllm.parallelism.fragments import Fragment, fragments
+from easyllm.parallelism.deepspeed_internals import (
+    clipping,
+    fragments,
+    skip_nonfinite,
+    whole_shape,
+)
+from easyllm.parallelism.fragments import Fragment
 from easyllm.parallelism.timing import StepClock
 from easyllm.parallelism.world import all_gather_object, quiet, share_cores
 from easyllm.paths import RunPaths
@@ -172,12 +178,12 @@ class TrainEngine(abc.ABC):
         self.optimizer = optimizer = self.run.training.optimizer.build(parameter_groups(model))
         clip = None
         if not any(self.layout.state_shards):
-            clip = _clipping(optimizer, self.run.training.gradient_clipping, self._norm_group())
+            clip = clipping(optimizer, self.run.training.gradient_clipping, self._norm_group())
         with quiet():
             runtime, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=self.config(), dist_init_required=False
             )
-        _guard(optimizer, runtime, clip)
+        skip_nonfinite(optimizer, runtime, clip)
         if dist.get_rank() == 0:
             write_json(RunPaths(self.run).deepspeed, effective(runtime._config))
         return runtime
@@ -196,58 +202,10 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def dimensions(parameter: nn.Parameter) -> int:
-        return len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 flattens
+        return len(whole_shape(parameter))
 
     groups = [
         {"params": [p for p in parameters if dimensions(p) >= 2], "decay": True},
         {"params": [p for p in parameters if dimensions(p) < 2], "decay": False},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _clipping(
-    optimizer: Any, limit: float, spread_over: dist.ProcessGroup | None
-) -> Callable[[], None]:
-    """Clips the whole gradient's norm, and keeps it where DeepSpeed looks for it.
-
-    Without ZeRO DeepSpeed neither tells the norm nor counts the pipeline's shared weights once.
-    """
-
-    def clip() -> None:
-        grads = [
-            (p.grad, getattr(p, "ds_pipe_replicated", False))
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
-        squares = [grad.float().square().sum() for grad, repeated in grads if not repeated]
-        total = torch.stack(squares).sum()
-        if spread_over is not None:
-            dist.all_reduce(total, group=spread_over)
-        norm = math.sqrt(total.item())
-        if limit and norm > limit:
-            for grad, _repeated in grads:
-                grad.mul_(limit / norm)
-        optimizer._global_grad_norm = norm
-
-    return clip
-
-
-def _guard(optimizer: Any, runtime: Any, clip: Callable[[], None] | None) -> None:
-    """Have the optimizer make no update from a gradient that is not finite.
-
-    DeepSpeed does not look for that in every layout. It has told the norm over all ranks by the
-    time it calls the optimizer, so that all of them leave the same updates out.
-    """
-    step = optimizer.step
-
-    def guarded(*arguments: Any, **named: Any) -> Any:
-        if clip is not None:
-            clip()
-        norm = getattr(runtime.optimizer, "_global_grad_norm", None)
-        # below 0 is how some of its helpers tell of one that is not finite
-        if norm is not None and not (math.isfinite(norm) and norm >= 0):
-            return None
-        return step(*arguments, **named)
-
-    optimizer.step = guarded

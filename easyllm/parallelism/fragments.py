@@ -1,18 +1,15 @@
 """Which part of which parameter this rank's optimizer works on, whatever split it.
 
-DeepSpeed flattens, pads and splits what the optimizer sees, each stage of ZeRO in its own way.
-Here that is undone: a fragment names the elements of a parameter and shows where their state
+DeepSpeed flattens, pads and splits what the optimizer sees, each stage of ZeRO in its own way. A
+fragment names the elements of a parameter and shows where their state
 lies, so that state can be kept by the parameter's name and move to any other layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from easyllm.errors import UserError
 
@@ -39,38 +36,6 @@ class Fragment:
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The fragment's view of a tensor of the shape of ``held``."""
         return tensor.detach().view(-1)[self.offset : self.offset + self.length]
-
-
-def fragments(
-    runtime: Any, parameters: Iterable[tuple[str, torch.nn.Parameter]]
-) -> Iterator[Fragment]:
-    """The fragments of ``parameters`` that this rank's optimizer holds, by name and in order.
-
-    ``runtime`` is DeepSpeed's engine around the model that they belong to.
-    """
-    optimizer = runtime.optimizer
-    for name, parameter in parameters:
-        if not parameter.requires_grad:
-            continue
-        if hasattr(parameter, "ds_id"):
-            yield _of_stage_3(name, parameter, optimizer)
-        elif not hasattr(parameter, "_hp_mapping"):
-            yield Fragment(name, 0, parameter.numel(), parameter, 0, low_precision=False)
-        elif (part := parameter._hp_mapping) is not None:
-            own, flat = part.lp_fragment_address, part.hp_fragment_address
-            held = optimizer.optimizer.param_groups[part.param_group_index]["params"][0]
-            low = parameter.dtype is not held.dtype
-            yield Fragment(name, own.start, own.numel, held, flat.start, low)
-
-
-def _of_stage_3(name: str, parameter: Any, optimizer: Any) -> Fragment:
-    """Each rank holds an equal part of each parameter, the last one's padded."""
-    group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
-    begin = min(size * dist.get_rank(), parameter.ds_numel)
-    length = min(size, parameter.ds_numel - begin)
-    held = optimizer.fp32_partitioned_groups_flat[group]
-    low = parameter.ds_tensor.dtype is not held.dtype
-    return Fragment(name, begin, length, held, offset, low)
 
 
 def state_of(fragment: Fragment, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

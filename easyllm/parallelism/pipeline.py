@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from deepspeed.pipe import LayerSpec as DeepSpeedLayer
-from deepspeed.pipe import PipelineModule
 from deepspeed.pipe import TiedLayerSpec as DeepSpeedTiedLayer
 from torch import nn
 
@@ -19,6 +18,7 @@ from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents
 from easyllm.models.layers import LayerSpec, chain, param_specs, unprojected
 from easyllm.parallelism import partition, world
+from easyllm.parallelism.deepspeed_internals import BoundedPipeline
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
 from easyllm.spec.model.trainable import trained
@@ -115,9 +115,8 @@ class PipelineTrainEngine(TrainEngine):
             yield batch
 
 
-class _Stages(PipelineModule):
-    """DeepSpeed's pipeline, split at bounds of ours: its own may leave a stage empty, and
-    builds every layer to count its parameters.
+class _Stages(BoundedPipeline):
+    """The stages as DeepSpeed runs them.
 
     Positions travel beside the activations, as integers: every stage has to know where
     documents begin, and only the ends of the pipeline read data.
@@ -131,22 +130,16 @@ class _Stages(PipelineModule):
             layers=engine.specs(),
             num_stages=engine.layout.pipeline_stages,
             loss_fn=lambda logits, target: engine.loss(logits, *target),
-            partition_method=bounds,
+            bounds=bounds,
         )
-
-    def _partition_layers(self, method: list[int]) -> None:
-        stage = self._topo.get_coord(self.global_rank).pipe
-        self.parts = method
-        self._set_bounds(start=method[stage], stop=method[stage + 1])
-        self._own = slice(method[stage], method[stage + 1])
 
     def forward(self, forward_input: tuple[torch.Tensor, torch.Tensor]) -> Any:
         value, positions = forward_input
-        last = self._own.stop == len(self._decoders)
+        last = self.own.stop == len(self._decoders)
         functions = list(self.forward_funcs)
         if last and not self._projects:
             functions[-1] = partial(unprojected, functions[-1])
-        layers = zip(functions, self._decoders[self._own], strict=True)
+        layers = zip(functions, self._decoders[self.own], strict=True)
         known = self._known.popleft() if self._known else None
         value = chain(layers, value, Documents.of(positions, known))
         return value if last else (value, positions)

@@ -8,39 +8,17 @@ nothing and counts as nothing.
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from deepspeed.comm import comm
-from deepspeed.runtime.pipe import schedule
+
+from easyllm.parallelism import deepspeed_internals
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "bubble")
 """``communication`` is between ranks, waiting for them included; ``bubble`` is what a pipeline
 stage waits for another's activations or gradients."""
-
-COLLECTIVES = (
-    "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor",
-    "broadcast", "all_gather", "all_gather_into_tensor", "all_gather_coalesced",
-    "all_to_all_single", "all_to_all", "send", "recv", "barrier",
-)  # fmt: skip
-"""What DeepSpeed's backend of communication is asked for."""
-
-INSTRUCTIONS = {
-    schedule.LoadMicroBatch: "data",
-    schedule.ForwardPass: "forward",
-    schedule.BackwardPass: "backward",
-    schedule.SendActivation: "communication",
-    schedule.SendGrad: "communication",
-    schedule.RecvActivation: "bubble",
-    schedule.RecvGrad: "bubble",
-    schedule.ReduceGrads: "communication",
-    schedule.ReduceTiedGrads: "communication",
-    schedule.OptimizerStep: "optimizer",
-}
-"""The phase of each instruction of DeepSpeed's pipeline."""
 
 _NONE = "none"
 
@@ -104,17 +82,11 @@ class StepClock:
 
     def watch_pipeline(self, runtime: Any) -> None:
         """Time the instructions of DeepSpeed's pipeline engine."""
-        runtime._INSTRUCTION_MAP = {
-            instruction: self.timed(INSTRUCTIONS[instruction], function)
-            for instruction, function in runtime._INSTRUCTION_MAP.items()
-        }
+        deepspeed_internals.wrap_instructions(runtime, self.timed)
 
     def watch_communication(self) -> None:
         """Time what DeepSpeed has its backend send and receive; no other clock does any more."""
-        backend: Any = comm.cdb
-        for name in COLLECTIVES:
-            if method := getattr(type(backend), name, None):
-                setattr(backend, name, self._communicating(functools.partial(method, backend)))
+        deepspeed_internals.wrap_collectives(self._communicating)
 
     def _communicating(self, function: Callable[..., Any]) -> Callable[..., Any]:
         timed = self.timed("communication", function)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
 import os
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from easyllm import heartbeat
 from easyllm.data.executors.pool import default_workers
 from easyllm.launchers.ranks import FEW_THREADS
+from easyllm.parallelism import deepspeed_internals
 from easyllm.parallelism.watchdog import Watchdog
 
 _watchdog: Watchdog | None = None
@@ -60,11 +60,10 @@ def start(device: Literal["cpu", "cuda"], timeout_s: float = 1800.0) -> torch.de
         torch.cuda.set_device(here)
     beat("joining the other ranks")
     limit = timedelta(seconds=timeout_s + MARGIN)
+    deepspeed_internals.check_version()
     with quiet():
         deepspeed.init_distributed(timeout=limit)
-    # those that DeepSpeed makes would take torch's, 10 minutes on CUDA, where a rank is ended
-    # before the watchdog can tell who was awaited
-    deepspeed.comm.comm.cdb.new_group = functools.partial(dist.new_group, timeout=limit)
+    deepspeed_internals.set_group_timeout(limit)
     return here
 
 

@@ -18,6 +18,7 @@ from easyllm.models.tensor_files import ADAPTER, MODEL
 from easyllm.models.weight_mapping import WeightMapping
 from easyllm.models.weights import plan_shards, shard_name, write_index, write_shard
 from easyllm.parallelism import world
+from easyllm.parallelism.deepspeed_internals import whole_shape
 from easyllm.parallelism.engine import TrainEngine
 from easyllm.progress import progress
 from easyllm.training.checkpointing import checkpoints
@@ -102,8 +103,7 @@ def _parameters(engine: TrainEngine, layer: str) -> dict[str, torch.nn.Parameter
 def _sizes(engine: TrainEngine, layers: list[str], names: WeightMapping) -> dict[str, int]:
     """Bytes by the tensor's name in the files, without gathering what is split."""
     sizes = {
-        name: engine.dtype.itemsize
-        * torch.Size(getattr(parameter, "ds_shape", parameter.shape)).numel()
+        name: engine.dtype.itemsize * whole_shape(parameter).numel()
         for layer in layers
         for name, parameter in _parameters(engine, layer).items()
     }
