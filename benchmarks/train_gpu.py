@@ -165,7 +165,7 @@ def run_trainer(asked: argparse.Namespace) -> dict[str, float]:
     from easyllm import runfile
     from easyllm.data.dataset.rows import open_rows
     from easyllm.models.config import family_of, hf_config
-    from easyllm.training.metrics import flops_per_token, peak_memory
+    from easyllm.training.metrics.metrics_log import flops_per_token, peak_memory
 
     run = runfile.load(asked.spec)
     read = open_rows(run)

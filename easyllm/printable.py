@@ -16,3 +16,9 @@ def printable(text: str, keep: str = "\n") -> str:
         return match[0] if match[0] in keep else ascii(match[0])[1:-1]
 
     return UNSEEN.sub(shown, text)
+
+
+def some_of(names: list[str], limit: int = 8, sep: str = ", ") -> str:
+    """Names for a message, the first few of many."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return sep.join(names[:limit]) + more

@@ -294,7 +294,7 @@ def test_every_recipe_is_in_the_readme():
 
 
 def test_memory_and_mfu_are_those_of_the_page():
-    from easyllm.training.metrics import flops_per_token
+    from easyllm.training.metrics.metrics_log import flops_per_token
 
     page = TEXTS[ROOT / "docs/measures.md"]
     run = _checked("+recipe=llama13b_pipe", "stages=[]")

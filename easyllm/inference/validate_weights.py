@@ -11,8 +11,8 @@ from easyllm.errors import UserError
 from easyllm.models import tensor_files
 from easyllm.models.families import family_named
 from easyllm.models.layers import parameter_shapes
-from easyllm.models.tensor_files import listed
 from easyllm.models.weights import WeightFiles
+from easyllm.printable import some_of
 
 
 def check_weights(folder: Path) -> None:
@@ -33,6 +33,6 @@ def check_weights(folder: Path) -> None:
         told = WeightFiles(folder, family.names()).problems(shapes, shapes, shared)
     if told:
         raise UserError(
-            f"{listed(told, sep='; ')}; the files and {folder / 'config.json'} are not of one "
+            f"{some_of(told, sep='; ')}; the files and {folder / 'config.json'} are not of one "
             "model, or their download did not end: fetch them again"
         )

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import easyllm.models.custom  # noqa: F401  registers what transformers does not have
 from easyllm.errors import UserError
+from easyllm.models import tokenizer_files
 from easyllm.models.compatible import laid_over, with_older_keys
 from easyllm.models.families import FAMILIES, family_named
 from easyllm.models.source import folder
@@ -99,26 +100,6 @@ def _same(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def fit_tokenizer(run: RunSpec, config: PretrainedConfig) -> None:
-    """Check that the store's tokenizer fits the model; random weights take its special tokens.
-
-    Raises UserError where the tokenizer has more tokens than the model.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(RunPaths(run).store.tokenizer)
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"model.config.vocab_size={config.vocab_size}, but the tokenizer has "
-            f"{len(tokenizer)} tokens; use the model's own tokenizer, or give "
-            f"model.init=random model.overrides.vocab_size={len(tokenizer)}"
-        )
-    if run.model.init == "random":
-        config.bos_token_id = tokenizer.bos_token_id
-        config.eos_token_id = tokenizer.eos_token_id
-        # a padding token's embedding is never trained: the end of a text must not be one
-        taken = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        config.pad_token_id = None if tokenizer.pad_token_id in taken else tokenizer.pad_token_id
-
-
 def write_description(
     run: RunSpec, config: PretrainedConfig, to: Path, conversations: bool
 ) -> None:
@@ -129,7 +110,7 @@ def write_description(
     config.dtype = run.model.dtype
     described(config).save_pretrained(to)  # with the class of a model that transformers lacks
     write_config(to, json.loads((to / "config.json").read_text("utf-8")))
-    shutil.copytree(RunPaths(run).store.tokenizer, to, dirs_exist_ok=True)
+    tokenizer_files.copy(RunPaths(run).store.tokenizer, to)
     source = model_folder(run)
     published = source / "generation_config.json" if source else None
     if published and published.exists() and run.model.init == "pretrained":

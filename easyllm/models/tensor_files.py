@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.errors import UserError
+from easyllm.printable import some_of
 
 MODEL, ADAPTER = "model", "adapter_model"
 """What the names of files of weights begin with: those of a model, and of an adapter alone."""
@@ -90,7 +91,7 @@ def problems(folder: Path) -> list[str]:
     for name, file in found.items():
         tensors.setdefault(file, []).append(name)
     return [
-        f"{told}; it should hold {listed(sorted(names), 3)}"
+        f"{told}; it should hold {some_of(sorted(names), 3)}"
         for file, names in sorted(tensors.items())
         if (told := damage(file))
     ]
@@ -133,12 +134,6 @@ def header(file: Path) -> tuple[dict[str, Any], int]:
     tensors.pop("__metadata__", None)
     ends = (tensor["data_offsets"][1] for tensor in tensors.values())
     return tensors, 8 + length + max(ends, default=0)
-
-
-def listed(names: list[str], limit: int = 8, sep: str = ", ") -> str:
-    """Names for a message, the first few of many."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return sep.join(names[:limit]) + more
 
 
 def _old_pickle(file: Path) -> bool:

@@ -20,8 +20,8 @@ from transformers import PretrainedConfig
 
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
-from easyllm.models.tensor_files import listed
 from easyllm.models.weight_mapping import Place, WeightMapping
+from easyllm.printable import some_of
 
 DTYPES = {
     "float32": torch.float32,
@@ -119,7 +119,7 @@ class WeightFiles:
         if spare:
             found[
                 f"{self.folder} holds {len(spare)} tensors that the configuration has no place "
-                f"for: {listed(sorted(spare))}"
+                f"for: {some_of(sorted(spare))}"
             ] = None
         return list(found)
 

@@ -23,7 +23,6 @@ from easyllm.models.layers import (
     checkpoint_activations,
     parameter_shapes,
 )
-from easyllm.models.tensor_files import listed
 from easyllm.models.weights import DTYPES, FIX, Weights, fill
 from easyllm.parallelism.deepspeed_config import configuration, effective
 from easyllm.parallelism.deepspeed_internals import (
@@ -36,6 +35,7 @@ from easyllm.parallelism.fragments import Fragment
 from easyllm.parallelism.timing import StepClock
 from easyllm.parallelism.world import all_gather_object, quiet, share_cores
 from easyllm.paths import RunPaths
+from easyllm.printable import some_of
 from easyllm.progress import progress
 from easyllm.spec.roles import Parallelism
 from easyllm.spec.run import RunSpec
@@ -154,7 +154,7 @@ class TrainEngine(abc.ABC):
         found = self.weights.problems(parameter_shapes(own), names, shared)
         told = list(dict.fromkeys(chain.from_iterable(all_gather_object(found))))
         if told:
-            raise UserError(f"model.path: {listed(told, sep='; ')}; {FIX}")
+            raise UserError(f"model.path: {some_of(told, sep='; ')}; {FIX}")
 
     def loading(self, layers: int) -> tqdm[Any]:
         """A bar over the layers that ``build`` makes within the block."""

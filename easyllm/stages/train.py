@@ -85,11 +85,11 @@ class Train(Stage):
         return checkpoints.opened(self._last(run)) is not None
 
     def lost(self, run: RunSpec) -> str:
-        from easyllm.training import metrics
+        from easyllm.training.metrics import metrics_log
 
         found = checkpoints.opened(self._last(run))
         file = self.paths(run).metrics
-        said = metrics.lacking(metrics.read(file), found.step if found else 0)
+        said = metrics_log.lacking(metrics_log.read(file), found.step if found else 0)
         return f"{file}: {said}" if said else ""
 
     def _last(self, run: RunSpec) -> Path:

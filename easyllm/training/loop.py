@@ -17,11 +17,12 @@ from easyllm.parallelism.timing import PHASES
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
-from easyllm.training import evaluation, metrics, step_metrics
+from easyllm.training import evaluation
 from easyllm.training.batches import NOTHING, Share
 from easyllm.training.checkpointing import checkpoints
 from easyllm.training.checkpointing.resuming import archive, settings
-from easyllm.training.metrics import MetricsLog
+from easyllm.training.metrics import metrics_log, step_metrics
+from easyllm.training.metrics.metrics_log import MetricsLog
 from easyllm.training.profiling import Profiler
 from easyllm.training.sampling import samples_of, seed_step
 from easyllm.training.save_policy import SavePolicy, due
@@ -232,10 +233,12 @@ class Training:
 
     def report(self) -> dict[str, Any]:
         """What the record holds of all steps, those of earlier starts included."""
-        lines = [line for line in metrics.read(self.paths.metrics) if line["step"] <= self.total]
+        lines = [
+            line for line in metrics_log.read(self.paths.metrics) if line["step"] <= self.total
+        ]
         found = {
             "steps": self.total,
-            **metrics.summary(lines),
+            **metrics_log.summary(lines),
             "parameters": self.setup.parameters,
             "trained_parameters": self.setup.trained_parameters,
             "checkpoint": str(checkpoints.location(self.paths.checkpoints, self.total)),

@@ -10,8 +10,9 @@ import torch
 from transformers import PretrainedConfig
 
 from easyllm.data.dataset.rows import Rows
+from easyllm.models import tokenizer_files
 from easyllm.models.adapted import adapted
-from easyllm.models.config import family_of, fit_tokenizer, hf_config
+from easyllm.models.config import family_of, hf_config
 from easyllm.models.layers import LayerSpec, param_specs
 from easyllm.models.weight_mapping import WeightMapping
 from easyllm.models.weights import Weights
@@ -44,7 +45,7 @@ class Setup:
     def of(cls, run: RunSpec, rows: Rows) -> Setup:
         """Raises UserError where the run cannot go on from its checkpoints."""
         config = hf_config(run)
-        fit_tokenizer(run, config)
+        tokenizer_files.fit(run, config)
         family = family_of(run, config.model_type)
         layers = family.layers(config, run.model.attention)
         changed, shapes = adapted(run, layers), param_specs(layers)

@@ -16,8 +16,8 @@ from easyllm.spec.problems import SpecError
 from easyllm.spec.schema import read, write
 from easyllm.training.checkpointing import checkpoints
 from easyllm.training.checkpointing.saving import Saver
+from easyllm.training.metrics.step_metrics import progress_fields
 from easyllm.training.save_policy import SavePolicy
-from easyllm.training.step_metrics import progress_fields
 from easyllm.training.stopping import Stop
 from tests.support import run_spec
 from tests.training.conftest import GLOBAL_BATCH, RESUMED, Trained

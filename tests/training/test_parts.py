@@ -23,11 +23,11 @@ from easyllm.spec.problems import SpecError
 from easyllm.spec.roles import Schedule
 from easyllm.stages.train import Train
 from easyllm.training.checkpointing import checkpoints
-from easyllm.training.metrics import lacking, read, summary
+from easyllm.training.metrics.metrics_log import lacking, read, summary
+from easyllm.training.metrics.step_metrics import flops_per_token
 from easyllm.training.optimizers import AdamW
 from easyllm.training.sampling import samples_of
 from easyllm.training.schedules import WSD, Constant, Cosine, Linear
-from easyllm.training.step_metrics import flops_per_token
 from tests.support import LLAMA, run_spec
 
 

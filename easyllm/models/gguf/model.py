@@ -14,10 +14,10 @@ from typing import Any
 
 from easyllm.errors import Unusable
 from easyllm.files import write_json
-from easyllm.models import tensor_files
 from easyllm.models.gguf import names, rope
 from easyllm.models.gguf.header import Header, TensorInfo
 from easyllm.models.gguf.rope import REMEDY
+from easyllm.printable import some_of
 
 SHARD = 5e9
 """Bytes of a file of converted weights at most."""
@@ -154,7 +154,7 @@ def _shapes(header: Header, values: Mapping[str, Any]) -> dict[str, tuple[int, .
             f"{asked[wrong[0]]}",
         )
     if spare := sorted(held.keys() - asked.keys()):
-        what = f"holds {tensor_files.listed(spare)}, which {values['model_type']} has not"
+        what = f"holds {some_of(spare)}, which {values['model_type']} has not"
         raise _unusable(header, what)
     return wanted
 
@@ -205,7 +205,7 @@ def _by_transformers(file: Path, folder: Path) -> None:
     except (ValueError, LookupError, OSError, NotImplementedError, struct.error) as error:
         raise Unusable(file, f"transformers cannot read it: {error}", REMEDY) from error
     if missing := sorted(told["missing_keys"]):
-        names_ = tensor_files.listed(missing)
+        names_ = some_of(missing)
         raise Unusable(file, f"transformers does not find in it {names_}", REMEDY)
     model.save_pretrained(folder)
 
