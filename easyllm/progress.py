@@ -30,8 +30,8 @@ def columns(otherwise: int = WIDTH) -> int:
     try:
         found = os.get_terminal_size(sys.stderr.fileno()).columns
     except (OSError, ValueError):  # a pipe, a file, or what stands in for one
-        told = os.environ.get(ON_TERMINAL, "")
-        found = int(told) if told.isdecimal() else 0
+        text = os.environ.get(ON_TERMINAL, "")
+        found = int(text) if text.isdecimal() else 0
     return found if found > NARROWEST else otherwise
 
 

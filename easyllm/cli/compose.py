@@ -120,8 +120,8 @@ def composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any
         config, chosen = copy.deepcopy(_by_hydra(library.own, tuple(words)))
     except Exception as error:  # Hydra, OmegaConf and YAML have many, ValueError among them
         raise SpecError(diagnosis.problems(error, groups, library)) from error
-    if library.user is not None and (told := diagnosis.several(groups, library)):
-        raise SpecError(told)
+    if library.user is not None and (several := diagnosis.several(groups, library)):
+        raise SpecError(several)
     problems = [lay(config, o) for o in overrides if o not in groups and not o.choices]
     if found := [problem for problem in problems if problem]:
         raise SpecError(found)

@@ -1,4 +1,4 @@
-"""Why the chosen files cannot be composed, told by file, entry and remedy.
+"""Why the chosen files cannot be composed: by file, entry and remedy.
 
 Hydra's own messages name its inner steps. What keeps a file from being composed is looked for
 in the files themselves: in what is chosen, and in what its ``defaults`` name.
@@ -23,15 +23,15 @@ ENTRY = re.compile(r"((?:override|optional)\s+)?(/?)([\w./-]+?)(@[\w.:]+)?")
 
 def problems(error: Exception, groups: list[Override], library: Library) -> list[Problem]:
     """What is wrong with the groups that were chosen, where Hydra raised ``error``."""
-    told = list(_in_files(groups, library))
-    return told or [_of_words(error, groups, library)]
+    found = list(_in_files(groups, library))
+    return found or [_of_words(error, groups, library)]
 
 
 def several(groups: list[Override], library: Library) -> list[Problem]:
     """Entries of ``defaults`` that choose several options where a run has one, which Hydra lays
     over each other."""
-    told = _in_files(groups, library, library.user)  # those of the package are sound
-    return [problem for problem in told if problem.message == SEVERAL]
+    found = _in_files(groups, library, library.user)  # those of the package are sound
+    return [problem for problem in found if problem.message == SEVERAL]
 
 
 def _in_files(
@@ -103,15 +103,15 @@ def _in_file(name: str, library: Library, seen: set[Path], below: Path | None) -
         return
     overriding = False
     for entry in entries:
-        told, named = _of_entry(entry, name, file, library)
+        problem, named = _of_entry(entry, name, file, library)
         is_override = isinstance(entry, dict) and any(str(k).startswith("override") for k in entry)
-        if overriding and not is_override and entry != SELF and not told:
-            told = _entry_problem(
+        if overriding and not is_override and entry != SELF and not problem:
+            problem = _entry_problem(
                 file, entry, "stands after an override", "put the overrides at the end of defaults"
             )
         overriding = overriding or is_override
-        if told:
-            yield told
+        if problem:
+            yield problem
         for option in named:
             if library.file(option) == file:
                 yield _entry_problem(file, entry, "is the file itself", "leave it out")

@@ -80,8 +80,8 @@ def sweep(arguments: Arguments, overrides: Sequence[Override]) -> int:
             failed.append(shown)
     done = len(points) - (len(failed) - len(absent))
     say = f"\neasyllm | sweep: {done} of {len(points) + len(absent)} points done"
-    told = say + "".join(f"\n  not done: {point}" for point in failed)
-    print(printable(told), file=sys.stderr)
+    summary = say + "".join(f"\n  not done: {point}" for point in failed)
+    print(printable(summary), file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -163,7 +163,7 @@ def _layers(words: tuple[str, ...], library: Library) -> list[tuple[str, Any, An
             for part in reversed([p for p in package.split(".") if p]):
                 tree = {part: tree}
             layers.append((_shown(file, library), tree, (package, file)))
-    except Exception:  # of Hydra, OmegaConf and YAML: what is wrong with the files is told then
+    except Exception:  # of Hydra, OmegaConf and YAML: what is wrong with the files is reported then
         return []
     return layers
 

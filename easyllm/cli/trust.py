@@ -35,10 +35,10 @@ def check(arguments: Arguments, file: Path, overrides: list[Override]) -> None:
         with contextlib.suppress(SpecError):  # by hand, and whole with them only
             configs.append(from_file(file, []))
     homes = [Path.cwd(), *filter(None, [arguments.config_dir]), *map(Path, _given(overrides))]
-    told = {folder: config for config in reversed(configs) for folder in _foreign(config, homes)}
-    if told and not arguments.trust:
-        raise SpecError([_problem(folder, config) for folder, config in told.items()])
-    for folder, config in told.items():
+    foreign = {folder: config for config in reversed(configs) for folder in _foreign(config, homes)}
+    if foreign and not arguments.trust:
+        raise SpecError([_problem(folder, config) for folder, config in foreign.items()])
+    for folder, config in foreign.items():
         line = f"easyllm | --trust: {_names(config)} imported from {_real(folder)}"
         print(printable(line), file=sys.stderr)
 

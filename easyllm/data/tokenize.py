@@ -49,8 +49,8 @@ def tokenize(run: RunSpec) -> dict[str, Any]:
     for name, reader in run.data.sources.items():
         files(name, reader)  # said before any work
     place = RunPaths(run).store
-    told = made_from(run, find(place, "tokenize"))
-    return make(place, "tokenize", told, functools.partial(_fill, run, place))
+    inputs = made_from(run, find(place, "tokenize"))
+    return make(place, "tokenize", inputs, functools.partial(_fill, run, place))
 
 
 def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
@@ -187,11 +187,11 @@ def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
         note.touch()
         return tokenizer_identity(place.tokenizer)
 
-    told = made_from(run, None)
-    identity: str = workshop.piece("tokenizer", told, make)
+    inputs = made_from(run, None)
+    identity: str = workshop.piece("tokenizer", inputs, make)
     if identity != tokenizer_identity(place.tokenizer):
         (workshop.folder / "tokenizer").unlink()
-        identity = workshop.piece("tokenizer", told, make)
+        identity = workshop.piece("tokenizer", inputs, make)
     return identity
 
 

@@ -55,7 +55,7 @@ def pinned(run: RunSpec) -> RunSpec:
 def _is_local(path: str) -> bool:
     try:
         return source.local(path) is not None
-    except UserError:  # told when it is read
+    except UserError:  # reported when it is read
         return True
 
 

@@ -61,10 +61,10 @@ def _file(run: RunSpec) -> Path:
     if "train" in run.stages or not paths.spec.exists():
         return paths.spec
     try:
-        told = runfile.load_plain(paths.spec).get("stages")
+        stages = runfile.load_plain(paths.spec).get("stages")
     except Exception:  # of YAML, OmegaConf, the disk: a damaged one is written anew
         return paths.spec
-    return paths.command if isinstance(told, list) and "train" in told else paths.spec
+    return paths.command if isinstance(stages, list) and "train" in stages else paths.spec
 
 
 def _missing(run: RunSpec) -> list[Problem]:

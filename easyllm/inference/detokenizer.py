@@ -30,27 +30,27 @@ async def answer(
 ) -> AsyncGenerator[Piece, None]:
     """One answer to a prompt; closing the generator aborts it. Raises as ``Engine.generate``."""
     text = TextStream(engine.tokenizer, sampling.stop)
-    told = None if sampling.logprobs is None else TokenTexts(engine.tokenizer, text.would_add)
+    texts = None if sampling.logprobs is None else TokenTexts(engine.tokenizer, text.would_add)
     async with aclosing(engine.generate(prompt, sampling)) as steps:
         async for step in steps:
             grown, taken = "", 0
             for token in step.tokens:
-                if told is not None:
-                    told.ask(step.logprobs[taken])
+                if texts is not None:
+                    texts.ask(step.logprobs[taken])
                 grown += text.feed(token)
                 taken += 1
-                if told is not None:
-                    told.grow(text.new)
+                if texts is not None:
+                    texts.grow(text.new)
                 if text.stopped:
                     break
             reason = step.finish_reason
             if not text.stopped and reason is not None:
                 grown += text.finish()
-                if told is not None:
-                    told.end(text.new)
+                if texts is not None:
+                    texts.end(text.new)
             if text.stopped:
                 reason = "stop"
-            logprobs = [] if told is None else told.certain(len(grown), reason is not None)
+            logprobs = [] if texts is None else texts.certain(len(grown), reason is not None)
             yield Piece(grown, step.tokens[:taken], logprobs, reason)
             if reason is not None:
                 return

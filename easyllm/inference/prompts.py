@@ -86,8 +86,8 @@ def model_folder(run: RunSpec) -> Path:
     path = model_path(run)
     revision = run.model.revision if path == run.model.path else None
     folder = source.folder(path, RunPaths(run).models, revision=revision)
-    if told := source.without_tokenizer(folder):
-        raise UserError(told)
+    if reason := source.without_tokenizer(folder):
+        raise UserError(reason)
     return folder
 
 

@@ -36,8 +36,8 @@ class EngineServer:
     """Lets the process at the other end of a wire ask an engine of this one."""
 
     def __init__(self, engine: Generation, wire: Wire):
-        self.told: dict[str, Any] = {}
-        """What it has told besides, by its name."""
+        self.messages: dict[str, Any] = {}
+        """What else it has sent, by its name."""
         self._engine, self._wire = engine, wire
         self._sending = threading.Lock()
 
@@ -53,7 +53,7 @@ class EngineServer:
             elif kind == "leave":
                 self._engine.leave(what)
             else:
-                self.told[kind] = what
+                self.messages[kind] = what
 
     def tell(self, kind: str, what: Any = None) -> None:
         """Send a message; nothing where nobody listens any more."""

@@ -1,4 +1,4 @@
-"""Tokens as a client is told them: the text that each adds to the answer, and its bytes."""
+"""Tokens as a client gets them: the text that each adds to the answer, and its bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TokenText:
 
     text: str
     bytes: bytes | None
-    """None of a special token that is told as an alternative: the text is its name then."""
+    """None of a special token that is given as an alternative: the text is its name then."""
     logprob: float
     top: list[TokenText] = field(default_factory=list)
     """The likeliest tokens at its place, likeliest first, itself among them."""

@@ -25,14 +25,14 @@ def check_weights(folder: Path) -> None:
     family = family_named(config.model_type)
     if family is None or getattr(config, "quantization_config", None):
         return
-    if not (told := tensor_files.problems(folder)):
+    if not (messages := tensor_files.problems(folder)):
         layers = family.layers(config, "sdpa")
         shapes = parameter_shapes(layers)
         # a head of its own in the files of a tied model transformers keeps, with a warning
         shared = {f"{spec.name}.weight": "" for spec in layers if spec.tied_to}
-        told = WeightFiles(folder, family.names()).problems(shapes, shapes, shared)
-    if told:
+        messages = WeightFiles(folder, family.names()).problems(shapes, shapes, shared)
+    if messages:
         raise UserError(
-            f"{some_of(told, sep='; ')}; the files and {folder / 'config.json'} are not of one "
+            f"{some_of(messages, sep='; ')}; the files and {folder / 'config.json'} are not of one "
             "model, or their download did not end: fetch them again"
         )

@@ -226,7 +226,7 @@ class AgentRendezvous:
         channel.connection.settimeout(HELLO)
         facts = admit(channel, self.token)
         if facts is None:
-            return None  # whom nothing is told
+            return None  # which gets no messages
         index, version = facts.get("node"), facts.get("version")
         if version != __version__:
             refusal = f"this machine has easyllm {version}, the run {__version__}"

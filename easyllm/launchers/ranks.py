@@ -221,18 +221,18 @@ def watch(starting: Iterable[Rank], logs: Path, grace: float) -> int:
 
 
 def _until_ended(ranks: list[Rank], logs: Path, asked: threading.Event) -> int:
-    told = False
+    terminated = False
     while any(rank.look() is None for rank in ranks):
         if asked.is_set():
             asked.clear()
-            told = True
+            terminated = True
             for rank in ranks:
                 rank.send(signal.SIGTERM)
         if (failed := _failed(ranks)) is not None:
-            return _cause(ranks, logs, failed, told)
+            return _cause(ranks, logs, failed, terminated)
         time.sleep(POLL)
     if (failed := _failed(ranks)) is not None:
-        return _cause(ranks, logs, failed, told)
+        return _cause(ranks, logs, failed, terminated)
     saved = any(rank.look() == STOPPED for rank in ranks)
     return STOPPED if saved else 0
 
@@ -242,12 +242,12 @@ def _failed(ranks: list[Rank]) -> int | None:
     return next((s for r in ranks if (s := r.look()) not in (None, 0, STOPPED)), None)
 
 
-def _cause(ranks: list[Rank], logs: Path, status: int, told: bool) -> int:
+def _cause(ranks: list[Rank], logs: Path, status: int, terminated: bool) -> int:
     """The status that tells most. A rank that is killed takes the others, which lose their
-    connection to it, along within moments, and they may be seen first. One that has been ``told``
+    connection to it, along within moments, and they may be seen first. One that was ``terminated``
     to stop before it could hear ends by the signal."""
     _await(ranks, SETTLE)
-    if told and TERMINATED in [rank.look() for rank in ranks]:
+    if terminated and TERMINATED in [rank.look() for rank in ranks]:
         return TERMINATED
     if HUNG in [rank.look() for rank in ranks]:
         _stacks(ranks, logs)

@@ -64,11 +64,11 @@ class Rendezvous(Launcher):
                 "give hardware.nodes=<how many machines run this command>",
                 also=("hardware.nodes",),
             )  # fmt: skip
-        told = _first(COUNT)
-        if told and told.isdecimal() and int(told) != nodes:
+        stated = _first(COUNT)
+        if stated and stated.isdecimal() and int(stated) != nodes:
             yield Problem(
-                "hardware.nodes", nodes, f"the environment says that {told} machines run this",
-                f"give hardware.nodes={told}",
+                "hardware.nodes", nodes, f"the environment says that {stated} machines run this",
+                f"give hardware.nodes={stated}",
             )  # fmt: skip
         if not (self.address or _first(MASTER) or "SLURM_STEP_NODELIST" in os.environ):
             yield Problem(
@@ -79,8 +79,8 @@ class Rendezvous(Launcher):
     def _rank(self) -> int | None:
         if self.node_rank is not None:
             return self.node_rank
-        told = _first(RANK)
-        return int(told) if told and told.isdecimal() else None
+        stated = _first(RANK)
+        return int(stated) if stated and stated.isdecimal() else None
 
     def _place(self) -> tuple[str, int, str]:
         """Machine 0's address and port, and the job."""

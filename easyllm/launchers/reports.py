@@ -124,13 +124,13 @@ def _hang(reports: Iterable[Report]) -> str:
     reports = sorted(reports, key=lambda report: report.rank)
     absent = [report for report in reports if not report.waiting]
     waiting = [report for report in reports if report.waiting]
-    told = "; ".join(f"{_named(report)} {report.message}" for report in absent or waiting)
+    message = "; ".join(f"{_named(report)} {report.message}" for report in absent or waiting)
     if absent and waiting:
         others = ", ".join(str(report.rank) for report in waiting)
-        told += f"; waiting for it: {'ranks' if len(waiting) > 1 else 'rank'} {others}"
+        message += f"; waiting for it: {'ranks' if len(waiting) > 1 else 'rank'} {others}"
     elif waiting:
-        told = f"all ranks wait for each other: {told}"
-    return f"{told}. The stacks of all ranks are at the end of their logs"
+        message = f"all ranks wait for each other: {message}"
+    return f"{message}. The stacks of all ranks are at the end of their logs"
 
 
 def _named(report: Report) -> str:

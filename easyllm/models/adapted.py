@@ -27,8 +27,8 @@ def adapted(run: RunSpec, layers: Sequence[LayerSpec]) -> list[LayerSpec]:
     if adapter is None and not run.training.freeze:
         return list(layers)
     shapes = param_specs(layers)
-    for told in trainable.problems(run, shapes):
-        raise UserError(f"{told.key}={told.value}: {told.message}; {told.remedy}")
+    for problem in trainable.problems(run, shapes):
+        raise UserError(f"{problem.key}={problem.value}: {problem.message}; {problem.remedy}")
     names = frozenset(trainable.trained(run, shapes))
     chosen = adapter.chosen(trainable.linears(shapes)) if adapter else []
 

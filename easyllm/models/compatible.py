@@ -96,7 +96,7 @@ def settle_tokenizer(folder: Path) -> None:
     file = folder / "tokenizer_config.json"
     try:
         config = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):  # told where the tokenizer is loaded
+    except (OSError, ValueError):  # reported where the tokenizer is loaded
         return
     if isinstance(config, dict) and (settled := _settled(config)) != config:
         with atomic_write(file) as aside:

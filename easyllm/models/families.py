@@ -266,10 +266,10 @@ class Baichuan(_Declared):
         return super().shape(config)
 
     def shaped(self, config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
-        # told from the published dimensions, which are about to change
-        told = {"alibi": _alibi(config), "norm_head": _norm_head(config)}
-        made = super().shaped(config, shape) | told | {"model_max_length": shape.max_positions}
-        if told["alibi"]:
+        # known from the published dimensions, which are about to change
+        extra = {"alibi": _alibi(config), "norm_head": _norm_head(config)}
+        made = super().shaped(config, shape) | extra | {"model_max_length": shape.max_positions}
+        if extra["alibi"]:
             del made["max_position_embeddings"]
         return made
 

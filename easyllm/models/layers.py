@@ -2,7 +2,7 @@
 
 Each layer takes the tensor the one before it gives: token ids ``(rows, tokens)`` into the
 embedding, hidden states ``(rows, tokens, hidden)`` through the decoder layers, logits
-``(rows, tokens, vocabulary)`` out of the head. Decoder layers are told besides where the
+``(rows, tokens, vocabulary)`` out of the head. Decoder layers also get where the
 documents lie. Parameters keep their Hugging Face names, so a pipeline stage, a ZeRO replica
 and a single process read and write the same tensors.
 """

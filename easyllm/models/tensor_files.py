@@ -53,15 +53,15 @@ def adapter_only(folder: Path) -> bool:
 def identity(folder: Path) -> str:
     """What tells the weights of a folder from others, wherever it lies: a hash of the sizes of
     its files and of some of their bytes; training any of them further changes it."""
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in paths(folder):
         size = file.stat().st_size
-        told.update(f"{file.name}:{size}".encode())
+        digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as opened:
             for place in range(0, size, max(1, size // SAMPLES)):
                 opened.seek(place)
-                told.update(opened.read(SAMPLE_BYTES))
-    return told.hexdigest()[:16]
+                digest.update(opened.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def paths(folder: Path) -> list[Path]:
@@ -85,15 +85,15 @@ def problems(folder: Path) -> list[str]:
     except UserError as error:
         return [ALONE] if adapter_only(folder) else [str(error)]
     if isinstance(found, Path):
-        told = damage(found)
-        return [told] if told else []
+        reason = damage(found)
+        return [reason] if reason else []
     tensors: dict[Path, list[str]] = {}
     for name, file in found.items():
         tensors.setdefault(file, []).append(name)
     return [
-        f"{told}; it should hold {some_of(sorted(names), 3)}"
+        f"{reason}; it should hold {some_of(sorted(names), 3)}"
         for file, names in sorted(tensors.items())
-        if (told := damage(file))
+        if (reason := damage(file))
     ]
 
 

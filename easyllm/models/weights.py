@@ -76,15 +76,15 @@ class WeightFiles:
         self.files_read: set[Path] = set()
         found = tensor_files.find(folder, stem)
         if isinstance(found, Path):
-            if told := tensor_files.damage(found):
-                raise UserError(f"{told}; {FIX}")
+            if reason := tensor_files.damage(found):
+                raise UserError(f"{reason}; {FIX}")
             found = dict.fromkeys(_opened(found).shapes, found)
         self.files = found
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
         place = self.names.place(name)
-        if told := self._problem(place, shape, name):
-            raise UserError(f"{told}; {FIX}")
+        if reason := self._problem(place, shape, name):
+            raise UserError(f"{reason}; {FIX}")
         file = self.files[place.tensor]
         rows = slice(None)
         if place.parts > 1:
@@ -102,9 +102,9 @@ class WeightFiles:
         self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
     ) -> list[str]:
         found = dict.fromkeys(
-            told
+            reason
             for name, shape in own.items()
-            if (told := self._problem(self.names.place(name), shape, name))
+            if (reason := self._problem(self.names.place(name), shape, name))
         )
         spare = set(self.files) - set(self.names.tensors([*model, *shared]))
         # tables of old checkpoints that every model computes by itself
@@ -147,8 +147,8 @@ class WeightFiles:
             if name == "lm_head.weight":
                 hint = " (model.overrides.tie_word_embeddings=true if it shares the embedding)"
             return f"{self.folder} has no tensor {place.tensor} of shape {tuple(whole)}{hint}"
-        if told := _damage(file):
-            return f"{told}; {place.tensor} is to be read from it"
+        if reason := _damage(file):
+            return f"{reason}; {place.tensor} is to be read from it"
         found = _opened(file).shapes.get(place.tensor)
         if found is None:
             return f"{file} does not hold {place.tensor}, which its index says it does"

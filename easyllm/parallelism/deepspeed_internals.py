@@ -165,8 +165,8 @@ def clipping(
 def skip_nonfinite(optimizer: Any, runtime: Any, clip: Callable[[], None] | None) -> None:
     """Have the optimizer make no update from a gradient that is not finite.
 
-    DeepSpeed does not look for that in every layout. It has told the norm over all ranks by the
-    time it calls the optimizer, so that all of them leave the same updates out.
+    DeepSpeed does not look for that in every layout. It has computed the norm over all ranks by
+    the time it calls the optimizer, so that all of them leave the same updates out.
     """
     step = optimizer.step
 

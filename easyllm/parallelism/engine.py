@@ -152,9 +152,9 @@ class TrainEngine(abc.ABC):
         names = parameter_shapes(self.layers)
         shared = {f"{s.name}.weight": f"{s.tied_to}.weight" for s in self.layers if s.tied_to}
         found = self.weights.problems(parameter_shapes(own), names, shared)
-        told = list(dict.fromkeys(chain.from_iterable(all_gather_object(found))))
-        if told:
-            raise UserError(f"model.path: {some_of(told, sep='; ')}; {FIX}")
+        messages = list(dict.fromkeys(chain.from_iterable(all_gather_object(found))))
+        if messages:
+            raise UserError(f"model.path: {some_of(messages, sep='; ')}; {FIX}")
 
     def loading(self, layers: int) -> tqdm[Any]:
         """A bar over the layers that ``build`` makes within the block."""

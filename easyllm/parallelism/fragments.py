@@ -67,7 +67,7 @@ def state_of(fragment: Fragment, optimizer: torch.optim.Optimizer) -> dict[str, 
 def take_up(
     fragment: Fragment, state: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Give the optimizer what ``state_of`` told of the fragment."""
+    """Give the optimizer what ``state_of`` returned for the fragment."""
     held = fragment.held
     for key, value in state.items():
         if key == MASTER:

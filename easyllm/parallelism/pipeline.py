@@ -101,7 +101,7 @@ class PipelineTrainEngine(TrainEngine):
 
     def train_batch(self, batches: Iterable[Batch]) -> float:
         loss = float(self.runtime.train_batch(self._noted(batches)).item())
-        return loss if world.is_main() else 0.0  # DeepSpeed has told it to all ranks
+        return loss if world.is_main() else 0.0  # all ranks have it from DeepSpeed
 
     def evaluate(self, batches: Iterable[Batch], count: int) -> float:
         loss = self.runtime.eval_batch(self._noted(batches), num_micro_batches=count)

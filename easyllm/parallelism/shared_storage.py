@@ -44,16 +44,16 @@ def check(run: RunSpec, inputs: Sequence[Path]) -> None:
     finally:
         if world.is_main():
             token.unlink(missing_ok=True)
-    lacks = {machine: told for machine, told in found if told}
-    if any("run_dir" in told for told in lacks.values()):
+    lacks = {machine: paths for machine, paths in found if paths}
+    if any("run_dir" in paths for paths in lacks.values()):
         raise UserError(
             f"run_dir={root} of {found[0][0]} is not there on "
-            f"{', '.join(m for m, told in lacks.items() if 'run_dir' in told)}: each rank writes "
+            f"{', '.join(m for m, paths in lacks.items() if 'run_dir' in paths)}: each rank writes "
             "its part of a checkpoint there, and parts are not gathered from other disks. Give a "
             "run_dir on a disk that all machines share"
         )
     if lacks:
-        named = "; ".join(f"{machine}: {', '.join(told)}" for machine, told in lacks.items())
+        named = "; ".join(f"{machine}: {', '.join(paths)}" for machine, paths in lacks.items())
         raise UserError(
             f"training reads files that are not there, or differ from those of {found[0][0]}, on "
             f"{named}. Give data.dir and model.path on a disk that all machines share, or copy them"
@@ -62,8 +62,8 @@ def check(run: RunSpec, inputs: Sequence[Path]) -> None:
 
 def _content(path: Path) -> str:
     """What tells a file's content on another disk, where copies have other times."""
-    told = fingerprint(path)
-    return told if told.startswith("sha256:") else told.partition(":")[0]
+    identity = fingerprint(path)
+    return identity if identity.startswith("sha256:") else identity.partition(":")[0]
 
 
 def _seen(token: Path) -> bool:

@@ -1,7 +1,7 @@
 """Where the time of a training step goes.
 
-A clock is in one phase at a time, so the phases of a step add up to it. On CUDA they are told
-apart by events in the stream that computes: communication that runs beside computation costs
+A clock is in one phase at a time, so the phases of a step add up to it. On CUDA they are
+measured by events in the stream that computes: communication that runs beside computation costs
 nothing and counts as nothing.
 """
 

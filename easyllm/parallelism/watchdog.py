@@ -89,7 +89,7 @@ def device_busy() -> bool:
     if torch is None or not torch.cuda.is_initialized():
         return False
     try:
-        # a thread has the first device unless told
+        # a thread has the first device by default
         return not torch.cuda.default_stream(int(os.environ.get("LOCAL_RANK", 0))).query()
     except RuntimeError:  # the device has failed, which its rank tells
         return False

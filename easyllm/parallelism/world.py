@@ -89,8 +89,8 @@ def share_cores() -> None:
 def unrepeatable(error: RuntimeError) -> str | None:
     """Of torch's refusal to compute what has no such kernel its first words, which name the
     operation; None for another error."""
-    told, *rest = str(error).split(" does not have a deterministic implementation")
-    return f"{told} does not give the same bits each time" if rest else None
+    operation, *rest = str(error).split(" does not have a deterministic implementation")
+    return f"{operation} does not give the same bits each time" if rest else None
 
 
 def stop() -> None:

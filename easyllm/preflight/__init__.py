@@ -57,7 +57,7 @@ def _published(run: RunSpec) -> Mapping[str, Any]:
     model = run.model
     try:
         return model.config or (local_config(model.path) if model.path else None) or {}
-    except UserError:  # told by of_model
+    except UserError:  # reported by of_model
         return {}
 
 
@@ -106,19 +106,19 @@ def _trained(run: RunSpec) -> Iterator[Problem]:
     if model.family is None or not published or not (run.training.freeze or run.training.adapter):
         return
     config = {**published, **model.overrides}
-    if any(published_config.wrong(config)):  # told with the keys
+    if any(published_config.wrong(config)):  # reported with the keys
         return
     try:
         layers = model.family.param_specs(config)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # told with the shapes
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # reported with the shapes
         return
     if layers is None:
         return
-    told = list(trainable.problems(run, layers))
-    yield from told
-    if told or not isinstance(layout, Pipeline):
+    found = list(trainable.problems(run, layers))
+    yield from found
+    if found or not isinstance(layout, Pipeline):
         return
-    with contextlib.suppress(UserError):  # told with the layout
+    with contextlib.suppress(UserError):  # reported with the layout
         bounds = partition.stage_bounds(layers, layout, run.data.seq_len)
         for stage in partition.idle(layers, bounds, trainable.trained(run, layers)):
             adapter = run.training.adapter

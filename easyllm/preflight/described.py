@@ -40,7 +40,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
         place = source.local(path)
         published = source.local_config(path)
         architecture = _architecture(place)
-    except UserError:  # told with the path
+    except UserError:  # reported with the path
         return
     if architecture:
         types = ARCHITECTURES.get(architecture, (architecture,))

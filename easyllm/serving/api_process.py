@@ -60,31 +60,31 @@ class ApiProcess:
         # the tokenizer as it is: transformers' AutoTokenizer loads torch, 0.3 GB; pickled by
         # itself, since unpickling it imports for a while, which the loop leaves to a thread
         host.tell("ready", (pickle.dumps(engine.tokenizer), engine.max_positions))
-        told, failed = 0, False
+        answered, failed = 0, False
         while self._process.poll() is None:
-            if told < self._asked:
+            if answered < self._asked:
                 host.tell("stop")
-                told += 1
+                answered += 1
             if engine.failed and not failed:
                 host.tell("failed")
                 failed = True
             time.sleep(POLL)
         listening.join()
-        return self._done(host.told)
+        return self._done(host.messages)
 
     def stopped(self) -> dict[str, Any]:
         """Have it stop before it has an engine; returns what it has done."""
-        told, self._loading = {}, False
+        messages, self._loading = {}, False
         with suppress(EOFError, OSError):
             self._wire.send(("stop", None))
-            told = dict([self._wire.receive()])  # without an engine it asks nothing
-        return self._done(told)
+            messages = dict([self._wire.receive()])  # without an engine it asks nothing
+        return self._done(messages)
 
-    def _done(self, told: dict[str, Any]) -> dict[str, Any]:
-        """What the process told at its end. Raises RuntimeError where it came to another."""
-        if self._process.wait() or "over" not in told:
+    def _done(self, messages: dict[str, Any]) -> dict[str, Any]:
+        """What the process sent at its end. Raises RuntimeError where it came to another."""
+        if self._process.wait() or "over" not in messages:
             raise RuntimeError(f"the API's process ended with status {self._process.returncode}")
-        done: dict[str, Any] = told["over"]
+        done: dict[str, Any] = messages["over"]
         return done
 
     def _signalled(self, sig: int, frame: Any) -> None:

@@ -21,7 +21,7 @@ def serve(run: RunSpec) -> dict[str, Any]:
     The server listens while the model is loading; ``/ready`` tells when it is.
     """
     with bound(run.serving) as listener:
-        load_keys(run.serving)  # what is wrong with them is told before anything is loaded
+        load_keys(run.serving)  # what is wrong with them is reported before anything is loaded
         if warning := exposed(run.serving):
             print(warning, file=sys.stderr, flush=True)
         return (_apart if run.inference.engine.apart else _together)(run, listener)

@@ -48,7 +48,7 @@ class SamplingSpec:
     ignore_eos: bool = False
     """Go on after an end-of-sequence token, for measurements."""
     logprobs: NonNegativeInt | None = None
-    """Likeliest tokens whose log-probabilities are told beside each token's own."""
+    """Likeliest tokens whose log-probabilities are given beside each token's own."""
     n: Count = 1
     """Answers to each prompt."""
     seed: NonNegativeInt | None = None

@@ -194,7 +194,7 @@ class _Walk:
         elif now := renamed.KEYS.get(key):
             problem = Problem(key, value, f"is now called {now}", f"give {now} instead")
         else:
-            problem = Problem(key, value, UNKNOWN, remedy="")  # told at the end
+            problem = Problem(key, value, UNKNOWN, remedy="")  # completed in finish()
         self.unknown.append((problem, siblings))
 
     def component(self, role: Any, config: Any, key: str, default: str | None) -> Any:

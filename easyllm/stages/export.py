@@ -50,9 +50,9 @@ class Export(Stage):
         if checkpoint is None:
             raise UserError(_missing(run, self.paths(run).checkpoints))
         read = [name for name in checkpoint.files if name.startswith(f"{checkpoints.WEIGHTS}/")]
-        if told := checkpoint.changed(read, threads=min(8, os.cpu_count() or 1)):
+        if damage := checkpoint.changed(read, threads=min(8, os.cpu_count() or 1)):
             raise UserError(
-                f"{checkpoint.path} is damaged: {told[0]}; give export.checkpoint=<another>"
+                f"{checkpoint.path} is damaged: {damage[0]}; give export.checkpoint=<another>"
             )
         from easyllm.training.export.hf import export
 

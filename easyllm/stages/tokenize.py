@@ -41,7 +41,7 @@ class Tokenize(Stage):
         return manifest.paths(self.paths(run).store, self.name)
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
-        with contextlib.suppress(OSError):  # a file that is not there is told of below
+        with contextlib.suppress(OSError):  # a missing file is reported below
             files = [file for file in self.inputs(run) if isinstance(file, Path)]
             run.data.engine.start(run, sum(file.stat().st_size for file in files))
         from easyllm.data.tokenize import tokenize

@@ -130,8 +130,8 @@ class Train(Stage):
             except Stopped as stopped:
                 raise Interrupted(str(stopped)) from None
             except RuntimeError as error:
-                if told := world.unrepeatable(error):
-                    raise UserError(f"{told}; give training.deterministic=false") from error
+                if operation := world.unrepeatable(error):
+                    raise UserError(f"{operation}; give training.deterministic=false") from error
                 raise
             world.stop()
             return metrics

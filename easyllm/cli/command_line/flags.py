@@ -190,7 +190,7 @@ def _composes(file: Path) -> bool:
     """Whether a file builds on others, as recipes do; a spec that stands by itself does not."""
     try:
         lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):  # told when it is read
+    except (OSError, UnicodeDecodeError):  # reported when it is read
         return False
     return any(line.startswith(("# @package", "defaults:")) for line in lines)
 

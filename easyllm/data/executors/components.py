@@ -114,16 +114,16 @@ def java_problem() -> str:
     if java is None or not os.access(java, os.X_OK):
         return f"needs Java, and there is no java in {where}"
     try:
-        told = subprocess.run(
+        done = subprocess.run(
             [java, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
             errors="replace", timeout=60,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"needs Java, and {java} cannot be run: {error}"
-    said = told.stderr + told.stdout
+    said = done.stderr + done.stdout
     version = re.search(r'version "((?:1\.)?(\d+)[^"]*)"', said)
-    if told.returncode or version is None:
-        first = said.strip().partition("\n")[0] or f"it ended with status {told.returncode}"
+    if done.returncode or version is None:
+        first = said.strip().partition("\n")[0] or f"it ended with status {done.returncode}"
         return f"needs Java, and {java} does not run: {first}"
     if int(version[2]) < JAVA:
         return f"needs Java {JAVA} or newer, and {java} is {version[1]}"

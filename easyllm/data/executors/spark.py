@@ -154,8 +154,8 @@ def _show(log: Path) -> None:
 
 def _reason(error: BaseException) -> str:
     """The first line of what Java or Spark said."""
-    told = getattr(error, "java_exception", None)
-    text = str(told.getMessage()) if told is not None else str(error)
+    cause = getattr(error, "java_exception", None)
+    text = str(cause.getMessage()) if cause is not None else str(error)
     return text.strip().partition("\n")[0] or type(error).__name__
 
 
@@ -202,7 +202,7 @@ class SparkPool(Pool):
 
     def _cores(self) -> int:
         """Cores of the executors that there are now."""
-        with self.told():
+        with self.as_user_errors():
             return int(self.context.defaultParallelism)
 
     def _collect(self, task: Task[Item, Result], batch: list[Item]) -> list[Result]:
@@ -210,7 +210,7 @@ class SparkPool(Pool):
         return found
 
     def _result(self, job: Future[list[Result]]) -> list[Result]:
-        with self.told():
+        with self.as_user_errors():
             return job.result()
 
     def shuffle(self, job: Job) -> dict[str, list[dict[str, Any]]]:
@@ -219,7 +219,7 @@ class SparkPool(Pool):
         return shuffle(self, job)
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
+    def as_user_errors(self) -> Iterator[None]:
         """Turns a failed job into what its task had to say. Raises UserError."""
         try:
             yield

@@ -77,7 +77,7 @@ def shuffle(pool: SparkPool, job: Job) -> dict[str, list[dict[str, Any]]]:
         File(output.path, output.masked, np.diff(output.bounds.sum(axis=1))) for output in outputs
     ]
     note, compression = pool.note, job.run.data.compression
-    with pool.told():
+    with pool.as_user_errors():
         rows = (
             pool.session.range(0, len(parts), 1, len(parts))
             .mapInArrow(_batched(partial(_read, job.run.seed, parts), note), DOCUMENTS)

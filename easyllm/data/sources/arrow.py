@@ -20,7 +20,7 @@ def rows(
     columns ``names``; ``Rejected`` in place of one with a value that Python has no type for.
 
     Arrow gives each object the keys of all others of its column, as null. They are left out,
-    and so is a null that was given: which it was cannot be told, but of arrow's JSON type,
+    and so is a null that was given: which it was is unknown, but of arrow's JSON type,
     which is parsed and keeps it.
     """
     for batch in batches:

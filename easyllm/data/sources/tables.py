@@ -82,7 +82,7 @@ class Parquet(FileReader):
     ``{"role": …, "content": …}``, with columns such as ``tools`` and ``system`` beside them.
 
     Parquet gives each object of a column the keys of all others, as null; they are left out.
-    A null that a tool's call is to keep can be told from these only where ``arguments`` is
+    A null that a tool's call is to keep can be distinguished from these only where ``arguments`` is
     JSON text.
     """
 

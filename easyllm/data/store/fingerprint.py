@@ -75,7 +75,7 @@ def _encoding(run: RunSpec) -> dict[str, Any]:
 def check_encoding(run: RunSpec, store: StorePaths, manifest: Manifest) -> None:
     """Raises UserError where a store was made with another tokenizer or template than ``run``'s.
 
-    Tokenizers are told apart by name and, where files of both are known, by their content,
+    Tokenizers are distinguished by name and, where files of both are known, by their content,
     so that one that moved is still the same. A run that names no tokenizer takes the store's.
     """
     there, here = manifest["encoding"], encoding(run)

@@ -124,8 +124,8 @@ class Pretrained(Tokenizer):
         if origin is None or not origin.is_dir():
             revision = run.model.revision if self.of_model(run) else None
             origin = source.folder(path, RunPaths(run).models, False, revision)
-        if told := source.without_tokenizer(origin):
-            raise UserError(told)
+        if reason := source.without_tokenizer(origin):
+            raise UserError(reason)
         files = tokenizer_files(origin)
         ranks = [file for file in files if file.suffix == ".tiktoken"]
         if ranks and origin / "tokenizer.json" not in files:

@@ -38,7 +38,7 @@ KEPT = ("model_max_length", "padding_side", "truncation_side")
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 ADD_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
-"""Classes of transformers that begin a text with the BOS token unless told otherwise."""
+"""Classes of transformers that begin a text with the BOS token by default."""
 MARKS = ("<|*|>", "<reserved_*>", "[[]UNUSED_TOKEN_*[]]")
 """Names of user-defined symbols that are marks of chats, not parts of texts."""
 

@@ -27,7 +27,7 @@ def settle(folder: Path) -> None:
         return
     try:
         config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    except ValueError:  # told where the tokenizer is loaded
+    except ValueError:  # reported where the tokenizer is loaded
         return
     if "auto_map" in config:
         return
@@ -58,10 +58,12 @@ def read_otherwise(folder: Path) -> str | None:
     ours, auto = of_model(folder), AutoTokenizer.from_pretrained(folder)
     if not (ours.is_fast and auto.is_fast):
         return None
-    told = _difference(auto.backend_tokenizer, ours.backend_tokenizer, ours.all_special_tokens)
-    return told and (
+    difference = _difference(
+        auto.backend_tokenizer, ours.backend_tokenizer, ours.all_special_tokens
+    )
+    return difference and (
         f"AutoTokenizer of transformers {version('transformers')} takes {type(auto).__name__} for "
-        f"this folder, and with it other tokens than were trained: {told}; load it by "
+        f"this folder, and with it other tokens than were trained: {difference}; load it by "
         f"{GENERIC}.from_pretrained, as easyllm does"
     )
 
@@ -76,8 +78,8 @@ def _built_anew(folder: Path) -> bool:
     core = Tokenizer.from_file(str(folder / FILE))
     core.no_truncation()
     core.no_padding()
-    told = _difference(named.backend_tokenizer, core, named.all_special_tokens)
-    return told is not None
+    difference = _difference(named.backend_tokenizer, core, named.all_special_tokens)
+    return difference is not None
 
 
 def _difference(found: Any, right: Any, special: list[str]) -> str | None:

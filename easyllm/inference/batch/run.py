@@ -130,9 +130,9 @@ async def _complete(engine: Engine, prompt: list[int], sampling: SamplingSpec) -
         tokens += len(piece.tokens)
         logprobs += piece.logprobs
         reason = piece.finish_reason
-    told = {}
+    fields = {}
     if sampling.logprobs is not None:
-        told["logprobs"] = [
+        fields["logprobs"] = [
             {
                 "token": one.text,
                 "bytes": list(one.bytes or b""),
@@ -146,7 +146,7 @@ async def _complete(engine: Engine, prompt: list[int], sampling: SamplingSpec) -
         "finish_reason": reason,
         "prompt_tokens": len(prompt),
         "completion_tokens": tokens,
-        **told,
+        **fields,
     }
 
 

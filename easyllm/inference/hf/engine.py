@@ -50,7 +50,7 @@ class _Answer:
     take: StepSink
     to: Any
     """What its taker knows it by."""
-    told: int = 0
+    sent: int = 0
     """Tokens in the steps so far."""
     over: bool = False
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -61,9 +61,9 @@ class _Answer:
         self.over = output.error is not None or output.is_finished()
         if output.error is not None:
             return EngineFailed(output.error)
-        tokens = output.generated_tokens[self.told :]
-        logprobs = self.logprobs[self.told : self.told + len(tokens)]
-        self.told += len(tokens)
+        tokens = output.generated_tokens[self.sent :]
+        logprobs = self.logprobs[self.sent : self.sent + len(tokens)]
+        self.sent += len(tokens)
         if not self.over:
             return Step(tokens, logprobs)
         if tokens and tokens[-1] in self.ends:
@@ -97,7 +97,7 @@ class _Router(OutputRouter):
             answer = self._answers.get(output.request_id)
             if answer is None:  # aborted meanwhile
                 continue
-            if due or not answer.told or output.is_finished() or output.error is not None:
+            if due or not answer.sent or output.is_finished() or output.error is not None:
                 by_taker.setdefault(answer.take, []).append((answer.to, answer.step(output)))
         for take, grown in by_taker.items():
             take(grown)
@@ -210,7 +210,7 @@ class HFEngine:
 
     @property
     def waiting(self) -> int:
-        return sum(not answer.told for answer in list(self._answers.values()))
+        return sum(not answer.sent for answer in list(self._answers.values()))
 
     @property
     def failed(self) -> bool:

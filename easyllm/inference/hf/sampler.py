@@ -80,8 +80,8 @@ class Sampler(ContinuousBatchingLogitsProcessorList):
 def choose(scores: Tensor, rows: list[Row | None]) -> None:
     """Change ``scores``, float32 [at least len(rows), vocabulary], so that the likeliest
     token of each row is the one its sampling chose. Rows of None are left alone."""
-    told = [i for i, row in enumerate(rows) if row and row.choice.sampling.logprobs is not None]
-    raw = torch.log_softmax(scores[told], -1) if told else scores
+    wanted = [i for i, row in enumerate(rows) if row and row.choice.sampling.logprobs is not None]
+    raw = torch.log_softmax(scores[wanted], -1) if wanted else scores
     drawn = []
     for i, row in enumerate(rows):
         if row is not None:
@@ -90,9 +90,9 @@ def choose(scores: Tensor, rows: list[Row | None]) -> None:
                 drawn.append(i)
     if drawn:
         _draw(scores, drawn, [row.choice for i in drawn if (row := rows[i])])
-    if told:
-        chosen = scores[told].argmax(-1)
-        for at, i in enumerate(told):
+    if wanted:
+        chosen = scores[wanted].argmax(-1)
+        for at, i in enumerate(wanted):
             row = rows[i]
             assert row is not None
             row.choice.logprobs.append(_logprob(raw[at], int(chosen[at]), row.choice.sampling))

@@ -142,8 +142,8 @@ def _check_heads(folder: Path, config: Any) -> None:
 
 def _words(error: Exception) -> str:
     """What vLLM says, without what pydantic puts around it and the list of all it knows."""
-    told = getattr(error, "errors", None)
-    message = str(told()[0]["msg"] if told else error).removeprefix("Value error, ")
+    errors = getattr(error, "errors", None)
+    message = str(errors()[0]["msg"] if errors else error).removeprefix("Value error, ")
     return message.partition(". ")[0].rstrip(".\n")
 
 

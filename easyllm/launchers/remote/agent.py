@@ -1,6 +1,6 @@
 """The agent on a machine that does not own the run: ``python -m easyllm.launchers.remote.agent``.
 
-Connects to the machine that owns the run, starts ranks when told to, passes their output,
+Connects to the machine that owns the run, starts ranks on request, passes their output,
 reports and statuses back and signals on. When that machine goes away, its ranks end.
 """
 
@@ -77,7 +77,7 @@ class _Agent:
         self.channel, self.asked = channel, asked
         self.inbox: list[dict[str, Any] | None] = []
         self.ranks: dict[int, Process] = {}
-        self.told: set[int] = set()
+        self.reported: set[int] = set()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -124,7 +124,7 @@ class _Agent:
         positions: list[dict[str, Any]],
     ) -> None:  # fmt: skip
         self.ranks.clear()
-        self.told.clear()
+        self.reported.clear()
         reports.clear(self.folder)
         words = {}
         for number, (name, text) in enumerate(files.items()):
@@ -151,9 +151,9 @@ class _Agent:
     def _tell(self) -> None:
         """Tell of ranks that have ended: what they left, then their status."""
         for index, rank in self.ranks.items():
-            if index in self.told or (status := rank.look()) is None:
+            if index in self.reported or (status := rank.look()) is None:
                 continue
-            self.told.add(index)
+            self.reported.add(index)
             rank.close()  # the last of its output goes first
             left = reports.file(self.folder, index)
             if left.exists():

@@ -76,9 +76,9 @@ class Channel:
                     return None
                 body = self._exactly(size)
                 if self.key is not None:
-                    told, body = body[:HASH], body[HASH:]
+                    tag, body = body[:HASH], body[HASH:]
                     expected = self._hash(self.key, self.other, self.received, body)
-                    if not hmac.compare_digest(told, expected):
+                    if not hmac.compare_digest(tag, expected):
                         return None
                     self.received += 1
                 message = json.loads(body)
@@ -113,7 +113,7 @@ class Channel:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that has ``address``; None where that cannot be told."""
+    """The network interface that has ``address``; None where that is unknown."""
     import fcntl
 
     get_address = 0x8915  # SIOCGIFADDR

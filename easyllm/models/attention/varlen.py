@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 varlen_attn: Any = varlen and varlen.varlen_attn
 GROUPED: dict[str, bool] = {}
 """What says that keys and values have fewer heads: torch 2.11 takes them so without a word, 2.13
-wants to be told."""
+wants to be given."""
 if varlen and "enable_gqa" in inspect.signature(varlen_attn).parameters:
     GROUPED["enable_gqa"] = True
 

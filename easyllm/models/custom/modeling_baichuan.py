@@ -20,7 +20,7 @@ from .both_transformers import PublishedNames, from_fields
 FUSED = {".self_attn.W_pack.": (".self_attn.q_proj.", ".self_attn.k_proj.", ".self_attn.v_proj.")}
 """Tensors of the files that hold the rows of several of Llama's parameters."""
 BAICHUAN2_TOKENS = 125696
-"""The vocabulary by which the published Baichuan2 is told from Baichuan, whose
+"""The vocabulary by which the published Baichuan2 is distinguished from Baichuan, whose
 ``config.json`` looks alike."""
 
 

@@ -194,7 +194,7 @@ def _by_transformers(file: Path, folder: Path) -> None:
 
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
-        model, told = load(
+        model, report = load(
             str(file.parent),
             gguf_file=file.name,
             local_files_only=True,
@@ -204,7 +204,7 @@ def _by_transformers(file: Path, folder: Path) -> None:
         )
     except (ValueError, LookupError, OSError, NotImplementedError, struct.error) as error:
         raise Unusable(file, f"transformers cannot read it: {error}", REMEDY) from error
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         names_ = some_of(missing)
         raise Unusable(file, f"transformers does not find in it {names_}", REMEDY)
     model.save_pretrained(folder)

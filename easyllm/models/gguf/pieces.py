@@ -39,11 +39,11 @@ def tokenizer(found: Vocabulary) -> Any:
     try:
         core = of_sentencepiece(Pieces(proto, first_only=False))
     except Inexact as error:
-        told: str | None = str(error)
+        difference: str | None = str(error)
     else:
-        told = _difference(found, proto, core)
-    if told:
-        raise Unusable(found.file, f"its tokenizer cannot be made exactly: {told}", REMEDY)
+        difference = _difference(found, proto, core)
+    if difference:
+        raise Unusable(found.file, f"its tokenizer cannot be made exactly: {difference}", REMEDY)
     return core
 
 

@@ -38,7 +38,7 @@ def metadata(tokenizer: Any, size: int, texts: Sequence[str]) -> tuple[dict[str,
     tokens; and where llama.cpp's ids differ around special tokens, None where they do not.
 
     ``texts`` are those on which it is compared; of those without special tokens every id is the
-    same. Raises UserError for a tokenizer that llama.cpp cannot be told.
+    same. Raises UserError for a tokenizer that llama.cpp cannot be given.
     """
     if not tokenizer.is_fast:
         raise _cannot("it has no tokenizer.json")
@@ -191,7 +191,7 @@ def _compared(tokenizer: Any, found: Mapping[str, Any], texts: Sequence[str]) ->
     except Unusable as error:
         raise _cannot(error.what) from None
     named = list(tokenizer.get_added_vocab())
-    told = None
+    reason = None
     original = tokenizer.backend_tokenizer
     for text, mine, theirs in zip(
         texts, original.encode_batch(list(texts)), core.encode_batch(list(texts)), strict=True
@@ -207,8 +207,8 @@ def _compared(tokenizer: Any, found: Mapping[str, Any], texts: Sequence[str]) ->
         )
         if not any(name in text for name in named):
             raise _cannot(what)
-        told = told or what
-    return told
+        reason = reason or what
+    return reason
 
 
 def _cannot(why: str) -> UserError:

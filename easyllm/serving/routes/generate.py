@@ -44,15 +44,15 @@ async def _texts(
     growing: AsyncGenerator[Pieces, None], count: int
 ) -> AsyncGenerator[list[str], None]:
     """The texts so far, each time one of them has grown, and once at the end."""
-    texts, told = [""] * count, None
+    texts, last = [""] * count, None
     async with aclosing(growing):
         async for pieces in growing:
             for index, piece in pieces:
                 texts[index] += piece.text
-            if texts != told:
-                told = list(texts)
-                yield told
-    if told is None or told == [""] * count:
+            if texts != last:
+                last = list(texts)
+                yield last
+    if last is None or last == [""] * count:
         yield list(texts)
 
 

@@ -20,7 +20,7 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
     def at(key: str) -> str:
         return f"model.overrides.{key}" if key in run.model.overrides else f"model.config.{key}"
 
-    if any(published_config.wrong(config)):  # told with the keys
+    if any(published_config.wrong(config)):  # reported with the keys
         return
     try:
         shape = family.shape(config)

@@ -1,4 +1,4 @@
-"""What of a model training changes, told from the names and shapes of its layers alone."""
+"""What of a model training changes, by the names and shapes of its layers alone."""
 
 from __future__ import annotations
 
@@ -90,15 +90,15 @@ def problems(run: RunSpec, layers: Sequence[LayerShape]) -> Iterator[Problem]:
             "take training.freeze out", also=("training.adapter",),
         )  # fmt: skip
         return
-    told = list(_unmatched(run, layers))
-    if not told and not trained(run, layers):
-        told = [
+    found = list(_unmatched(run, layers))
+    if not found and not trained(run, layers):
+        found = [
             Problem(
                 "training.freeze", training.freeze, f"freezes all {len(names)} parameters",
                 "freeze less",
             )
         ]  # fmt: skip
-    yield from told
+    yield from found
 
 
 def _unmatched(run: RunSpec, layers: Sequence[LayerShape]) -> Iterator[Problem]:

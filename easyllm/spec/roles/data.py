@@ -134,7 +134,7 @@ class Tokenizer(Component):
 
     def content(self, run: RunSpec) -> str | None:
         """A hash of files that the hub has at a known revision; None where they are not on this
-        machine. Asks nobody. Local files are told by ``files``."""
+        machine. Asks nobody. ``files`` names local files."""
         return None
 
     @abc.abstractmethod

@@ -40,7 +40,7 @@ class Family(Component):
         """The layers in order, as ``easyllm.models.layers.LayerSpec``."""
 
     def param_specs(self, config: Mapping[str, Any]) -> list[LayerShape] | None:
-        """The layers in order as told without building them, for what is checked before
+        """The layers in order, known without building them, for what is checked before
         anything starts; None where only building them tells. Raises KeyError for a missing
         key."""
         return None

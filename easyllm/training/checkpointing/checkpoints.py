@@ -43,14 +43,14 @@ class Checkpoint:
         """What is wrong with the content of the files ``names``; reads all of them, as many at
         once as there are ``threads``."""
         names = list(names)
-        told = []
+        changed = []
         with ThreadPoolExecutor(threads) as pool:
             found = pool.map(lambda name: sha256(self.path / name), names)
             for name, content in zip(names, found, strict=True):
                 beat()
                 if content != self.files[name]["sha256"]:
-                    told.append(f"the content of {name} is not what was saved")
-        return told
+                    changed.append(f"the content of {name} is not what was saved")
+        return changed
 
 
 def location(checkpoints: Path, step: int) -> Path:

@@ -79,20 +79,20 @@ def resume_point(run: RunSpec, rows: Rows, total: int) -> ResumePoint:
         return ResumePoint()
     now = settings(run, rows)
     then = {**_unknown_then(run, found.trained_with, now), **found.trained_with}
-    told = differing(then, now)
+    differences = differing(then, now)
     if found.step > total:
-        told.append(f"training.steps: then {found.step} done, now {total}")
-    if told and how == "exact":
+        differences.append(f"training.steps: then {found.step} done, now {total}")
+    if differences and how == "exact":
         raise UserError(
             f"training.resume=exact: {found.path} was trained otherwise, and the losses that "
             "follow would not be those that would have followed:\n  "
-            + "\n  ".join(told)
+            + "\n  ".join(differences)
             + "\ngive what it was then; or training.resume=weights, to begin at step 0 with its "
             "weights and a fresh optimizer; or another run_dir"
         )
-    if told:
+    if differences:
         _same_kind(found, run)
-        _say(f"{found.path} was trained otherwise:", *told)
+        _say(f"{found.path} was trained otherwise:", *differences)
         _say("training.resume=weights: its weights only; a fresh optimizer, step 0")
         return ResumePoint(found, weights_only=True)
     if moved := differing(found.trained_with, now, decided=False):
@@ -179,12 +179,12 @@ def _newest_good(root: Path) -> Checkpoint | None:
     for path in world.broadcast_object(checkpoints.listed(root)):
         world.beat(f"checking {path.name}")
         found = world.broadcast_object(checkpoints.examined(path) if world.is_main() else None)
-        told = [found] if isinstance(found, str) else _changed(found)
-        if not told:
+        damage = [found] if isinstance(found, str) else _changed(found)
+        if not damage:
             for line in passed:
                 _say(f"{line}; going on from step {found.step}")
             return _apart(root, found)
-        passed.append(f"{path.name} is damaged: {told[0]}")
+        passed.append(f"{path.name} is damaged: {damage[0]}")
     if passed:
         raise UserError(
             f"no checkpoint under {root} can be loaded:\n  "
@@ -207,7 +207,7 @@ def _apart(root: Path, found: Checkpoint) -> Checkpoint:
 def _changed(found: Checkpoint) -> list[str]:
     """What is wrong with the content of the files, which the ranks share out among them."""
     mine = sorted(found.files)[world.rank() :: world.size()]
-    return [told for part in world.all_gather_object(found.changed(mine)) for told in part]
+    return [damage for part in world.all_gather_object(found.changed(mine)) for damage in part]
 
 
 def _shown(value: Any) -> str:

@@ -77,8 +77,8 @@ def export(
                 writer.write_tensor_data(data)
                 bar.update(data.nbytes)
         writer.close()
-        told = {"file": file.name, "tensors": len(tensors), "bytes": file.stat().st_size}
-    return told | {"type": kind.name, "pre_tokenizer": spoken["ggml.pre"]} | _difference(differs)
+        facts = {"file": file.name, "tensors": len(tensors), "bytes": file.stat().st_size}
+    return facts | {"type": kind.name, "pre_tokenizer": spoken["ggml.pre"]} | _difference(differs)
 
 
 def model(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,15 +50,15 @@ def export(checkpoint: Checkpoint, target: Path, run: RunSpec) -> dict[str, Any]
 
     One shard is in memory at a time. Returns the stage's metrics.
     """
-    told = {"checkpoint": str(checkpoint.path), "step": checkpoint.step, "folder": str(target)}
+    facts = {"checkpoint": str(checkpoint.path), "step": checkpoint.step, "folder": str(target)}
     if adapter := _adapter(checkpoint, run):
         if run.export.adapter == "adapter":
-            return told | _export_adapter(checkpoint, target, run, adapter)
+            return facts | _export_adapter(checkpoint, target, run, adapter)
     elif run.export.adapter == "adapter":
         raise UserError(
             f"export.adapter=adapter: {checkpoint.path} holds a model; give export.adapter=merged"
         )
-    return told | _export_model(checkpoint, target, run, adapter)
+    return facts | _export_model(checkpoint, target, run, adapter)
 
 
 def _export_model(
@@ -87,15 +87,15 @@ def _export_model(
         _copy_beside(checkpoint.weights, aside, *modern)
         settle_tokenizer(aside)  # a checkpoint of before may not be
         write_config(aside, config)
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "tensors": len(sizes),
         "shards": len(plan),
         "bytes": sum(sizes.values()),
     }
     if (target / "tokenizer.json").is_file() and (warning := read_otherwise(target)):
         print(f"{target}: {warning}", file=sys.stderr, flush=True)
-        told["warning"] = warning
-    return told
+        facts["warning"] = warning
+    return facts
 
 
 def _export_adapter(
@@ -134,15 +134,15 @@ def _adapter(checkpoint: Checkpoint, run: RunSpec) -> Adapter | None:
     if not tensor_files.adapter_only(checkpoint.weights):
         return None
     now = json.loads(json.dumps(flatten(write(run))))
-    told = [
+    differences = [
         f"{key}: then {then}, now {now.get(key)}"
         for key, then in checkpoint.trained_with.items()
         if key.startswith(UNDER_ADAPTER) and now.get(key) != then
     ]
-    if told or run.training.adapter is None:
+    if differences or run.training.adapter is None:
         raise UserError(
             f"{checkpoint.path} holds an adapter that belongs to another run:\n  "
-            + "\n  ".join(told)
+            + "\n  ".join(differences)
             + "\nexport it by that one's run.yaml: python -m easyllm RUN_DIR/run.yaml "
             "stages=[export]"
         )
