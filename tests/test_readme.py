@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from tests.pages import BLOCKS, SHELL, TABLE, write_files
+from tests.support import needs_java
 
 NEEDS_GPUS = ("llama13b_zero", "llama13b_pipe data=text")
 SLOW = ("smollm2_pipe", "data.engine=spark", "+smoke=cpu")
@@ -74,7 +75,9 @@ def test_the_readme_has_its_commands():
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(c, marks=[pytest.mark.slow] if any(s in c for s in SLOW) else [])
+        pytest.param(
+            c, marks=[pytest.mark.slow] * any(s in c for s in SLOW) + [needs_java] * ("spark" in c)
+        )
         for c in SHELL[2:]
     ],
 )

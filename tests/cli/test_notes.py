@@ -13,6 +13,7 @@ from easyllm.cli.command_line.overrides import read
 from easyllm.cli.compose import compose
 from easyllm.cli.library import Library, shipped_folder
 from easyllm.preflight.notes import notes
+from tests.support import needs_java
 
 LIBRARY = Library(shipped_folder())
 
@@ -43,12 +44,22 @@ def test_gpus_that_train_on_the_sample() -> None:
     assert not noted(*words, "data=text", "data.sources.text.path=mine.txt")
 
 
-def test_data_stages_of_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_machines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words of a run on 8 machines, of which this is the first."""
     for name, value in (("NODE_RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29511")):
         monkeypatch.setenv(name, value)
-    words = ["+recipe=llama13b_pipe", "data=text", "data.sources.text.path=mine.txt"]
+    return ["+recipe=llama13b_pipe", "data=text", "data.sources.text.path=mine.txt"]
+
+
+def test_data_stages_of_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = on_machines(monkeypatch)
     (said,) = noted(*words)
     assert said.startswith("tokenize, shuffle, repartition on the first of 8 machines alone")
+
+
+@needs_java
+def test_data_stages_by_spark_are_on_all_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = on_machines(monkeypatch)
     assert not noted(*words, "data.engine=spark", "data.engine.master=spark://host:7077")
     assert not noted(*words, "stages=[]")
 

@@ -31,7 +31,7 @@ from easyllm.spec.run import RunSpec
 from tests.data.conftest import Spec, story, work
 from tests.data.test_kills import STAGES, config, content, start
 from tests.data.test_shuffle import large, linked  # noqa: F401  (a fixture)
-from tests.support import merged, run_spec
+from tests.support import merged, needs_java, run_spec
 
 SPARK = {"_target_": "spark", "master": "local[2]", "memory_gb": 1}
 
@@ -143,6 +143,7 @@ def test_what_spark_cannot_be_told(spec: Spec, tmp_path: Path) -> None:
     assert sound.settings == {"spark.speculation": "false", "spark.cores.max": "4"}
 
 
+@needs_java
 @pytest.mark.slow
 def test_spark_makes_the_same_store(texts: Path, tmp_path: Path) -> None:
     """Of files read in parts and of one that the driver reads, with labels and without."""
@@ -168,6 +169,7 @@ def test_spark_makes_the_same_store(texts: Path, tmp_path: Path) -> None:
     assert not [p for p in psutil.Process().children(recursive=True) if "java" in p.name()]
 
 
+@needs_java
 @pytest.mark.slow
 def test_spark_shuffles_many_row_groups_alike(
     large: Path,  # noqa: F811
@@ -184,6 +186,7 @@ def test_spark_shuffles_many_row_groups_alike(
     )
 
 
+@needs_java
 @pytest.mark.slow
 def test_what_stops_a_task_is_said_as_locally(spec: Spec, tmp_path: Path) -> None:
     """A file that is found damaged in a task, and records that the driver finds too many."""
@@ -212,6 +215,7 @@ def test_what_stops_a_task_is_said_as_locally(spec: Spec, tmp_path: Path) -> Non
     assert rejected.startswith("more than data.max_bad_records=3 records cannot be used")
 
 
+@needs_java
 @pytest.mark.slow
 def test_a_master_that_is_none(spec: Spec, tmp_path: Path, capfd: Any) -> None:
     run = spec(tmp_path, data={"engine": {"_target_": "spark", "master": "nowhere"}})
@@ -235,6 +239,7 @@ def gone(process: psutil.Process) -> bool:
     return not psutil.wait_procs([process], timeout=60)[1]
 
 
+@needs_java
 @pytest.mark.slow
 def test_killed_spark_goes_on_and_leaves_no_jvm(texts: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -266,6 +271,7 @@ def test_killed_spark_goes_on_and_leaves_no_jvm(texts: Path, tmp_path: Path) -> 
     assert not list((broken / "store").glob(".*"))
 
 
+@needs_java
 @pytest.mark.slow
 def test_a_jvm_that_is_killed_is_said(texts: Path, tmp_path: Path) -> None:
     """By the system, when memory runs out; the next run goes on."""
@@ -289,6 +295,7 @@ def kill(process: subprocess.Popen[str], running: psutil.Process) -> None:
     assert gone(running)
 
 
+@needs_java
 @pytest.mark.slow
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_stopped_run_leaves_no_jvm(number: int, status: int, texts: Path, tmp_path: Path) -> None:
