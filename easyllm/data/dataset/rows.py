@@ -135,7 +135,7 @@ class Rows:
 
         def build(aside: Path) -> None:
             plan = self._split().epoch(epoch, self.packing)
-            check_room(self._cache.root, plan.bytes, "how documents lie in the rows of an epoch")
+            check_room(self._cache.root, plan.bytes, "the plan of an epoch's rows")
             plan.save(aside)
 
         built_once(self._cache.root, folder, build)
