@@ -52,7 +52,7 @@ class _Chunks:
         self.usage = format_.asked.usage_in_stream
         self.head = {**format_.head(), "object": format_.chunk_kind}
         self.head |= {"usage": None} if self.usage else {}
-        # a chunk is all the same but for its choices
+        # a chunk is all the same except for its choices
         self.begin = "data: " + json.dumps(self.head)[:-1] + ', "choices": ['
         # most chunks are a text and nothing else: the JSON around it, by answer
         self.around = [
