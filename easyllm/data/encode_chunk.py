@@ -1,4 +1,4 @@
-"""One chunk of a source as a parquet file of tokens, in whatever process does it."""
+"""Encodes one chunk of a source into a parquet file of tokens, in any process."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class ChunkResult(NamedTuple):
     source: str
     text_bytes: int
     entry: dict[str, Any] | None
-    """The manifest's; None where no document is left, or the engine is inexact."""
+    """The file's entry in the manifest; None where no document is left or the ids are inexact."""
     rejected: list[dict[str, Any]]
     chats: dict[str, Any]
     """Counts of its conversations."""
     inexact: str | None
-    """Where the engine's ids are not Hugging Face's."""
+    """Where the engine's ids differ from Hugging Face's; None where they do not."""
 
 
 def _vocabulary(engine: Engine, tokenizer: Path, identity: str) -> Vocabulary:
-    """A process loads an engine once; ``identity`` tells a tokenizer from its successor."""
+    """A process loads an engine once; ``identity`` distinguishes tokenizers in one folder."""
     key = (engine.folder, engine.label, tokenizer, identity)
     if key not in _LOADED:
         _LOADED.clear()
@@ -50,7 +50,7 @@ def encode_chunk(
     compression: str,
     chunk: Chunk,
 ) -> ChunkResult:
-    """Write a chunk's parquet file, unless a killed process did."""
+    """Write a chunk's parquet file, unless an earlier process that was killed has written it."""
 
     def make(aside: Path) -> tuple[Any, ...]:  # a ChunkResult without its source
         if isinstance(chunk.reader, TokenStore):
@@ -84,7 +84,7 @@ def encode_chunk(
 def _adopt(
     engine: Engine, reader: TokenStore, chunk: Chunk, aside: Path, compression: str
 ) -> dict[str, Any]:
-    """Write a file of tokens as one of the store's; its entry for the manifest."""
+    """Write a file of a legacy store as a file of this store; returns its manifest entry."""
     assert isinstance(chunk.file, Path)
     ids = engine.pad_id, engine.eos_id, engine.vocab_size
     parts = reader.shards(chunk.file, *ids, chunk.limit)

@@ -43,10 +43,10 @@ def _fill(
 ) -> Manifest:
     if manifests.folder(place, "repartition").exists():
         _check(place, shuffled)
-    workshop.clear()  # begun anew: what a killed process left is not trusted
+    workshop.clear()  # starts from scratch: files of a killed process are not trusted
     folder = workshop.folder
     folder.mkdir()
-    # the original names partitions by 18 hexadecimal digits; these are of the content
+    # the original names partitions by 18 hexadecimal digits; here they hash the content
     uuid = stable_hash(shuffled["sources"], 18)
     sources: dict[str, Any] = {name: {**s, "files": []} for name, s in shuffled["sources"].items()}
     links = 0
@@ -64,7 +64,7 @@ def _fill(
         run.data.engine.open(run, scratch) as pool,
         progress("repartition", parts * len(sources), "file") as bar,
     ):
-        for linked in pool.map(_deal, deals, 1):  # links are made faster than processes
+        for linked in pool.map(_deal, deals, 1):  # a link takes less time than a process
             links += linked
             bar.update(len(sources))
     files = [file for source in sources.values() for file in source["files"]]
@@ -88,8 +88,10 @@ def _fill(
 
 
 def _check(place: StorePaths, shuffled: Manifest) -> None:
-    """Raises UserError for a shuffled file that is not what was written. Asked where partitions
-    are made again: what was wrong with one is wrong with the file that it is a link to."""
+    """Raises UserError for a shuffled file whose content is not what was written.
+
+    Called where partitions are made again: a damaged partition is a link to a damaged file.
+    """
     for source in shuffled["sources"].values():
         for file in source["files"]:
             path = place.shuffled / file["path"]
@@ -98,7 +100,7 @@ def _check(place: StorePaths, shuffled: Manifest) -> None:
 
 
 def _deal(files: Iterable[tuple[Path, Path]]) -> int:
-    """Fill a partition, each file from one of the shuffled; how many are links."""
+    """Fill a partition from the shuffled files; returns how many of its files are links."""
     links = 0
     for file, to in files:
         to.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Texts to the token store, on as many processes as there are cores."""
+"""Tokenizes texts into the token store, on as many processes as there are cores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from easyllm.spec.schema import write
 
 
 class _Inexact(Exception):
-    """The engine gives other ids than Hugging Face's, and where."""
+    """The engine gives other ids than Hugging Face's; the message shows where."""
 
 
 @dataclasses.dataclass
@@ -38,7 +38,7 @@ class Encoded:
     """What became of all chunks."""
 
     entries: dict[str, list[dict[str, Any]]]
-    """The manifest's, by source."""
+    """The manifest's entries, by source."""
     rejected: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     chats: ChatCounts = dataclasses.field(default_factory=ChatCounts)
     text_bytes: int = 0
@@ -47,7 +47,7 @@ class Encoded:
 def tokenize(run: RunSpec) -> dict[str, Any]:
     """Tokenize the run's sources into its store; returns the stage's metrics."""
     for name, reader in run.data.sources.items():
-        files(name, reader)  # said before any work
+        files(name, reader)  # missing files are reported before any work
     place = RunPaths(run).store
     inputs = made_from(run, find(place, "tokenize"))
     return make(place, "tokenize", inputs, functools.partial(_fill, run, place))
@@ -62,7 +62,7 @@ def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
         try:
             encoded = _encode(run, place, workshop, engine, identity, pool)
         except _Inexact as error:
-            # no piece that it wrote is taken by another engine
+            # the other engine does not take the pieces that this one wrote
             engine = engine.refused(str(error))
             _say(engine)
             encoded = _encode(run, place, workshop, engine, identity, pool)
@@ -134,12 +134,12 @@ def _say(engine: Engine) -> None:
 
 
 def _say_arguments(answers: dict[str, int]) -> None:
-    """Answers that were asked for in different ways must be so when the model is served."""
+    """Report the template arguments where answers differ in them: serving needs the same ones."""
     if len(answers) > 1:
         counts = ", ".join(f"{count:,} with {arguments}" for arguments, count in answers.items())
         print(
-            f"answers by the arguments of the chat template: {counts}; serve the model with "
-            "those of the answers that you want, by data.template.arguments",
+            f"answers by the arguments of the chat template: {counts}; give "
+            "data.template.arguments=<those of the answers that you want> to serve the model",
             file=sys.stderr,
         )
 
@@ -170,7 +170,7 @@ def _encode(
 
 
 def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
-    """Make the store's tokenizer, unless a killed process did; its identity."""
+    """Make the store's tokenizer, unless a killed process made it; returns its identity."""
 
     def make(note: Path) -> str:
         with atomic_dir(place.tokenizer) as aside:
@@ -179,10 +179,10 @@ def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
             template = run.data.template
             template.prepare(aside)
             own = type(template).chat_template is not Template.chat_template
-            # loading takes a second, so only where a template may have something to say
+            # loading takes a second, so only where a template may give a chat template
             chat_template = template.chat_template(load_tokenizer(aside)) if own else None
             if chat_template is not None:
-                # so that the exported tokenizer serves with what training used
+                # so that the exported tokenizer has the template that training used
                 (aside / "chat_template.jinja").write_text(chat_template, "utf-8")
         note.touch()
         return tokenizer_identity(place.tokenizer)

@@ -1,4 +1,4 @@
-"""Answers as text: tokens become characters as they come, and texts of ``stop`` end them."""
+"""Answers as text: tokens become text as they arrive, and texts of ``stop`` end an answer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from easyllm.spec.inference import SamplingSpec
 
 @dataclass
 class Piece:
-    """What an answer has grown by. The texts of all pieces together are the answer."""
+    """The next part of an answer. The texts of all pieces together are the answer."""
 
     text: str
     tokens: list[int]
     logprobs: list[TokenText] = field(default_factory=list)
-    """Where ``sampling.logprobs`` is given, the tokens whose texts are certain by now. The texts
-    of those of all pieces together are the answer too."""
+    """Where ``sampling.logprobs`` is given, the tokens whose texts are certain by now. Their
+    texts in all pieces together are the answer too."""
     finish_reason: FinishReason | None = None
     """Given in the last piece, and only there."""
 
@@ -59,19 +59,19 @@ async def answer(
 class TextStream:
     """Turns an answer's tokens into text, special tokens left out.
 
-    What may be the beginning of a stop text, and bytes that are no whole character yet, are
-    held back until the next tokens tell.
+    What may be the beginning of a stop text, and bytes that are not a whole character yet, are
+    held back until the next tokens decide.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
         self.stopped = False
-        """Whether a stop text has come; what precedes it has been given."""
+        """Whether a stop text was found; the text before it has been given."""
         self.new = ""
-        """What the last token, or the end, has added, before stop texts are looked for."""
+        """The text that the last token, or the end, has added, before the search for stop texts."""
         self._tokenizer = tokenizer
         self._stop = tuple(text for text in stop if text)
-        # As decoders look at a token's neighbours, what is new is what the last tokens that
-        # added something say more with those that came since.
+        # Decoders depend on a token's neighbours. So the new text is the difference between the
+        # decoded last tokens that added something, with and without those that came since.
         self._before: list[int] = []
         self._since: list[int] = []
         self._held = ""
@@ -86,7 +86,7 @@ class TextStream:
         return self._search(self.new)
 
     def finish(self) -> str:
-        """What was held back, the answer being over."""
+        """The text that was held back, at the answer's end."""
         self.new = self._more([]) if self._since else ""
         text = self._search(self.new)
         if not self.stopped:
@@ -103,8 +103,8 @@ class TextStream:
             try:
                 return self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
             except Exception:  # tokenizers raises nothing narrower
-                # Bytes that are no character also change what the bytes before them are read
-                # as, which was given already; it stays, and the stream begins anew here.
+                # Bytes that are no character also change how the bytes before them are decoded.
+                # That text was given already and is kept; a new stream begins here.
                 self._stream = self._streaming(self._since)
         more = self._more([])
         return "" if more.endswith(HALF) else more

@@ -1,4 +1,4 @@
-"""What every engine that generates text speaks, and what all of them need."""
+"""The interface of every engine that generates text, and functions that all of them need."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ model's last position."""
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token's natural log-probability under the model, before sampling shapes it."""
+    """A token's natural log-probability under the model, before sampling changes it."""
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens at its place with theirs, likeliest first."""
+    """The likeliest tokens at its place with their log-probabilities, likeliest first."""
 
 
 @dataclass
 class Step:
-    """What an answer has grown by."""
+    """The new tokens of an answer."""
 
     tokens: list[int]
     """New token ids; the one that ended the answer is left out."""
@@ -40,32 +40,32 @@ class Engine(Protocol):
     """A loaded model that generates many answers at a time, in one event loop."""
 
     tokenizer: Any
-    """The Hugging Face tokenizer that stands beside the model."""
+    """The model's Hugging Face tokenizer."""
     max_positions: int
     """Tokens of prompt and answer together at most."""
 
     def generate(self, prompt: Sequence[int], sampling: SamplingSpec) -> AsyncGenerator[Step, None]:
         """One answer to a prompt, as it grows; closing the generator aborts it.
 
-        ``sampling.n``, ``.stop`` and the spec's own seed are the caller's business. A greedy
+        The caller handles ``sampling.n``, ``.stop`` and the spec's own seed. A greedy
         answer does not depend on what else is generated, nor does a drawn one with a seed.
-        Raises UserError as ``room`` does, EngineFailed where the engine has broken down.
+        Raises UserError as ``room`` does, EngineFailed where the engine has failed.
         """
 
     @property
     def waiting(self) -> int:
-        """Answers that were asked for and have no token yet."""
+        """Number of answers that were requested and have no token yet."""
 
     @property
     def failed(self) -> bool:
-        """Whether the engine has broken down and answers no more."""
+        """Whether the engine has failed and gives no more answers."""
 
     def close(self) -> None:
-        """Abort what is under way and give the model's memory back."""
+        """Abort the answers under way and release the model's memory."""
 
 
 class EngineFailed(Exception):
-    """An engine that cannot go on, through no fault of the prompt."""
+    """An engine that cannot continue, for a reason other than the prompt."""
 
 
 def room(engine: Engine, prompt: Sequence[int], sampling: SamplingSpec) -> int:

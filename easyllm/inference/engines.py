@@ -1,4 +1,4 @@
-"""Engines that generate text, those that are shipped."""
+"""The engines that generate text and are shipped with easyllm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Transformers(InferenceEngine):
     apart: ClassVar[bool] = True
 
     max_batch_tokens: Count = 512
-    """Tokens, of prompts mostly, that one forward pass takes at most."""
+    """Most tokens of one forward pass, mainly those of prompts."""
     kv_cache_gb: PositiveFloat | None = None
     """Memory for keys and values, in 10^9 bytes; null takes what ``inference.batch_size``
     answers of full length need, 2 at most, on a CPU, and what is free on a GPU."""
@@ -35,18 +35,18 @@ class Transformers(InferenceEngine):
 
 @dataclass(frozen=True, kw_only=True)
 class VLLM(InferenceEngine):
-    """vLLM, in processes of its own. Field names are its own."""
+    """vLLM, in separate processes. Field names are those of vLLM."""
 
     requires: ClassVar[Mapping[str, str]] = {"vllm": "vllm"}
 
     tensor_parallel_size: Count = 1
     """GPUs that share each layer."""
     pipeline_parallel_size: Count = 1
-    """Groups of GPUs that share the layers out."""
+    """Groups of GPUs among which the layers are divided."""
     max_model_len: Count | None = None
     """Tokens of prompt and answer together; null takes the model's."""
     max_num_batched_tokens: Count | None = None
-    """Tokens that one forward pass takes at most."""
+    """Most tokens of one forward pass."""
     gpu_memory_utilization: Fraction = 0.9
     """Share of each GPU's memory for weights, keys and values."""
     kv_cache_gb: Count = 1
@@ -54,7 +54,7 @@ class VLLM(InferenceEngine):
     enforce_eager: bool = False
     """Run without compiling the model or capturing CUDA graphs."""
     enable_prefix_caching: bool = True
-    """Keep keys and values of prompts that begin alike."""
+    """Reuse keys and values of prompts with the same beginning."""
     quantization: str | None = None
     """How weights are quantized; null reads it from the model."""
 

@@ -1,6 +1,6 @@
 """Messages between two processes that trust each other, over a pair of connected sockets.
 
-``multiprocessing.Pipe`` is not for event loops: uvloop makes a pipe that it watches
+``multiprocessing.Pipe`` does not work with event loops: uvloop makes a pipe that it watches
 non-blocking, and a message longer than the socket's buffer is then cut off.
 """
 
@@ -19,13 +19,13 @@ _LENGTH = struct.Struct("!Q")
 
 
 def packed(message: Any) -> bytes:
-    """A message as it goes over a socket."""
+    """A message as the bytes that are sent over a socket."""
     body = pickle.dumps(message)
     return _LENGTH.pack(len(body)) + body
 
 
 async def received(reader: asyncio.StreamReader) -> AsyncIterator[Any]:
-    """The messages that come, until the other end is closed."""
+    """The messages that arrive, until the other end is closed."""
     while True:
         try:
             (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
@@ -36,8 +36,8 @@ async def received(reader: asyncio.StreamReader) -> AsyncIterator[Any]:
 
 
 class Wire:
-    """An end of the pair for threads, which wait. Reads no further than a message, so that an
-    event loop may take the socket over."""
+    """An end of the pair for threads; its calls block. It reads no further than a message, so
+    that an event loop may take over the socket."""
 
     def __init__(self, end: socket.socket):
         self._socket = end
@@ -61,7 +61,7 @@ class Wire:
         return data
 
     def close(self) -> None:
-        """Tell the other end, and whoever waits at this one."""
-        with suppress(OSError):  # the other end was first
+        """Close the socket, which wakes the other end and threads that wait at this one."""
+        with suppress(OSError):  # the other end has closed it already
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -1,4 +1,4 @@
-"""What a run generates with: its model, and tokens of texts and conversations for it."""
+"""The model that a run generates with, and tokens of texts and conversations for it."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def of_model(run: RunSpec) -> bool:
 
 
 def model_name(run: RunSpec) -> str:
-    """What the model to generate with is called, which tells nothing of where it lies.
+    """The name of the model to generate with, which does not show where the model is.
 
-    The run's name for its own export, else the hub id, or the name of the folder or file; of
-    another run's export it is that run's folder. Raises UserError as ``model_path``.
+    The run's name for its own export; for another run's export the name of that run's folder;
+    otherwise the hub id, or the name of the folder or file. Raises UserError as ``model_path``.
     """
     path = model_path(run)
     place = source.local(path)
@@ -103,8 +103,8 @@ def model_files(run: RunSpec) -> list[Path]:
 
 
 def conversation(messages: object, record: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The messages to answer, as training has them, with the ``tools`` and the system prompt
-    that a ``record`` has beside them. Raises BadRecord."""
+    """The messages to answer, in the form of training, with the ``tools`` and the system prompt
+    that a ``record`` has besides them. Raises BadRecord."""
     made = beside.conversation(messages, record or {})
     for message in made:
         message.pop("train", None)  # nothing here is trained
@@ -112,7 +112,7 @@ def conversation(messages: object, record: Mapping[str, Any] | None = None) -> l
 
 
 def _unicode(text: str) -> str:
-    """``text``, without halves of surrogate pairs, which JSON can spell and no text holds."""
+    """``text``. Raises UserError for half of a surrogate pair, which JSON can spell."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -121,7 +121,7 @@ def _unicode(text: str) -> str:
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text to go on with, after the tokens that the tokenizer begins with.
+    """Token ids of a text to continue, after the tokens that the tokenizer begins with.
 
     Raises UserError for a text that is not Unicode.
     """
@@ -135,8 +135,8 @@ def encode_messages(
 ) -> list[int]:
     """Token ids after which the answer to ``messages`` begins, by ``data.template``.
 
-    A base model, whose tokenizer has no chat template, goes on with the messages' texts,
-    a line each.
+    A base model, whose tokenizer has no chat template, continues the messages' texts, one a
+    line.
     """
     template = run.data.template
     if isinstance(template, TokenizerTemplate) and not tokenizer.chat_template:

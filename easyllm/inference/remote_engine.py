@@ -1,8 +1,8 @@
-"""An engine that is asked from another process.
+"""An engine that another process uses.
 
-Python runs one thread at a time, and a generation of many small operations asks for its turn
-after each of them. Whoever has many clients to write to keeps it waiting, unless from a process
-of their own.
+Python runs one thread at a time, and a generation of many small operations needs its turn after
+each of them. A thread that writes to many clients delays the generation, so it runs in a separate
+process.
 """
 
 from __future__ import annotations
@@ -20,29 +20,28 @@ from easyllm.spec.inference import SamplingSpec
 
 
 class Generation(Protocol):
-    """What an engine is asked by."""
+    """The methods of an engine that a remote process uses."""
 
     def begin(
         self, request: str, prompt: Sequence[int], sampling: SamplingSpec, take: StepSink, to: Any
     ) -> None:
-        """Begin an answer; ``take`` is given what it grows by, with ``to``. Raises
-        EngineFailed."""
+        """Begin an answer; ``take`` is given its steps, with ``to``. Raises EngineFailed."""
 
     def leave(self, request: str) -> None:
         """Forget an answer, and end it where it is under way."""
 
 
 class EngineServer:
-    """Lets the process at the other end of a wire ask an engine of this one."""
+    """Lets the process at the other end of a wire use an engine of this process."""
 
     def __init__(self, engine: Generation, wire: Wire):
         self.messages: dict[str, Any] = {}
-        """What else it has sent, by its name."""
+        """The other messages that it has sent, by name."""
         self._engine, self._wire = engine, wire
         self._sending = threading.Lock()
 
     def listen(self) -> None:
-        """Do what is asked until the other end is closed."""
+        """Handle messages until the other end is closed."""
         while True:
             try:
                 kind, what = self._wire.receive()
@@ -56,14 +55,14 @@ class EngineServer:
                 self.messages[kind] = what
 
     def tell(self, kind: str, what: Any = None) -> None:
-        """Send a message; nothing where nobody listens any more."""
+        """Send a message; does nothing where the other end is closed."""
         with self._sending, suppress(OSError):
             self._wire.send((kind, what))
 
     def _begin(self, request: str, prompt: list[int], sampling: SamplingSpec) -> None:
         try:
             self._engine.begin(request, prompt, sampling, self._take, request)
-        except Exception as error:  # else the one who asks would wait for ever
+        except Exception as error:  # else the process that asks would wait forever
             self.tell("grown", [(request, EngineFailed(str(error)))])
 
     def _take(self, grown: StepBatch) -> None:
@@ -76,8 +75,8 @@ class EngineServer:
 class RemoteEngine:
     """The ``easyllm.inference.engine_protocol.Engine`` of another process, in one event loop.
 
-    ``send`` takes its messages there, and does not wait. Whoever hears from there calls
-    ``take`` for what has ``grown``, and ``fail`` when nothing more will come.
+    ``send`` sends its messages there, and does not wait. The receiver of messages from there calls
+    ``take`` for the steps of answers, and ``fail`` when nothing more will come.
     """
 
     def __init__(self, send: Callable[[Any], None], tokenizer: Any, max_positions: int):
@@ -108,11 +107,11 @@ class RemoteEngine:
 
     def take(self, grown: StepBatch) -> None:
         for request, step in grown:
-            if arriving := self._answers.get(request):  # else it was left meanwhile
+            if arriving := self._answers.get(request):  # else the caller has left it
                 arriving.hand_over(step)
 
     def fail(self) -> None:
-        """End all answers: the engine has broken down."""
+        """End all answers: the engine has failed."""
         self.failed = True
         for arriving in self._answers.values():
             arriving.hand_over(EngineFailed("the engine has stopped"))

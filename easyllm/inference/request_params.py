@@ -1,4 +1,4 @@
-"""What a record of batch inference asks for beside its prompt: sampling of its own."""
+"""The sampling fields that a record of batch inference gives besides its prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from easyllm.spec.inference import SamplingSpec
 from easyllm.spec.schema import read_group
 
 FIELDS = tuple(field.name for field in dataclasses.fields(SamplingSpec))
-"""Keys of a record that are laid over ``inference.sampling``."""
+"""Keys of a record that override ``inference.sampling``."""
 
 NAMES = (*FIELDS, "max_completion_tokens", "top_logprobs")
 """The same with OpenAI's further names."""
@@ -43,8 +43,8 @@ NOT_TAKEN_UP: Mapping[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
-"""Options of OpenAI's and vLLM's requests that batch inference has not, with the values that
-change nothing."""
+"""Options of OpenAI's and vLLM's requests that batch inference does not have, with the values
+that change nothing."""
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -56,9 +56,9 @@ WITHOUT_EFFECT = frozenset(
 
 
 def sampling(record: Mapping[str, Any], default: SamplingSpec) -> SamplingSpec:
-    """``default`` with a record's own fields laid over it; null leaves the default's.
+    """``default``, overridden by a record's own fields; null keeps the default's.
 
-    Raises UserError, naming the field, for a value that is none of the field's, and for an
+    Raises UserError, naming the field, for a value that the field does not allow, and for an
     option that is not offered.
     """
     for key, values in NOT_TAKEN_UP.items():
@@ -91,7 +91,7 @@ def sampling(record: Mapping[str, Any], default: SamplingSpec) -> SamplingSpec:
 
 
 def without_tools(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``record``, without the choice of none of its tools where it has none to choose from."""
+    """``record``, without the choice of no tool where it has no tools."""
     if any(not is_empty(record.get(key)) for key in beside.TOOLS):
         return record
     choices = ("tool_choice", "function_call")
@@ -99,15 +99,15 @@ def without_tools(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_given(value: Any) -> bool:
-    """Null is no value, nor is NaN, which pandas writes for it."""
+    """Whether a value is given; null is not, nor is NaN, which pandas writes for null."""
     return value is not None and value == value
 
 
 def request(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """The body of a line of OpenAI's batch files, ``{"custom_id", "method", "url", "body"}``.
 
-    Raises UserError for another route than the two that generate, and for a key of the body
-    that says nothing here.
+    Raises UserError for another route than the two that generate, another method than POST, and
+    a body without the route's prompt.
     """
     body: Mapping[str, Any] = record["body"]
     url = record.get("url")

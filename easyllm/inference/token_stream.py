@@ -1,4 +1,4 @@
-"""What answers have grown by, on its way from a generation to those who read them."""
+"""Passes the new tokens of answers from the thread that generates to their readers."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any, Protocol
 from easyllm.inference.engine_protocol import EngineFailed, Step
 
 StepBatch = Sequence[tuple[Any, Step | EngineFailed]]
-"""What answers have grown by, each with what its taker knows it by."""
+"""The steps of some answers, each with the key by which its receiver knows the answer."""
 
 
 class StepSink(Protocol):
-    """Takes what some answers have grown by, in the thread that generates. Those of equal takers
-    are given to one of them, all at once."""
+    """Receives the steps of some answers, in the thread that generates. The steps for equal
+    receivers are given to one of them, all at once."""
 
     def __call__(self, grown: StepBatch) -> None: ...
 
 
 class StreamReader:
-    """An answer under way as its reader sees it, in one event loop."""
+    """An answer under way for its reader, in one event loop."""
 
     def __init__(self) -> None:
         self.begun = False
-        """Whether anything has come."""
+        """Whether any step has come."""
         self._loop = asyncio.get_running_loop()
         self._came: Step | EngineFailed | None = None
         self._reader: asyncio.Future[None] | None = None
 
     def hand_over(self, step: Step | EngineFailed) -> None:
-        """Give the reader a step; those that come while it is busy become one."""
+        """Give the reader a step; steps that come while it is busy are joined."""
         before, self.begun = self._came, True
         if isinstance(before, EngineFailed):
             return
@@ -43,7 +43,7 @@ class StreamReader:
             self._reader.set_result(None)
 
     async def next(self) -> Step:
-        """What the answer has grown by since the last call. Raises EngineFailed."""
+        """The step of the answer since the last call. Raises EngineFailed."""
         if self._came is None:
             self._reader = self._loop.create_future()
             await self._reader
@@ -56,8 +56,8 @@ class StreamReader:
 
 @dataclass(frozen=True)
 class InLoop:
-    """Takes them to an event loop of this process, where each is an ``StreamReader``; wakes it
-    once."""
+    """Gives steps to an event loop of this process, where each key is a ``StreamReader``; wakes
+    the loop once."""
 
     loop: asyncio.AbstractEventLoop
 

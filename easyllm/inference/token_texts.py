@@ -1,4 +1,4 @@
-"""Tokens as a client gets them: the text that each adds to the answer, and its bytes."""
+"""Tokens as a client gets them: the text that each adds to the answer, and the token's bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from easyllm.inference.engine_protocol import TokenLogprob
 
 HALF = "\ufffd"
-"""What tokenizers write for bytes that are no character, or none yet."""
+"""What tokenizers write for bytes that are not a character, or not a whole one yet."""
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """A piece of SentencePiece that is one byte."""
 
@@ -28,7 +28,7 @@ class TokenText:
 
     text: str
     bytes: bytes | None
-    """None of a special token that is given as an alternative: the text is its name then."""
+    """None for a special token that is given as an alternative: its text is then its name."""
     logprob: float
     top: list[TokenText] = field(default_factory=list)
     """The likeliest tokens at its place, likeliest first, itself among them."""
@@ -53,7 +53,7 @@ class TokenTexts:
         """Characters of the answer that no token has been given yet."""
 
     def ask(self, logprob: TokenLogprob) -> None:
-        """Note the token that comes, and what could have come in its place."""
+        """Note the token that comes next, and those that could have come in its place."""
         self._asked = logprob
         self._others = {
             token: self._other(token, value)
@@ -77,8 +77,8 @@ class TokenTexts:
     def certain(self, grown: int, over: bool) -> list[TokenText]:
         """The tokens whose texts are certain, the answer having grown by ``grown`` characters.
 
-        With the end, ``over``, a stop text cuts the one in which it begins, and those after it
-        are left out.
+        At the answer's end, ``over``, a stop text cuts the token in which it begins, and tokens
+        after it are left out.
         """
         self._room += grown
         given = []
@@ -111,7 +111,7 @@ class TokenTexts:
 
 
 class TokenBytes:
-    """What tokens stand for, as bytes."""
+    """The bytes that tokens represent."""
 
     def __init__(self, tokenizer: Any):
         self.special: dict[int, str] = {}
@@ -129,7 +129,7 @@ class TokenBytes:
         self._fallback = "ByteFallback" in kinds
 
     def __call__(self, token: int) -> bytes | None:
-        """The bytes that a token adds wherever it stands; None where that depends on its place."""
+        """The bytes that a token adds at any place; None where they depend on its place."""
         if token in self.special:
             return b""
         if token in self._added:
@@ -155,8 +155,8 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
 
 @cache
 def byte_alphabet() -> dict[str, int]:
-    """The bytes that GPT-2's characters stand for: a printable one for itself, the others, in
-    their order, for what is left."""
+    """The bytes that GPT-2's characters represent: a printable one represents itself, the
+    others, in their order, the bytes that are left."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     characters = sorted(ByteLevel.alphabet())

@@ -1,4 +1,4 @@
-"""Whether the files of a model are those of its configuration, before an engine takes them."""
+"""Checks that the files of a model match its configuration, before an engine loads them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from easyllm.printable import some_of
 
 
 def check_weights(folder: Path) -> None:
-    """Raise UserError that lists the tensors that are absent, spare or of another shape.
+    """Raises UserError, listing the tensors that are absent, spare or of another shape.
 
-    Engines fill in what is absent, or say no more than that a process ended. Models of other
+    Engines fill in what is absent, or only report that a process ended. Models of other
     families and quantized ones are left to the engine. Reads no tensor.
     """
     config = AutoConfig.from_pretrained(folder)
@@ -28,7 +28,7 @@ def check_weights(folder: Path) -> None:
     if not (messages := tensor_files.problems(folder)):
         layers = family.layers(config, "sdpa")
         shapes = parameter_shapes(layers)
-        # a head of its own in the files of a tied model transformers keeps, with a warning
+        # transformers keeps a separate head in the files of a tied model, with a warning
         shared = {f"{spec.name}.weight": "" for spec in layers if spec.tied_to}
         messages = WeightFiles(folder, family.names()).problems(shapes, shapes, shared)
     if messages:

@@ -1,7 +1,7 @@
-"""The API in a process of its own, where the engine would be kept waiting by it.
+"""The API in a separate process, for engines that it would otherwise delay.
 
-``ApiProcess`` is that process as the server sees it, which has the model; ``main`` runs in it.
-Between them is a wire: the spec first, then questions one way and what answers grow by the other.
+The process with the model controls it by ``ApiProcess``; ``main`` runs in it. A wire connects the
+two: the spec comes first, then requests one way and steps of answers the other way.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
 
 PATIENCE = 10.0
-"""Seconds that it may take to end when it is left alone."""
+"""Seconds that the process may take to end when its wire is closed."""
 
 
 class Stopped(BaseException):
-    """Asked to stop while the model was loading. No library's ``except Exception`` takes it."""
+    """A stop while the model is loading. No library's ``except Exception`` catches it."""
 
 
 class ApiProcess:
@@ -41,7 +41,7 @@ class ApiProcess:
         ours, theirs = socket.socketpair()
         given = (theirs.fileno(), listener.fileno())
         command = [sys.executable, "-m", "easyllm.serving.api_process", *map(str, given)]
-        # in a session of its own, where a terminal's Ctrl-C does not reach it
+        # in a separate session, where a terminal's Ctrl-C does not reach it
         self._process = subprocess.Popen(command, pass_fds=given, start_new_session=True)
         theirs.close()
         listener.close()
@@ -53,12 +53,12 @@ class ApiProcess:
     def serve(self, engine: Any) -> dict[str, Any]:
         """Have it answer with ``engine`` until it is stopped; returns what it has done."""
         self._loading = False
-        gc.freeze()  # the model's objects stay, and need not be looked through for garbage
+        gc.freeze()  # the model's objects stay, so the collector need not scan them
         host = EngineServer(engine, self._wire)
         listening = threading.Thread(target=host.listen, name="front", daemon=True)
         listening.start()
-        # the tokenizer as it is: transformers' AutoTokenizer loads torch, 0.3 GB; pickled by
-        # itself, since unpickling it imports for a while, which the loop leaves to a thread
+        # the tokenizer itself: transformers' AutoTokenizer would load torch, 0.3 GB; pickled
+        # separately: unpickling it imports for a while, which the loop leaves to a thread
         host.tell("ready", (pickle.dumps(engine.tokenizer), engine.max_positions))
         answered, failed = 0, False
         while self._process.poll() is None:
@@ -81,7 +81,7 @@ class ApiProcess:
         return self._done(messages)
 
     def _done(self, messages: dict[str, Any]) -> dict[str, Any]:
-        """What the process sent at its end. Raises RuntimeError where it came to another."""
+        """What the process sent at its end. Raises RuntimeError where it ended otherwise."""
         if self._process.wait() or "over" not in messages:
             raise RuntimeError(f"the API's process ended with status {self._process.returncode}")
         done: dict[str, Any] = messages["over"]
@@ -102,7 +102,7 @@ class ApiProcess:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._wire.close()  # it ends when there is nobody left to ask
+        self._wire.close()  # the process ends when its wire is closed
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -111,9 +111,9 @@ class ApiProcess:
 
 
 def main(wire_number: int, listener_number: int) -> None:
-    """Answer clients at a socket, asking the engine behind another; both are open already."""
+    """Answer clients at one socket, with the engine at the other; both are open already."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the process with the engine tells when to stop
+        signal.signal(number, signal.SIG_IGN)  # the process with the engine says when to stop
     wire, listener = (socket.socket(fileno=n) for n in (wire_number, listener_number))
     run, _ = read_config(Wire(wire).receive())
     server = made(run, signals=False)
@@ -122,7 +122,7 @@ def main(wire_number: int, listener_number: int) -> None:
 
 
 async def _answer(server: Server, listener: socket.socket, wire: socket.socket) -> None:
-    """Answer clients until asked to stop, or there is nobody left to ask."""
+    """Answer clients until asked to stop, or until the wire is closed."""
     reader, writer = await asyncio.open_unix_connection(sock=wire)
     asking = _Asking(server, writer)
     hearing = asyncio.create_task(asking.hear(reader))
@@ -131,7 +131,7 @@ async def _answer(server: Server, listener: socket.socket, wire: socket.socket) 
     with suppress(asyncio.CancelledError):
         await hearing
     if asking.loading is not None:
-        await asking.loading  # raises what kept it from being ready
+        await asking.loading  # raises the error that kept it from being ready
     asking.tell(("over", server.service.done()))
     writer.close()
     with suppress(OSError):  # the process with the engine may be gone
@@ -162,7 +162,7 @@ class _Asking:
                     self._fail()
                 elif self._engine is not None:
                     self._engine.take(what)
-        finally:  # there is nobody left to ask
+        finally:  # the wire is closed
             self._fail()
             self._server.should_exit = True
 

@@ -33,7 +33,7 @@ ROUTES = (
 
 
 class Application:
-    """The ASGI application; ``guard`` knows the requests under way."""
+    """The ASGI application; ``guard`` counts the requests under way."""
 
     def __init__(self, service: Service, keys: Keys):
         self.guard = Guard(_routes(service), service, keys, frozenset(FILES), _route)
@@ -50,14 +50,14 @@ class Application:
 
 
 def _route(path: str) -> str:
-    """The name of a path in metrics and the log; a client cannot make new ones up."""
+    """The name of a path in metrics and the log; a client cannot add new names."""
     if path.startswith("/v1/models/"):
         return "/v1/models"
     return path if path in ROUTES else "other"
 
 
 def _routes(service: Service) -> FastAPI:
-    # FastAPI's own pages of documentation load scripts from elsewhere
+    # FastAPI's own documentation pages load scripts from other hosts
     app = FastAPI(
         title="easyllm", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
     )
@@ -90,13 +90,13 @@ def _routes(service: Service) -> FastAPI:
     async def left(_request: Request, _error: ClientLeft) -> Response:
         return Response(status_code=CLIENT_LEFT)
 
-    # first, since routes are tried in turn
+    # first, because routes are tried in order
     app.include_router(openai.routes(service))
     app.include_router(generate.routes(service))
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Whether the process is alive; false once its engine has broken down."""
+        """Whether the process runs; false once its engine has failed."""
         failed = service.engine is not None and service.engine.failed
         status = "engine failed" if failed else "ok"
         return JSONResponse({"status": status, "model": service.model}, 503 if failed else 200)

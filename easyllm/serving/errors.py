@@ -1,4 +1,4 @@
-"""Requests that are refused, in the words and shape of OpenAI's errors."""
+"""Refused requests, in the form of OpenAI's errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``/metrics`` tells, in Prometheus' text format."""
+"""The content of ``/metrics``, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 @dataclass
 class Counts:
-    """The metrics of one route's answers. To look them up by label takes as long as to count."""
+    """The metrics of one route's answers, kept: a lookup by label takes as long as a count."""
 
     first_token_seconds: Histogram
     between_tokens_seconds: Histogram
@@ -24,7 +24,7 @@ class Counts:
 
 
 class Metrics:
-    """Counters of one server, in a registry of its own: the engine may fill the global one."""
+    """Counters of one server, in its own registry: the engine may fill the global one."""
 
     def __init__(self, waiting: Callable[[], float], running: Callable[[], float]):
         self.registry = CollectorRegistry()

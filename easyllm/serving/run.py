@@ -1,4 +1,4 @@
-"""Serving a run: the engine, and the API beside it or in a process of its own."""
+"""Serves a run: the engine, and the API in the same process or in a separate one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from easyllm.spec.run import RunSpec
 def serve(run: RunSpec) -> dict[str, Any]:
     """Answer requests at ``serving.host`` and ``serving.port`` until SIGTERM or Ctrl-C.
 
-    The server listens while the model is loading; ``/ready`` tells when it is.
+    The server listens while the model is loading; ``/ready`` shows when it is loaded.
     """
     with bound(run.serving) as listener:
-        load_keys(run.serving)  # what is wrong with them is reported before anything is loaded
+        load_keys(run.serving)  # errors in them are reported before anything is loaded
         if warning := exposed(run.serving):
             print(warning, file=sys.stderr, flush=True)
         return (_apart if run.inference.engine.apart else _together)(run, listener)
@@ -42,7 +42,7 @@ def _apart(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
 
 
 def _together(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
-    """The API and the engine, which has processes of its own, in one event loop."""
+    """The API and the engine, which has its own processes, in one event loop."""
     server = made(run)
     try:
         # uvloop where it is installed

@@ -26,7 +26,7 @@ from easyllm.spec.inference import ServingSpec
 from easyllm.spec.run import RunSpec
 
 POLL = 0.05
-"""Seconds between looks at what is under way, once the server is asked to stop."""
+"""Seconds between checks of what is under way, once the server is asked to stop."""
 
 
 def made(run: RunSpec, signals: bool = True) -> Server:
@@ -37,7 +37,7 @@ def made(run: RunSpec, signals: bool = True) -> Server:
 
 
 def _log_to(stream: Any) -> None:
-    """Access log entries go out as they are, a JSON object a line."""
+    """Write access log entries as they are, a JSON object a line."""
     ACCESS.setLevel(logging.INFO)
     ACCESS.propagate = False
     ACCESS.handlers = [logging.StreamHandler(stream)]
@@ -48,14 +48,14 @@ class Server(uvicorn.Server):
 
     SIGTERM or SIGINT: ``/ready`` turns false and new requests get 503; once nothing is under
     way, or ``serving.grace_seconds`` have passed, or at a second signal, it stops. Without
-    ``signals`` somebody else calls ``stop``.
+    ``signals`` the caller calls ``stop``.
     """
 
     def __init__(self, application: Application, service: Service, signals: bool = True):
         config = uvicorn.Config(
             application.asgi,
             http=limited(service.run.serving),
-            ws="none",  # else whoever asks for a WebSocket gets past the guard
+            ws="none",  # else a request for a WebSocket would bypass the guard
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -66,9 +66,9 @@ class Server(uvicorn.Server):
         self.application, self.service, self.signals = application, service, signals
 
     def loaded(self, engine: Engine) -> None:
-        """From here on answer, with ``engine``."""
+        """Start to answer with ``engine``."""
         self.service.engine = engine
-        gc.freeze()  # the engine's objects stay, and need not be looked through for garbage
+        gc.freeze()  # the engine's objects stay, so the collector need not scan them
         if not self.service.draining:
             print(_welcome(self.service.run.serving, self.service.model), flush=True)
 
@@ -76,13 +76,13 @@ class Server(uvicorn.Server):
         self.stop()
 
     def stop(self) -> None:
-        """Begin to stop; stop at once where that has begun."""
+        """Begin to stop; stop at once when called again."""
         if self.service.draining:
             self.should_exit = True
         self.service.draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's, ten times a second: whether to stop serving."""
+        """Called by uvicorn ten times a second: whether to stop serving."""
         if self.service.draining and not self.should_exit:
             await self._drained()
             self.should_exit = True

@@ -81,7 +81,7 @@ class Service:
         return self.engine.waiting if self.engine else 0
 
     def done(self) -> dict[str, int]:
-        """What the stage's record tells."""
+        """What the stage's record holds."""
         return {"requests": self.requests, "generated_tokens": self.tokens}
 
     def unready(self) -> str | None:
@@ -93,7 +93,7 @@ class Service:
         return "the engine has failed" if self.engine.failed else None
 
     async def loaded(self) -> None:
-        """Wait for the model, where it is still loading; as many may wait as in the queue."""
+        """Wait for a model that is still loading; as many requests may wait as in the queue."""
         if self.engine is not None or self._for_model >= self.run.serving.max_queue:
             return
         self._for_model += 1
@@ -119,15 +119,18 @@ class Service:
         return await self._beside(self._messages, messages)
 
     async def texts(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
-        """Tokens of texts to go on with; those that are tokens already are checked only.
+        """Tokens of texts to continue; those that are tokens already are only checked.
         Raises Refused."""
         await self.loaded()
         self.ready()
         return [await self._beside(self._text, text) for text in texts]
 
     async def _beside(self, encode: Callable[[Any], list[int]], given: Any) -> list[int]:
-        """A megabyte takes a second to encode, in which the others must go on; what is short is
-        encoded sooner than a thread begins. A tokenizer is not safe among threads."""
+        """Encode in a thread, or here where the text is short.
+
+        A megabyte takes a second to encode, in which other requests must continue; a short text
+        is encoded sooner than a thread starts. A tokenizer is not thread-safe.
+        """
         if isinstance(given, str) and len(given) < SHORT and not self._encoding:
             return encode(given)
         job = self._encoder.submit(encode, given)
@@ -174,7 +177,7 @@ class Service:
         return min(limit, self.run.serving.max_prompt_tokens or limit)
 
     def _fitting(self, prompt: list[int], param: str) -> list[int]:
-        """``prompt``, checked. Raises Refused where it is empty, too long or no prompt."""
+        """``prompt``, checked. Raises Refused where it is empty, too long or has unknown tokens."""
         engine = self.ready()
         if not prompt:
             raise Refused(400, "the prompt is empty; give it at least one token", param)
@@ -193,7 +196,7 @@ class Service:
         return prompt
 
     def asks(self, prompts: Sequence[list[int]], sampling: SamplingSpec) -> list[Ask]:
-        """The answers that a request wants, each with a seed of its own. Raises Refused."""
+        """The answers that a request wants, each with its own seed. Raises Refused."""
         serving, engine = self.run.serving, self.ready()
         largest = min(serving.max_tokens or engine.max_positions, engine.max_positions)
         for name, value, limit in (
@@ -207,8 +210,8 @@ class Service:
         if sampling.min_tokens > sampling.max_tokens:
             message = f"min_tokens={sampling.min_tokens} is above max_tokens={sampling.max_tokens}"
             raise Refused(400, message, "min_tokens")
-        # The same question gets a new answer each time, the same ones each time the server is
-        # started.
+        # The same question gets a new answer each time, and the same answers after each start of
+        # the server.
         seed = self.run.seed + self.requests if sampling.seed is None else sampling.seed
         self.requests += 1
         return [
@@ -271,15 +274,15 @@ class Service:
 
 
 def _shorter(turns: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The conversation without its oldest turns, ever fewer: each begins with a user's words,
-    after the system message if there is one."""
+    """The conversation without its oldest turns, each version with fewer turns: it begins with a
+    user's turn, after the system message if there is one."""
     start = 1 if turns and turns[0]["role"] == "system" else 0
     users = [at for at in range(start + 1, len(turns)) if turns[at]["role"] == "user"]
     return [[*turns[:start], *turns[at:]] for at in users]
 
 
 def _growing(engine: Engine, asks: Sequence[Ask]) -> AsyncGenerator[Piece | Pieces, None]:
-    if len(asks) == 1:  # without a task and a queue of its own
+    if len(asks) == 1:  # without a separate task and queue
         return answer(engine, asks[0].prompt, asks[0].sampling)
     return _merged(engine, asks)
 

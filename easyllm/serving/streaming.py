@@ -1,4 +1,4 @@
-"""Responses that end with their client: streams, and answers that are waited for."""
+"""Responses that end when their client leaves: streams, and answers that are waited for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.types import Send
 T = TypeVar("T")
 
 CLIENT_LEFT = 499
-"""nginx's status for a client that did not wait; nobody reads it."""
+"""nginx's status for a client that did not wait; no client receives it."""
 
 
 class ClientLeft(Exception):
@@ -45,14 +45,14 @@ async def _gone(request: Request) -> None:
 
 
 class Last(bytes):
-    """The last part of a stream, which goes out together with its end."""
+    """The last part of a stream, which is sent together with its end."""
 
 
 class Stream(StreamingResponse):
-    """Sends what a generator gives and closes it in the end, however that comes about."""
+    """Sends the parts of a generator and closes it at the end, whatever ends it."""
 
     def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str):
-        # proxies such as nginx would gather the parts
+        # proxies such as nginx would otherwise buffer the parts
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(parts, headers=headers, media_type=media_type)
         self._parts = parts

@@ -69,8 +69,8 @@ def test_a_quote_that_does_not_close_costs_its_record_only(tmp_path: Path) -> No
     assert [line for line, _ in bad] == [3, 7, 10]
     said = "a double quote opens and does not close as it should, up to line"
     assert [reason for _, reason in bad] == [
-        f"{said} 5; reading goes on at line 5",
-        f"{said} 10; reading goes on at line 8",
+        f"{said} 5; reading continues at line 5",
+        f"{said} 10; reading continues at line 8",
         "a double quote opens and does not close",
     ]
 
@@ -125,7 +125,7 @@ def test_blank_lines_ends_of_lines_and_damage(tmp_path: Path) -> None:
     file.write_bytes(text)
     good, bad = read(CSV(path=str(file)))
     assert good == [(4, "a"), (5, "b\n\nc"), (9, " ")]
-    assert bad == [(8, "a carriage return stands outside double quotes")]
+    assert bad == [(8, "a carriage return is outside double quotes")]
     many = b"text,id\n" + b"".join(b'"line\n%d",x\n' % (n * n) for n in range(9000))
     file.write_bytes(gzip.compress(many)[:-4000])
     good, bad = read(CSV(path=str(file)))

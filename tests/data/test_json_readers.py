@@ -32,7 +32,7 @@ def test_jsonl_holds_texts_or_conversations(tmp_path: Path) -> None:
         (b'{"text": null}', "'text' is null"),
         (b'{"text": []}', "a conversation is a list of messages, not an empty list"),
         (b'{"text": [{"role": "robot", "content": "x"}]}', 'message 1: its role is "robot"'),
-        (b'{"text": "a", "text": "b"}', "the key 'text' stands twice"),
+        (b'{"text": "a", "text": "b"}', "the key 'text' occurs twice"),
         (b'{"text": "gr\xfc\xdfe"}', "not UTF-8"),
         (b'{"text": "\0"}', "NUL"),
         (b'{"text": "\\ud83d"}', "half of a surrogate pair"),

@@ -236,4 +236,4 @@ def test_a_plan_without_room_is_said(tmp_path: Path) -> None:
     large(tmp_path)
     opened, said, left = on_small_disk(tmp_path, "24m")
     assert opened == left == f"left {build_token_cache.TOKENS}"
-    assert "how documents lie in the rows of an epoch takes" in said
+    assert "the plan of an epoch's rows takes" in said

@@ -113,9 +113,9 @@ def test_a_limit_counts_rows(original: Path, spec: Spec, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("crc", r"has 3 rows of 2 columns, and .*says 5 of 2; make it anew"),
+        ("crc", r"has 3 rows of 2 columns, and .*says 5 of 2; make it again"),
         ("ids", r"holds the token 99999, and the tokenizer has 320; give data\.tokenizer\.path"),
-        ("cut", r"is damaged: .*make it anew, or remove it"),
+        ("cut", r"is damaged: .*make it again, or remove it"),
         ("bpe", r"holds tokens, not texts"),
     ],
 )

@@ -53,7 +53,7 @@ def test_tools_are_part_of_the_prompt(tmp_path: Path, model: Path) -> None:
     assert lengths["none"] == plain and lengths["tools"] == lengths["text"] == plain + tool
     assert lengths["calls"] == plain + len('<assistant><call>add{"a": 2}\n<tool>5\n')
     assert lengths["system"] == plain + len("<system>Be brief.\n")
-    assert "'tools' stands beside a text" in results[4]["error"]
+    assert "'tools' is given with a text" in results[4]["error"]
     assert results[0]["prompt"][0]["tools"] == [ADD]
 
 

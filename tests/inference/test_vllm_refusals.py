@@ -90,5 +90,5 @@ def test_an_environment_in_which_vllm_does_not_find_the_plugin(
     vllm.ModelRegistry.models.pop("BaichuanForCausalLM", None)
     monkeypatch.setattr("vllm.plugins.plugins_loaded", True)
     told = refusal(folder)
-    assert "no BaichuanForCausalLM of its own and does not find easyllm's" in told
+    assert "vLLM itself has no BaichuanForCausalLM and does not find easyllm's" in told
     assert "VLLM_PLUGINS" in told

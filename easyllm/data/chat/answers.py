@@ -19,13 +19,13 @@ from easyllm.errors import BadRecord
 from easyllm.spec.roles import Message
 
 INLINE = re.compile(r"\A\s*<(think|thinking|thought)>(.*?)</\1>\s*", re.DOTALL)
-"""Reasoning that stands at the beginning of an answer's text."""
+"""Reasoning at the beginning of an answer's text."""
 
 _MARK = "kMark7"
 
 
 class _Unfit(BadRecord):
-    """An answer cannot be trained behind a prompt; why."""
+    """An answer cannot be trained after a prompt; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Turn:
 
 
 def reasoning_apart(template: ChatTemplate, messages: Messages) -> list[dict[str, Any]]:
-    """The messages with reasoning that stands inline in an answer under its own key, where
-    the template knows reasoning."""
+    """The messages, with reasoning inside an answer's text moved to its own key where the
+    template knows reasoning."""
     made = [dict(message) for message in messages]
     for message in made:
         if message["role"] == "assistant" and "reasoning_content" not in message:
@@ -105,15 +105,15 @@ def _turn(
 
 
 def _closes(template: ChatTemplate, tag: Tag, body: str) -> bool:
-    """Whether the template itself closes reasoning that is not there, and has no switch with
-    which a prompt does not open it."""
+    """Whether the template itself closes empty reasoning, and has no switch for a prompt that
+    does not open the reasoning."""
     return template.thinking_off is None and body.lstrip().startswith(tag.closing)
 
 
 def _own_words(
     template: ChatTemplate, messages: Messages, place: int, whole: str, arguments: Arguments
 ) -> int:
-    """Where in ``whole`` the words of the answer at ``place`` begin, behind what introduces it."""
+    """Where in ``whole`` the words of the answer at ``place`` begin, after what introduces it."""
     plain = {"role": "assistant", "content": _MARK}
     text = template.render([*messages[:place], plain], **arguments)
     return len(common(text.rpartition(_MARK)[0], whole))
@@ -128,8 +128,8 @@ def _behind_header(
     own: int,
     arguments: Arguments,
 ) -> tuple[str, bool]:
-    """The answer in ``whole``, which does not begin with ``context``, and whether it follows
-    there what the generation prompt adds to the messages before it."""
+    """The answer in ``whole``, which does not begin with ``context``, and whether the answer
+    follows what the generation prompt adds to the messages before it."""
     try:
         before = template.render(messages[:place], **arguments)
     except Refused:  # some templates want an answer at the end
@@ -142,7 +142,7 @@ def _behind_header(
 
 
 def _cut(template: ChatTemplate, message: Message, body: str) -> tuple[str, str]:
-    """What of ``body`` is trained, up to the token that ends the turn, and blanks after that."""
+    """The trained part of ``body``, up to the token that ends the turn, and the blanks after it."""
     call = bool(message.get("tool_calls"))
     end = (template.call_end if call else template.answer_end) or template.tokenizer.eos_token
     if end is None:
@@ -168,7 +168,7 @@ def _last_argument(message: Message, body: str) -> int:
 
 
 def texts_of(message: Message, own: bool) -> Iterator[tuple[str, str]]:
-    """What of a message must be found in its rendering, by name."""
+    """The texts of a message that must be found in its rendering, by name."""
     yield "the content", message["content"]
     if own:
         yield "the reasoning", str(message.get("reasoning_content") or "")

@@ -1,7 +1,7 @@
-"""What stands in a record beside its conversation: tools, a system prompt, options.
+"""What a record holds besides its conversation: tools, a system prompt, options.
 
-A record may have any other keys, as data sets carry ids, sources and scores. Those below mean
-something for a chat: each is used, or the record is refused naming it.
+A record may have any other keys, as data sets carry ids, sources and scores. The keys below
+have a meaning for a chat: each is used, or the record is refused and the error names the key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from easyllm.data.chat.values import is_empty, kind, shown, unicode
 from easyllm.errors import BadRecord
 
 SYSTEM = ("system", "system_prompt")
-"""Keys of the words that stand before the conversation."""
+"""Keys of the system prompt, which comes before the conversation."""
 
 TOOLS = ("tools", "functions")
 """Keys of what the assistant may call; OpenAI's older name comes second."""
@@ -32,11 +32,11 @@ DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "videos": (),
     "audios": (),
 }
-"""Options of a chat that are not taken up: values that change nothing. With others the
-assistant would have been asked for something else than it is trained on."""
+"""Options of a chat that are not supported, with their values that change nothing. With other
+values the assistant would have been asked for something else than it is trained on."""
 
 KEYS = (*SYSTEM, *TOOLS, *DEFAULTS, "parallel_tool_calls")
-"""Keys of a record that are looked at beside its conversation."""
+"""Keys of a record that are read besides its conversation."""
 
 
 def conversation(
@@ -44,7 +44,7 @@ def conversation(
 ) -> list[dict[str, Any]]:
     """The messages of a record as ``chat.messages`` gives them, ``tools`` on the first.
 
-    Keys of the record and of its messages that are ``ignored`` are passed over. Raises
+    Keys of the record and of its messages that are ``ignored`` are skipped. Raises
     BadRecord.
     """
     try:
@@ -66,7 +66,8 @@ def _conversation(
     for key, value in found.items():
         if key in DEFAULTS and value not in DEFAULTS[key]:
             raise BadRecord(
-                f"the record has {key!r} = {shown(value)}, which is not taken up; remove it{remedy}"
+                f"the record has {key!r} = {shown(value)}, which is not supported; remove "
+                f"it{remedy}"
             )
     made = [*_system(found, made), *made]
     listed = _tools(found)
@@ -77,7 +78,7 @@ def _conversation(
 
 
 def _system(found: Mapping[str, Any], made: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The system's message that the record gives, where the conversation has it not yet."""
+    """The system message that the record gives, where the conversation does not have it."""
     given = {key: found[key] for key in SYSTEM if key in found}
     for key, value in given.items():
         if not isinstance(value, str):
@@ -100,7 +101,7 @@ def _tools(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _in_parallel(allowed: Any, made: list[dict[str, Any]]) -> None:
-    """No template tells the model of this option, so the answers have to keep to it."""
+    """No template shows this option to the model, so the answers must comply with it."""
     if allowed is None or allowed is True:
         return
     if allowed is not False:

@@ -12,7 +12,7 @@ from easyllm.data.chat.rendering import ChatTemplate, Messages
 from easyllm.errors import BadRecord
 
 SHAPES = 2000
-"""Shapes of conversations that are looked at; of more only the real words are."""
+"""Shapes of conversations that are checked; beyond that only the real words are checked."""
 
 
 def check_nothing_lost(
@@ -23,11 +23,12 @@ def check_nothing_lost(
     turn: Turn,
     close_reasoning: bool,
 ) -> None:
-    """Raises BadRecord where a part of the messages from ``checked`` on stands neither in the
-    context nor, of the answer at ``place``, in the answer; reasoning of earlier answers aside.
+    """Raises BadRecord where the template drops a part of the messages from ``checked`` on.
 
-    A short text may stand in a rendering by chance. So messages of the same shape, with words
-    that no template contains, are looked at too, once for each shape.
+    The answer at ``place`` must be in the answer's text and the messages before it in the
+    context, except for the reasoning of earlier answers. A short text may be in a rendering by
+    chance. So messages of the same shape, with words that no template contains, are checked
+    too, once for each shape.
     """
     outline = _outline(messages[: place + 1])
     shape = json.dumps(outline)
@@ -66,14 +67,14 @@ def _lost_of_shape(template: ChatTemplate, outline: Messages, close_reasoning: b
     place = len(outline) - 1
     try:
         turn = turn_at(template, outline, place, close_reasoning)
-    except BadRecord:  # the real words may be taken all the same
+    except BadRecord:  # the template may still accept the real words
         return None
     return _lost(outline, 0, place, turn)
 
 
 def _outline(messages: Messages) -> list[dict[str, Any]]:
-    """The messages with each of their texts replaced by a word of its own, and each number,
-    name and id by one of a few: what a template may look at apart from the words."""
+    """The messages with each of their texts replaced by a different word, and each number,
+    name and id by one of a few: what a template may read besides the words."""
     words = itertools.count()
     names: dict[str, str] = {}
 

@@ -16,15 +16,14 @@ from easyllm.spec.roles import ChatDocument
 def documents(
     template: ChatTemplate, encoder: TextIds, messages: Messages, close_reasoning: bool
 ) -> list[ChatDocument]:
-    """A conversation as the fewest documents in which each answer follows the very token ids
+    """A conversation as the fewest documents in which each answer follows exactly the token ids
     with which a server would ask for it.
 
     The context of an answer is the conversation before it with the generation prompt. An answer
-    joins the document of the answers before it where that document's ids begin its context;
-    where the template writes the earlier turns in another way once there is a next one, it
-    begins a document of its own. Only a document's own new answers are trained. Raises
-    BadRecord where the template cannot express the conversation or drops a part of it, naming
-    the part.
+    joins the document of the answers before it where that document's ids begin its context.
+    Where the template writes the earlier turns differently once there is a next one, the answer
+    begins a new document. Only a document's own new answers are trained. Raises BadRecord where
+    the template cannot express the conversation or drops a part of it; the error names the part.
     """
     messages = reasoning_apart(template, messages)
     made: list[ChatDocument] = []
@@ -61,6 +60,6 @@ def documents(
 
 
 def _with_rest(encoder: TextIds, document: ChatDocument, rest: str) -> ChatDocument:
-    """With the blanks that a template writes after the end of a turn, untrained."""
+    """The document with the blanks that a template writes after the end of a turn, untrained."""
     ids = encoder.of(rest)
     return document._replace(ids=document.ids + ids, trained=document.trained + [False] * len(ids))

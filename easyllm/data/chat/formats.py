@@ -133,8 +133,8 @@ class Llama2(Template):
 
 @dataclass(frozen=True, kw_only=True)
 class Baichuan(Template):
-    """A token by its id before the words of each: 195 the user's, 196 the assistant's. The
-    end-of-sequence token follows each answer; the system's words stand first, bare.
+    """A token, given by its id, before each turn's words: 195 the user's, 196 the assistant's.
+    The end-of-sequence token follows each answer; the system's words come first, without a token.
     """
 
     user_token: NonNegativeInt = 195
@@ -145,7 +145,7 @@ class Baichuan(Template):
     def chat_template(self, tokenizer: Any) -> str | None:
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         if not {self.user_token, self.assistant_token} <= special:
-            return None  # in a text nothing stands for them
+            return None  # no text represents them
         user, assistant = tokenizer.convert_ids_to_tokens([self.user_token, self.assistant_token])
         return (
             "{% for message in messages %}{% if message['role'] == 'user' %}"

@@ -1,20 +1,20 @@
-"""Messages of conversations, from the shapes that people publish to one.
+"""Converts messages of conversations from the shapes that people publish to one shape.
 
 Training, batch inference and the server all take a conversation through ``conversation``, so
 that a model is asked in the form in which it was trained. A message is then::
 
     {"role": "system" | "user" | "assistant" | "tool",
      "content": str,
-     "reasoning_content": str,            # of an assistant that thinks before it speaks
+     "reasoning_content": str,            # of an assistant that reasons before it answers
      "tool_calls": [{"type": "function", "id": str,
                      "function": {"name": str, "arguments": {…}}}],
      "tool_call_id": str, "name": str,
      "train": False,                      # an answer that is not to be trained
      "tools": [{"type": "function", "function": {…}}]}   # on the first message
 
-Only ``role`` and ``content`` are always there; ``id`` of a call may be absent. A key that a
-message has beside them is used, or is one of ``HARMLESS``, or is empty, or the message is
-refused naming it: what is trained is all of what was given.
+Only ``role`` and ``content`` are always there; ``id`` of a call may be absent. Any other key of
+a message is used, is one of ``HARMLESS`` or is empty; otherwise the message is refused and the
+error names the key. So training loses nothing of what was given.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Mistral call it ``weight``, axolotl ``train``, ``training`` and ``weight``, xtun
 ``loss``, ms-swift ``loss_scale`` too."""
 
 MASKED = ("masked",)
-"""Keys that say the opposite, as torchtune's."""
+"""Keys that mean the opposite, as torchtune's."""
 
 HARMLESS = frozenset(
     {
@@ -82,18 +82,18 @@ HARMLESS = frozenset(
         *("finish_reason", "stop_reason", "annotations", "citations", "cache_control"),
     }
 )
-"""Keys of a message, or of a part of its content, that say nothing which is trained: where it
-comes from, when it was said, how it was judged."""
+"""Keys of a message, or of a part of its content, that hold nothing to train: where it comes
+from, when it was written, how it was rated."""
 
 PART_HARMLESS = HARMLESS | {"type", "signature"}
 
 
 def conversation(turns: Any, ignored: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """The messages of a conversation. Keys of them that are ``ignored`` are passed over; None
-    where whoever gives the messages cannot name such keys.
+    """The messages of a conversation, without the keys that are ``ignored``.
 
-    Calls by ``CALLERS`` that follow each other are one turn with several calls, which is what
-    they mean where they are published. Raises BadMessage, or BadRecord where it is none.
+    ``ignored`` is None where the user cannot name such keys. Consecutive calls by ``CALLERS``
+    are one turn with several calls, which is what they mean in published data. Raises
+    BadMessage, or BadRecord where ``turns`` is not a conversation.
     """
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise BadRecord(f"a conversation is a list of messages, not {kind(turns)}")
@@ -189,7 +189,7 @@ def _one_of(said: Mapping[str, Any], first: str, second: str) -> Any:
 
 
 def _content(content: Any) -> tuple[str, str]:
-    """Its text, and the thoughts that stand among its parts. Null is an empty text."""
+    """The text of a content, and the thoughts among its parts. Null is an empty text."""
     if content is None:
         return "", ""
     if isinstance(content, list | tuple):
@@ -271,7 +271,7 @@ def _names(said: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_trained(said: Mapping[str, Any], role: str) -> bool:
-    """What the record says of it; true of an assistant where it says nothing."""
+    """Whether the record lets a message be trained; true where the record does not say."""
     asked: dict[str, bool] = {}
     for key in (*TRAINED, *MASKED):
         value = said.get(key)
@@ -294,8 +294,8 @@ def _is_trained(said: Mapping[str, Any], role: str) -> bool:
 
 
 def says_something(made: Mapping[str, Any]) -> bool:
-    """Whether a message holds an answer to train: of an empty one a template would write the mere
-    end of its turn."""
+    """Whether a message holds an answer to train; for an empty one a template would write only
+    the end of its turn."""
     return bool(made["content"].strip() or made.get("tool_calls") or made.get("reasoning_content"))
 
 

@@ -42,7 +42,7 @@ OPENING_TAG = re.compile(
 
 _QUESTION, _ANSWER, _REASONING = "kQuestion7", "kAnswer7", "kReasoning7"
 _FOLLOWING, _NAME, _VALUE = "kFollowing7", "kFunction7", "kValue7"
-"""Words that no template contains: where they stand in a rendering tells what it does."""
+"""Words that no template contains: their places in a rendering show what the template does."""
 
 _USER = {"role": "user", "content": _QUESTION}
 _TOOL = {
@@ -65,9 +65,9 @@ class Tag:
 
     closing: str
     before: str
-    """What stands between the reasoning and ``closing``."""
+    """The text between the reasoning and ``closing``."""
     after: str
-    """What stands between ``closing`` and the answer."""
+    """The text between ``closing`` and the answer."""
 
     @classmethod
     def at_end(cls, prompt: str) -> Tag | None:
@@ -96,7 +96,7 @@ class ChatTemplate:
     defaults: Arguments = field(default_factory=dict)
     """Arguments that each rendering gets."""
     lost_by_shape: dict[str, str | None] = field(default_factory=dict)
-    """What the template drops of conversations, by what they have in common but for words."""
+    """What the template drops from conversations, by their shape, which ignores the words."""
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
@@ -128,7 +128,7 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **{**self.defaults, **arguments},
             )
-        # a template is a program: it raises what it likes, RecursionError and OverflowError too
+        # a template is a program: it may raise any error, RecursionError and OverflowError too
         except Exception as error:
             roles = ", ".join(message["role"] for message in messages)
             words = " ".join(str(error).split())[:300] or type(error).__name__
@@ -189,7 +189,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def text_arguments(self) -> bool:
-        """Whether a call's arguments must be JSON text, since the template joins them to one."""
+        """Whether a call's arguments must be JSON text, as the template appends them to a text."""
         return self._calls(arguments={"key": _VALUE}) is None and bool(
             self._calls(arguments=json.dumps({"key": _VALUE}))
         )
@@ -270,19 +270,19 @@ class ChatTemplate:
         followed = self._probed([_USER, turn, next_turn], tools=tools) or ""
         between = _between(followed, said, _FOLLOWING)
         if not self.ends_itself:
-            # nothing ends it: what opens the next turn does, when the model says it
+            # no token ends it: the one that opens the next turn does, when the model generates it
             shared = common(rest, between)
             found = self.added_tokens.findall(between, len(shared))
             return next(iter(found or self.added_tokens.findall(shared)[::-1]), None)
         ends = self.added_tokens.findall(common(rest, between) if between else rest)
-        # some templates write the prompt for a next answer unasked: what opens a turn ends none
+        # some templates always write the prompt for a next answer: a turn's start ends no turn
         ends = [end for end in ends if end != self.turn_start] or self.added_tokens.findall(rest)
         return ends[-1] if ends else self.answer_end
 
     def _written_after(
         self, messages: list[dict[str, Any]], said: str, tools: Any = None
     ) -> str | None:
-        """What a rendering has after ``said``; None where that does not stand in it."""
+        """The text after ``said`` in a rendering; None where the rendering does not contain it."""
         text = self._probed(messages, tools=tools)
         return None if text is None or said not in text else text.rpartition(said)[2]
 
@@ -306,7 +306,7 @@ class ChatTemplate:
 
 
 def chat_template(tokenizer: Any, **defaults: Any) -> ChatTemplate:
-    """The tokenizer's template; what probing it found is kept as long as the tokenizer lives."""
+    """The tokenizer's template; the results of probing are kept for the tokenizer's lifetime."""
     known = _KNOWN.setdefault(tokenizer, {})
     text = str(tokenizer.chat_template)
     key = (text, tokenizer.eos_token, len(tokenizer), repr(sorted(defaults.items())))
@@ -336,11 +336,11 @@ def _short(text: str) -> str:
 
 
 def _between(text: str, first: str, second: str) -> str:
-    """What stands between the last ``first`` and ``second`` behind it."""
+    """The text between the last ``second`` and the last ``first`` before it."""
     head, found, _ = text.rpartition(second)
     return head.rpartition(first)[2] if found and first in head else ""
 
 
 def common(first: str, second: str) -> str:
-    """What both begin with."""
+    """The text that both begin with."""
     return os.path.commonprefix([first, second])  # noqa: RUF071  (of texts, not of paths)

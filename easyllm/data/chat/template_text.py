@@ -1,4 +1,4 @@
-"""The text of a chat template, changed so that whoever renders it gets what training used."""
+"""Changes the text of a chat template so that every library renders what training used."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from easyllm.errors import UserError
 ASKED = re.compile(
     r"strftime_now\(\s*(?P<quote>['\"])(?P<format>(?:(?!(?P=quote)).)*)(?P=quote)\s*\)"
 )
-"""How a template asks: transformers gives it the function ``strftime_now``."""
+"""How a template asks for the date: transformers gives it the function ``strftime_now``."""
 
 FREE = "use_current_date"
-"""An argument of the template with which a fixed date is free again."""
+"""An argument of the template that replaces a fixed date by today's again."""
 
 
 def with_date(template: str, date: str) -> str:
@@ -49,7 +49,7 @@ def set_date(folder: Path, date: str) -> None:
     _change(folder, lambda template: with_date(template, date))
 
 
-@functools.cache  # the same function each time, by which a template is known
+@functools.cache  # the same function each time, because templates are cached by their arguments
 def date_arguments(date: str) -> dict[str, Any]:
     """Arguments with which a template gets ``date``, in ISO form, or today's where it is
     ``today``."""
@@ -65,7 +65,7 @@ def with_defaults(template: str, arguments: Mapping[str, Any]) -> str:
         f"{{%- if {name} is not defined %}}{{%- set {name} = {json.dumps(value)} %}}{{%- endif %}}"
         for name, value in arguments.items()
     )
-    # the empty text keeps a line break at the template's beginning, which a tag would take
+    # the empty text keeps a line break at the template's beginning, which a tag would remove
     return begin + "{{ '' }}" + template
 
 
@@ -75,7 +75,7 @@ def set_defaults(folder: Path, arguments: Mapping[str, Any]) -> None:
 
 
 def _change(folder: Path, change: Callable[[str], str]) -> None:
-    """Change the templates of a folder where they stand: in files of their own, or in
+    """Change the templates of a folder in place: in separate files, or in
     ``tokenizer_config.json`` as one text or a list of named ones."""
     for file in [folder / "chat_template.jinja", *folder.glob("additional_chat_templates/*.jinja")]:
         if file.is_file():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Messages = Sequence[Message]
 
 TRAINED_DATE = "2025-01-01"
-"""What a template that asks for today's date gets where the spec gives none."""
+"""The date for a template that asks for today's date, where the spec gives none."""
 
 TO_PLAIN = "give data.template._target_=easyllm.data.chat.templates.Plain"
 
@@ -32,8 +32,8 @@ class TokenizerTemplate(Template):
 
     An answer is trained, to the token that ends its turn, in exactly the token context in which
     a server would ask for it: the conversation before it with the generation prompt. Where the
-    template writes earlier turns in another way once there is a next one (history without
-    thinking, another end of the last answer), a conversation becomes several documents.
+    template writes earlier turns differently once there is a next one (history without thinking,
+    another end of the last answer), a conversation becomes several documents.
     """
 
     arguments: dict[str, Any] = empty()
@@ -43,8 +43,8 @@ class TokenizerTemplate(Template):
     """Where the prompt opens the reasoning and an answer has none, train the closing tag at
     once; otherwise the template's switch for no thinking is used, or the record is rejected."""
     date: str | None = None
-    """The date that a template gets which asks for today's, as 2025-01-31. Null trains with
-    2025-01-01, since a store must not depend on the day when it was made. The tokenizer of the
+    """The date for a template that asks for today's date, as 2025-01-31. Null trains with
+    2025-01-01, because a store must not depend on the day when it was made. The tokenizer of the
     store, and of the models trained from it, keeps the date of training; ``today`` or another
     date here changes it for inference and serving."""
 
@@ -107,13 +107,13 @@ class Plain(Template):
     """
 
     system: str = ""
-    """What stands before the system's words; a space is put between, and so below."""
+    """The text before the system's words; a space follows it, as in the fields below."""
     user: str = "User:"
-    """What stands before the user's words."""
+    """The text before the user's words."""
     assistant: str = "Assistant:"
-    """What stands before the assistant's words."""
+    """The text before the assistant's words."""
     tool: str = "Tool:"
-    """What stands before a tool's words."""
+    """The text before a tool's words."""
 
     def chat_template(self, tokenizer: Any) -> str:
         turns = "".join(
@@ -170,7 +170,7 @@ def quoted(text: str) -> str:
 
 
 def one_document(ids: list[int], trained: list[bool]) -> list[ChatDocument]:
-    """A conversation as one document, as none where nothing of it is trained."""
+    """A conversation as one document; no document where nothing of it is trained."""
     return [ChatDocument(ids, trained)] if any(trained) else []
 
 
@@ -197,19 +197,19 @@ def end_of_sequence(tokenizer: Any) -> int:
 
 
 def tokens_of(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text in which the names of special tokens are mere words."""
+    """Token ids of a text in which the names of special tokens are words."""
     return _encode(tokenizer, text, literal=True)[0]
 
 
 def _encode(
     tokenizer: Any, text: str, literal: bool = False
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and their spans of characters; ``literal`` takes the names of special
-    tokens in the text for mere words."""
+    """Token ids and their spans of characters; ``literal`` encodes the names of special
+    tokens in the text as words."""
     if not tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer {tokenizer.name_or_path} is not a fast one, which tells which "
-            "characters a token stands for; use its version with a tokenizer.json"
+            f"the tokenizer {tokenizer.name_or_path} is not a fast one, which gives the "
+            "characters of each token; use its version with a tokenizer.json"
         )
     encoded = tokenizer(
         text,

@@ -13,8 +13,8 @@ REMEMBERED = 1 << 22
 
 
 def token_pattern(texts: Iterable[str]) -> re.Pattern[str]:
-    """Matches the texts of tokens as a tokenizer finds them: of those that begin at a place the
-    longest."""
+    """Matches the texts of tokens as a tokenizer finds them: the longest of those that begin at
+    a place."""
     longest_first = sorted(set(texts) - {""}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -22,9 +22,9 @@ def token_pattern(texts: Iterable[str]) -> re.Pattern[str]:
 class TextIds:
     """Token ids of rendered conversations, in which the names of special tokens are these tokens.
 
-    A tokenizer takes special tokens out of a text before it looks at the rest, so what stands
-    between two of them has the same ids in every text. A part that begins with a special token
-    is therefore encoded once, however many contexts of a conversation hold it.
+    A tokenizer takes special tokens out of a text before it encodes the rest, so the text between
+    two of them has the same ids in every text. A part that begins with a special token is
+    therefore encoded once, however many contexts of a conversation contain it.
     """
 
     def __init__(self, tokenizer: Any):
@@ -33,7 +33,7 @@ class TextIds:
         self.known: dict[str, list[int]] = {}
         self.size = 0
         tokens = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
-        # these look at what stands before them
+        # the others depend on the text beside them
         self.breaks = {
             text
             for text, token in tokens.items()
@@ -63,12 +63,12 @@ class TextIds:
         return [token for part in parts for token in self.known[part]]
 
     def after(self, context: str, text: str) -> list[int]:
-        """The ids of ``text`` behind the ids of ``context``, which stay what they are.
+        """The ids of ``text`` after the ids of ``context``, which do not change.
 
-        Encoded in one the two may merge over their seam, and the context would no longer be
-        what a server is asked with. Encoded apart a SentencePiece vocabulary may put a blank
-        before ``text`` that nobody wrote. So the first is taken where it leaves the context's
-        ids alone, else the second.
+        Encoded together, the two may merge at their boundary, and the context would no longer be
+        what a server gets. Encoded separately, ``text`` may get a blank before it from a
+        SentencePiece vocabulary. So the ids of both together are taken where the context's ids
+        do not change, otherwise those of ``text`` alone.
         """
         tail = self.parts(context)[-1:]
         begun = self.of("".join(tail))
@@ -88,7 +88,7 @@ class TextIds:
 
 
 def text_ids(tokenizer: Any) -> TextIds:
-    """Those of a tokenizer, kept as long as it lives."""
+    """The ``TextIds`` of a tokenizer, kept for the tokenizer's lifetime."""
     found = _KNOWN.get(tokenizer)
     if found is None or found.tokens != len(tokenizer):
         found = _KNOWN[tokenizer] = TextIds(weakref.proxy(tokenizer))

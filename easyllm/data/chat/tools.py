@@ -1,4 +1,4 @@
-"""Tools and calls of them, in the one form that chat templates are written for."""
+"""Tools and their calls, in the one form that chat templates are written for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from easyllm.errors import BadRecord
 def tools(value: Any, key: str = "tools") -> list[dict[str, Any]]:
     """Tools as ``{"type": "function", "function": {"name", …}}``.
 
-    ``value`` is a list of them, or of their functions alone, or JSON text of such a list.
+    ``value`` is a list of them, or only of their functions, or JSON text of such a list.
     Raises BadRecord, naming the tool.
     """
     if isinstance(value, str):

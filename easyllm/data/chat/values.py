@@ -44,7 +44,7 @@ def shown(value: Any) -> str:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says nothing: null, or an empty text, list or object. 0 and false do."""
+    """Whether a value is null, or an empty text, list or object; 0 and false are not empty."""
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
@@ -58,7 +58,7 @@ def parsed(text: str) -> Any:
 
 def unicode(text: str, what: str) -> str:
     """``text``. Raises BadRecord where it holds half of a surrogate pair, which JSON can spell
-    and no text holds."""
+    and which is not valid Unicode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -74,7 +74,7 @@ def json_value(value: Any, what: str) -> Any:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadRecord(f"{what} is no value of JSON: {error}") from None
+        raise BadRecord(f"{what} is not a value of JSON: {error}") from None
     unicode(text, what)
     return value
 
@@ -84,7 +84,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadRecord(f"the key {twice!r} stands twice in one object")
+        raise BadRecord(f"the key {twice!r} occurs twice in one object")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Best-fit decreasing: pieces of documents into rows, the longest first."""
+"""Best-fit decreasing: places pieces of documents in rows, the longest first."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from easyllm.data.dataset import copies
 from easyllm.data.store.shards import Int64
 
 MORE = (40, 20, 10)
-"""Copies that would share a row are kept apart for a row more, or for one more of each so many;
-the fewest that do are taken."""
+"""To keep copies out of the same row, one row more is allowed, or one more for each so many rows;
+the smallest number that suffices is taken."""
 
 
 class _Fit(NamedTuple):
@@ -29,7 +29,7 @@ class _Fit(NamedTuple):
 
 def rows_needed(histogram: Int64, seq_len: int, most: Int64 | None = None) -> int:
     """Rows that ``best_fit`` makes of ``histogram[n]`` pieces of ``n`` tokens each, none of which
-    comes more than ``most[n]`` times."""
+    occurs more than ``most[n]`` times."""
     return _rows(_laid(histogram, seq_len, most))
 
 
@@ -65,7 +65,7 @@ def best_fit(
     rows, nth = np.divmod(at, np.repeat(per_row, put))
     rows += np.repeat(row, put)
     slots = np.repeat(slot, put) + nth * np.repeat(length, put)
-    if repeated:  # a row lies where its first and longest piece does
+    if repeated:  # a row is placed where its first and longest piece is
         first = np.flatnonzero(slots == 0)
         drawn = copies.positions(places, rng)[order[first]]
         place = np.empty(len(first), np.int64)
@@ -79,18 +79,18 @@ def best_fit(
 
 
 def _laid(histogram: Int64, seq_len: int, most: Int64 | None) -> list[_Fit]:
-    """How pieces are laid into rows, the copies of each into different ones where that is to be
-    had for a few more rows."""
+    """How pieces are laid into rows, the copies of each into different rows where a few more rows
+    suffice for that."""
     plain = _fits(histogram, seq_len)
     if most is None or most.max() <= 1:
         return plain
     rows = _rows(plain)
     allowed = [rows + max(1, rows // each) for each in MORE]
-    # as many that follow each other are of different items, as copies are ordered
+    # so many consecutive pieces are of different items, as copies are ordered
     limits = np.maximum(histogram // np.maximum(most, 1), 1)
     while True:
         for count in allowed:
-            # so many must share a row
+            # at least so many must share a row
             at_most = np.maximum(limits, -(-histogram // count))
             fits = _fits(histogram, seq_len, at_most)
             if _rows(fits) <= count:
@@ -116,8 +116,8 @@ def _fits(histogram: Int64, seq_len: int, limits: Int64 | None = None, even: int
     of different lengths, not with the number of pieces. A row takes pieces of a length only
     once.
 
-    With ``even`` there are so many rows, and each piece goes into the emptiest; nothing is
-    returned where they do not hold all.
+    With ``even`` there are so many rows, and each piece goes into the emptiest; the result is
+    empty where they do not hold all.
     """
     fits: list[_Fit] = []
     rows = even
@@ -126,7 +126,7 @@ def _fits(histogram: Int64, seq_len: int, limits: Int64 | None = None, even: int
     if even:
         free[seq_len].append((0, even))
     some = 1 << seq_len
-    """Bit n is set where ``free[n]`` holds a run; an empty row can be had without end."""
+    """Bit n is set where ``free[n]`` holds a run; the number of empty rows is not limited."""
     for length in np.flatnonzero(histogram)[::-1].tolist():
         left = int(histogram[length])
         limit = seq_len if limits is None else int(limits[length])

@@ -1,6 +1,6 @@
-"""Documents that an epoch holds more than once: their copies lie apart, in rows of their own.
+"""Documents that an epoch holds more than once: their copies are spread over different rows.
 
-An item is a document, or a piece of one; it is named by the place of its first token.
+An item is a document, or a piece of one; it is identified by the place of its first token.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from easyllm.data.store.shards import Int64
 Float64 = npt.NDArray[np.float64]
 
 LOOSE = (0.5, 0.25, 0.0, 0.0)
-"""How far each of the orders that are tried lets copies leave their even distance, as a share of
-that."""
+"""How far copies may deviate from an even distance, as a share of that distance, in each of the
+orders that are tried."""
 
 
 def positions(items: Int64, rng: np.random.Generator, loose: float = LOOSE[0]) -> Float64:
-    """Where in an epoch each of ``items`` [entries] lies, from 0 to below 1.
+    """Where in an epoch each of ``items`` [entries] is, from 0 to below 1.
 
-    Each position is uniformly distributed. Of an item that comes ``n`` times two copies lie at
-    least ``(1 - loose) / n`` apart, where the end of the epoch is taken as its beginning.
+    Each position is uniformly distributed. Two copies of an item that occurs ``n`` times have a
+    distance of at least ``(1 - loose) / n``, where the end of the epoch counts as its beginning.
     """
     _, inverse, counts = np.unique(items, return_inverse=True, return_counts=True)
     nth = np.empty(len(items), np.int64)
@@ -34,9 +34,9 @@ def positions(items: Int64, rng: np.random.Generator, loose: float = LOOSE[0]) -
 def in_order(
     items: Int64, lengths: Int64, seq_len: int, rng: np.random.Generator, cut: bool
 ) -> Int64:
-    """An order of entries that are laid end to end, the copies of each item apart.
+    """An order of entries that are laid end to end, with distance between copies of an item.
 
-    Where entries are ``cut`` by rows, of a few orders the one is taken in which the fewest
+    Where rows ``cut`` entries, a few orders are tried, and the one is taken in which the fewest
     copies share a row with another.
     """
     best, fewest = np.zeros(0, np.int64), len(items) + 1
@@ -51,7 +51,7 @@ def in_order(
 
 
 def _sharing(items: Int64, lengths: Int64, seq_len: int) -> int:
-    """Copies that begin in a row in which the copy before them ends, laid in this order."""
+    """Number of copies that begin in the row in which the copy before them ends, in this order."""
     ends = np.cumsum(lengths)
     first, last = (ends - lengths) // seq_len, (ends - 1) // seq_len
     order = np.argsort(items, kind="stable")
@@ -60,7 +60,7 @@ def _sharing(items: Int64, lengths: Int64, seq_len: int) -> int:
 
 
 def most_copies(items: Int64, sizes: Int64, seq_len: int) -> Int64:
-    """The copies of the item that comes most often, by size in tokens: [seq_len + 1]."""
+    """How often the most frequent item occurs, by size in tokens: [seq_len + 1]."""
     _, inverse, counts = np.unique(items, return_inverse=True, return_counts=True)
     most = np.zeros(seq_len + 1, np.int64)
     np.maximum.at(most, sizes, counts[inverse])
@@ -68,12 +68,11 @@ def most_copies(items: Int64, sizes: Int64, seq_len: int) -> Int64:
 
 
 def by_size(items: Int64, sizes: Int64, rng: np.random.Generator) -> Int64:
-    """An order of entries from the largest size down, in which copies of an item lie apart.
+    """An order of entries from the largest size down, with distance between copies of an item.
 
-    Of ``n`` entries of a size, of which no item has more than ``m``, any ``n // m`` that follow
-    each other are of different items. To that end each item's copies are written down the
-    columns of a table of ``m`` lines, items with the most copies first, and the table is read
-    line by line.
+    Among ``n`` entries of a size, where no item has more than ``m``, any ``n // m`` consecutive
+    ones are of different items. For this, each item's copies are written down the columns of a
+    table of ``m`` lines, items with the most copies first, and the table is read line by line.
     """
     _, inverse, counts = np.unique(items, return_inverse=True, return_counts=True)
     drawn = rng.permutation(len(counts))[inverse]

@@ -30,7 +30,7 @@ class WeightedSource:
     weight: float
 
     def chosen(self, epoch: int, seed: int) -> Int64:
-        """The documents of an epoch, those it holds twice named twice, in no useful order.
+        """The documents of an epoch in no particular order; one that it holds twice is given twice.
 
         A fractional weight goes through a random order of all documents, epoch by epoch,
         and draws a new one at its end: with 0.5 two epochs see every document once.
@@ -50,7 +50,7 @@ class WeightedSource:
 
 
 class Split:
-    """The documents of a store, parted into those that are trained and those held out.
+    """The documents of a store, divided into those that are trained and those held out.
 
     Holds a few numbers a document; only the process that plans rows needs it.
     """
@@ -68,7 +68,7 @@ class Split:
         self.starts, self.lengths = cache.offsets[:-1], np.diff(cache.offsets)
         self.seed, self.seq_len = seed, seq_len
         long = longer_than(cache, seq_len)
-        # for each way of packing once: finding the turns reads what is long
+        # once for each way of packing: finding the turns reads the long conversations
         self._pieces = functools.cache(
             lambda packing: pieces_of(cache, long, seq_len, packing, long_conversations)
         )
@@ -102,7 +102,7 @@ class Split:
     def per_epoch(self, packing: Packing) -> int:
         """Rows of an epoch; about the mean where a weight is fractional and epochs differ."""
         if packing == "best_fit":
-            # a share of a document is no document, but that of a thousand alike is
+            # a fraction of a document cannot be placed, so a thousand epochs are counted
             epochs = 1 if are_whole(part.weight for part in self.parts) else 1000
             histogram, most = np.zeros((2, self.seq_len + 1), np.int64)
             for part in self.parts:
@@ -173,7 +173,7 @@ def are_whole(weights: Iterable[float]) -> bool:
 def _held_out(hashes: UInt64, fraction: float, seed: int, source: str) -> tuple[Bool, Int64]:
     """Which documents of a source are held out, as a mask and as places in a fixed order.
 
-    The choice is by content: neither shuffling nor partitioning moves it, and documents
+    The choice is by content: neither shuffling nor partitioning changes it, and documents
     that are alike stay on one side. At least one is held out, never all.
     """
     key = generator(seed, "heldout", source).integers(1 << 64, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""How documents lie in rows: a plan made from their lengths alone; nothing here reads a token."""
+"""How documents are placed in rows: a plan made from their lengths only, without their tokens."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Plan:
         """A plan of documents that are in random order.
 
         ``starts`` and ``lengths`` [documents] are in tokens. Where some are ``repeated``, an
-        order is drawn in which the copies of each lie apart, and as few rows hold two of them
-        as can be; ``best_fit`` takes at most a row, or a twentieth of all rows, more for it.
-        ``rng`` also draws the order of the rows that ``best_fit`` fills from the longest piece
-        down.
+        order is drawn in which the copies of each have a distance and as few rows as possible
+        hold two of them; ``best_fit`` takes at most a row, or a twentieth of all rows, more for
+        it. ``rng`` also draws the order of the rows that ``best_fit`` fills from the longest
+        piece down.
         """
         if packing == "best_fit":
             return cls(*best_fit(starts, lengths, seq_len, rng, repeated), seq_len)
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """What a saved plan takes on the disk, about."""
+        """About how many bytes a saved plan takes on the disk."""
         return self.starts.nbytes + self.lengths.nbytes + self.slots.nbytes + 1000
 
     def save(self, folder: Path) -> None:

@@ -20,14 +20,14 @@ from easyllm.files import read_record, stable_hash, write_record
 from easyllm.spec.run import RunSpec
 
 PLAN_VERSION = 2
-"""Of how documents are laid into rows; raised where the same spec lays them otherwise."""
+"""Version of how documents are laid into rows; raised when the same spec lays them differently."""
 
 COPIES_VERSION = 1
-"""The same of documents that an epoch holds more than once, as sources of a weight other than 1
-make it do."""
+"""The same for documents that an epoch holds more than once, which happens where a source has a
+weight other than 1."""
 
 COUNTS = ("documents", "tokens", "heldout_documents", "heldout_tokens", "dropped_tokens")
-"""Of a source, and summed over all."""
+"""Counts of each source, which are also summed over all."""
 
 
 class Row(NamedTuple):
@@ -38,8 +38,8 @@ class Row(NamedTuple):
     """Not shifted: ``labels[i]`` is ``input_ids[i]``, or -100 where that token is padding, is
     not trained, or is a document's first, which nothing predicts."""
     positions: Int64
-    """Each token's place in its document; 0 where another begins. What a row holds of a
-    document that the row before began counts from 0 again, and padding counts on."""
+    """Each token's place in its document; 0 where another begins. The part of a document that
+    began in the row before counts from 0 again, and padding continues the count."""
 
 
 def open_rows(run: RunSpec) -> Rows:
@@ -52,7 +52,7 @@ def open_rows(run: RunSpec) -> Rows:
 
 
 class Rows:
-    """Training rows without end, and the held-out ones.
+    """The endless sequence of training rows, and the held-out rows.
 
     A row is a pure function of the seed, its epoch and its index: any process that opens
     the same store finds the same, whatever was read before. The plan of an epoch is made by
@@ -107,7 +107,7 @@ class Rows:
             "sources": counts,
         }
         self.cache = {"bytes": cache.bytes, "seconds": cache.seconds}
-        """Size of this node's map of the store, and what building it took."""
+        """Size of this node's map of the store, and the time that building it took."""
         self._epochs = Epochs(self.plan, self.per_epoch, self._weights.values())
 
     def epoch(self, index: int) -> int:
@@ -120,7 +120,7 @@ class Rows:
         return self._row(self._epochs.plan(epoch), row)
 
     def filled(self, index: int) -> int:
-        """Tokens of a training row that are of documents; padding stands right of them."""
+        """Number of tokens of documents in a training row; padding follows them."""
         epoch, row = self._epochs.locate(index)
         return sum(tokens for _, _, tokens in self._epochs.plan(epoch).row(row))
 
@@ -130,12 +130,12 @@ class Rows:
         return [self._row(self._held_out, row) for row in range(rows)]
 
     def plan(self, epoch: int) -> Plan:
-        """How the training documents of an epoch lie in its rows."""
+        """How the training documents of an epoch are placed in its rows."""
         folder = self._plans / f"epoch-{epoch}"
 
         def build(aside: Path) -> None:
             plan = self._split().epoch(epoch, self.packing)
-            check_room(self._cache.root, plan.bytes, "how documents lie in the rows of an epoch")
+            check_room(self._cache.root, plan.bytes, "the plan of an epoch's rows")
             plan.save(aside)
 
         built_once(self._cache.root, folder, build)

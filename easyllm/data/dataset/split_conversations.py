@@ -16,7 +16,7 @@ from easyllm.data.store.token_cache import Cache
 LongConversations = Literal["cut_at_turns", "cut", "drop"]
 
 LOOKED_AT = 1000
-"""Conversations of a source that tell what its template writes after the end of a turn."""
+"""Conversations of a source that are read for what its template writes after a turn's end."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Pieces:
 
 
 def longer_than(cache: Cache, seq_len: int) -> dict[str, Int64]:
-    """By source, the conversations longer than a row: documents not all of whose tokens are
-    trained. Reads the masks of documents that long, and nothing of the others."""
+    """By source, the conversations longer than a row: documents with untrained tokens.
+
+    Reads the masks of documents longer than a row only.
+    """
     found = {}
     for name, (first, end) in cache.sources.items():
         places = np.zeros(0, np.int64)
@@ -84,7 +86,7 @@ def pieces_of(
 def _cut(turns: list[int], seq_len: int) -> Iterator[tuple[int, int]]:
     """First token and length of each piece: as many whole turns as a row holds.
 
-    ``turns`` are the places at which a piece may begin, after those the conversation's end.
+    ``turns`` are the places at which a piece may begin, and then the conversation's end.
     """
     at, end = 0, turns[-1]
     while at < end:
@@ -98,7 +100,7 @@ def _cut(turns: list[int], seq_len: int) -> Iterator[tuple[int, int]]:
 def _turns(cache: Cache, document: int, between: Int32 | None) -> list[int]:
     """Where the speaker after an answer begins, and where the conversation ends.
 
-    ``between`` is what stands after the end of a turn and still belongs to it.
+    ``between`` are the tokens after the end of a turn that still belong to it.
     """
     assert cache.trained is not None
     start, end = cache.offsets[document : document + 2].tolist()

@@ -1,4 +1,4 @@
-"""Data engines: what does the work of tokenize, shuffle and repartition."""
+"""Data engines, which do the work of tokenize, shuffle and repartition."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from easyllm.spec.schema import flatten
 from easyllm.spec.types import PositiveFloat
 
 STAGES = {"tokenize", "shuffle", "repartition"}
-"""What a data engine runs."""
+"""The stages that a data engine runs."""
 
 SMALL = 1 << 24
-"""Bytes for which no process is started before it is known that there is work for it."""
+"""Up to this many bytes, no process is started before there is work for it."""
 
 JAVA = 17
 """The oldest Java that Spark 4 runs on."""
@@ -45,8 +45,8 @@ class Local(DataEngine):
 
 @dataclass(frozen=True, kw_only=True)
 class Spark(DataEngine):
-    """Apache Spark 4.1 or newer. The store and the sources must lie where every executor sees
-    them, and executors need a Python with easyllm, at the path of the running one or at
+    """Apache Spark 4.1 or newer. Every executor must see the store and the sources under the same
+    paths, and executors need a Python with easyllm, at the path of the running one or at
     ``PYSPARK_PYTHON``."""
 
     requires: ClassVar = {"pyspark": "spark", "pandas": "spark"}
@@ -54,10 +54,10 @@ class Spark(DataEngine):
     master: str = "local[*]"
     """Where the executors are: ``local[2]``, ``spark://host:7077``, ``yarn``, ``k8s://…``."""
     memory_gb: PositiveFloat = 2.0
-    """Heap of the driver and of each executor, in 10^9 bytes. What does not fit it Spark keeps
-    on the disk; the Python processes of the tasks come on top."""
+    """Heap of the driver and of each executor, in 10^9 bytes. Spark keeps on the disk what does
+    not fit the heap; the Python processes of the tasks take memory in addition."""
     conf: dict[str, Any] = field(default_factory=dict)
-    """Spark's own settings, laid over what is chosen here: ``conf.spark.executor.cores=4``."""
+    """Spark's own settings, which override easyllm's: ``conf.spark.executor.cores=4``."""
 
     @property
     def local(self) -> bool:

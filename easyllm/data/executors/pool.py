@@ -1,4 +1,4 @@
-"""What does the work of a data stage; how many it is never changes the result."""
+"""The workers of a data stage; their number never changes the result."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Result = TypeVar("Result")
 
 
 class Pool(abc.ABC):
-    """What a data engine gives for the time of a stage.
+    """The workers that a data engine provides for one stage.
 
-    ``map`` is all that an engine must have.
+    An engine must implement ``map`` only.
     """
 
     @abc.abstractmethod
@@ -44,15 +44,18 @@ class Pool(abc.ABC):
     ) -> Iterator[Result]:
         """``function`` of every item, in the order of the items.
 
-        Function, items and results are pickled. There may be more items than memory holds: they
-        are taken as they can be worked on, ``workers`` of them at once where a machine shall hold
-        no more. A UserError that the function raises is raised here. A process works on one item
-        at a time: the tokenizer that it keeps is not safe among threads.
+        The function, items and results are pickled. There may be more items than memory holds:
+        they are taken as workers become free. ``workers`` limits how many a machine works on at
+        once. A UserError that the function raises is raised here. A process works on one item at
+        a time: the tokenizer that it keeps is not thread-safe.
         """
 
     def shuffle(self, job: Job) -> dict[str, list[dict[str, Any]]] | None:
-        """Write the files of a shuffle by the engine's own means; the manifest's entries by source.
-        None where it has none: the documents are then sorted out of core through ``map``."""
+        """Write the files of a shuffle by the engine's own means.
+
+        Returns the manifest's entries by source, or None where the engine has no such means: the
+        documents are then sorted out of core through ``map``.
+        """
         return None
 
 
@@ -76,7 +79,7 @@ class Processes(Pool):
 
     @staticmethod
     def start() -> None:
-        """Begin to start what ``map`` will need, which takes a moment; returns at once."""
+        """Start in the background what ``map`` will need; returns at once."""
         _context()
         forkserver.ensure_running()
 
@@ -86,7 +89,7 @@ class Processes(Pool):
         items: Iterable[Item],
         workers: int | None = None,
     ) -> Iterator[Result]:
-        """As the base says; a single item, or one worker, needs no process besides this one."""
+        """See ``Pool.map``; a single item, or one worker, needs no process besides this one."""
         workers = workers or default_workers()
         ahead = iter(items)
         first = list(itertools.islice(ahead, 2))
@@ -143,8 +146,8 @@ def ordered_map(
 def _context() -> BaseContext:
     """How processes are started.
 
-    Forking one that runs threads, as tokenizers and arrow do, can hang. What is forked here is
-    a server that has imported what the work needs, and has done nothing with it.
+    Forking a process that runs threads, as tokenizers and arrow do, can hang. Here a server is
+    forked, which has imported what the work needs and has not used it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["easyllm.data.tokenize"])
@@ -152,13 +155,13 @@ def _context() -> BaseContext:
 
 
 def _begin() -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone answers it
+    # Ctrl-C reaches every process of the terminal; only the parent handles it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # one thread each: the processes are the parallelism
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    gc.freeze()  # what was imported is no garbage, and need not be looked through for it
+    gc.freeze()  # imported objects are not garbage, so the collector need not scan them
     # the system frees a process's memory faster than the process does, bit by bit
     multiprocessing.util.Finalize(None, _end, exitpriority=-1000)
 
@@ -170,7 +173,7 @@ def _end() -> None:
 
 
 def _end_with_parent() -> None:
-    """Workers wait for work for ever otherwise when their parent is killed."""
+    """End this worker when its parent is killed; it would otherwise wait for work forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""A Spark application for the time of a stage."""
+"""A Spark application that runs for one stage."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from easyllm.data.shuffle.job import Job
 
 BATCH_BYTES = 16 << 20
-"""Of documents on the way between Spark and a Python process."""
+"""Bytes of documents in a batch between Spark and a Python process."""
 
 LOST = 5.0
-"""Seconds for a JVM whose connection is lost to be gone."""
+"""Seconds to wait for a JVM to end after its connection is lost."""
 
 FAILURES = (PySparkException, Py4JError, ConnectionError, EOFError)
-"""What comes of a job that fails, or of a JVM that is gone."""
+"""Exceptions of a job that fails, or of a JVM that has ended."""
 
 GRACE = 30.0
-"""Seconds for the JVM to end when it is asked to."""
+"""Seconds to wait for the JVM to end when it is asked to."""
 
 
 @contextlib.contextmanager
@@ -53,11 +53,11 @@ def opened(engine: Spark, run: RunSpec, scratch: Path) -> Iterator[SparkPool]:
     before = signal.getsignal(signal.SIGINT)
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        # of pandas nothing is used
+        # nothing of pandas is used
         warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")
         stack.enter_context(_interpreter(engine))
         conf = SparkConf(loadDefaults=False).setAll(list(_conf(engine, run, scratch).items()))
-        # quiet, unless the user asks for its messages or it fails
+        # its messages are shown only where the user asks for them or it fails
         quiet = "spark.log.level" not in engine.settings
         output = stack.enter_context(log.open("wb")) if quiet else None
         pool = None
@@ -119,7 +119,7 @@ def _import_path() -> list[str]:
 
 @contextlib.contextmanager
 def _interpreter(engine: Spark) -> Iterator[None]:
-    """Tasks run on this Python, or on a cluster on the one that PYSPARK_PYTHON names."""
+    """Tasks run on this Python; on a cluster, on the one that PYSPARK_PYTHON names."""
     name = "PYSPARK_PYTHON"
     before = os.environ.get(name)
     if engine.local or before is None:
@@ -133,18 +133,18 @@ def _interpreter(engine: Spark) -> Iterator[None]:
 
 
 def _end(gateway: Any, interrupt: Any) -> None:
-    """End the JVM, which pyspark keeps for the life of the process."""
+    """End the JVM, which pyspark keeps for the lifetime of the process."""
     with contextlib.suppress(Exception):
         gateway.shutdown()
-    gateway.proc.stdin.close()  # at the end of its input it goes
+    gateway.proc.stdin.close()  # the JVM ends at the end of its input
     try:
         gateway.proc.wait(GRACE)
     except subprocess.TimeoutExpired:
         gateway.proc.kill()
         gateway.proc.wait()
-    SparkContext._gateway = SparkContext._jvm = None  # else the next one would talk to the dead
+    SparkContext._gateway = SparkContext._jvm = None  # else the next would use the ended JVM
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, interrupt)  # Spark takes it for itself
+        signal.signal(signal.SIGINT, interrupt)  # Spark replaces the handler
 
 
 def _show(log: Path) -> None:
@@ -153,7 +153,7 @@ def _show(log: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what Java or Spark said."""
+    """The first line of the message from Java or Spark."""
     cause = getattr(error, "java_exception", None)
     text = str(cause.getMessage()) if cause is not None else str(error)
     return text.strip().partition("\n")[0] or type(error).__name__
@@ -220,7 +220,7 @@ class SparkPool(Pool):
 
     @contextlib.contextmanager
     def as_user_errors(self) -> Iterator[None]:
-        """Turns a failed job into what its task had to say. Raises UserError."""
+        """Turn a failed job into the UserError of its task, where there is one."""
         try:
             yield
         except FAILURES as error:
@@ -234,7 +234,7 @@ class SparkPool(Pool):
             raise
 
     def _ended(self, error: str) -> str:
-        """What to do where memory ran out or the cluster left; empty where a task is wrong."""
+        """What to do where memory ran out or the cluster ended; empty where a task has a bug."""
         if "OutOfMemoryError" in error:
             more = f"data.engine.memory_gb={2 * self.engine.memory_gb:g}"
             return f"Spark ran out of memory; give {more}"
@@ -252,6 +252,6 @@ class SparkPool(Pool):
         if "SparkContext was shut down" in error or "stopped SparkContext" in error:
             return (
                 f"data.engine.master={self.engine.master} does not answer, or has ended the "
-                "application; see to the cluster, or give another data.engine.master"
+                "application; check the cluster, or give another data.engine.master"
             )
         return ""

@@ -13,9 +13,9 @@ from easyllm.files import write_json
 
 
 class Task(Generic[Item, Result]):
-    """A function that leaves a UserError where the driver finds it.
+    """A function whose UserError is written to a file that the driver reads.
 
-    What an exception says comes back from Spark among the traces of three languages.
+    Spark returns the message of an exception only within the traces of three languages.
     """
 
     def __init__(self, function: Callable[[Item], Result], note: Path):

@@ -1,1 +1,1 @@
-"""What training reads, shown."""
+"""Shows what training reads."""

@@ -49,16 +49,16 @@ class Inspection:
     """By source: documents, tokens, trained and held-out ones, weight, and its ``share`` of the
     tokens of an epoch, from 0 to 1."""
     histogram: list[tuple[int, int, int]]
-    """Shortest and longest length in tokens, and how many documents lie between, both ends
-    included; each step twice as wide as the one before."""
+    """Shortest and longest length in tokens, and how many documents are between, both ends
+    included; each step is twice as wide as the one before."""
     longer_than_a_row: int
-    """Documents, conversations among them."""
+    """Number of documents, conversations included."""
     long_conversations: str
     """How many of those are conversations, and what becomes of them."""
     rows: list[ShownRow]
     chats: dict[str, Any]
     """Counts of the conversations, of those that became several documents, and of the tokens
-    that these repeat: see ``encoding.ChatCounts``."""
+    that these repeat: see ``encode.ChatCounts``."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _spans(tokenizer: Any, ids: Int64, trained: Any) -> Iterator[Span]:
     shown = 0
     for end in ends:
         text = tokenizer.decode(ids[:end].tolist(), clean_up_tokenization_spaces=False)
-        if end < len(ids):  # a character of which only the first bytes are there goes on
+        if end < len(ids):  # a character of which only the first bytes are there continues
             text = text.rstrip("\ufffd")
         if len(text) > shown:
             yield Span(text[shown:], bool(trained[end - 1]))

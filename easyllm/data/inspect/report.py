@@ -31,7 +31,7 @@ td:first-child, th:first-child { text-align: left } tr.chosen { font-weight: bol
 LENGTHS = "Documents by length"
 
 VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters, with which a text could rule the terminal, as signs for them."""
+"""Visible signs for control characters, with which a text could control the terminal."""
 
 SOURCES = (
     ("documents", "documents", ","),
@@ -41,11 +41,11 @@ SOURCES = (
     ("weight", "weight", ","),
     ("share", "share of an epoch's tokens", ".2%"),
 )
-"""Of each column its key, its heading and how its numbers are written."""
+"""Key, heading and number format of each column."""
 
 
 def show(found: Inspection, console: Console) -> None:
-    """Print it. Without colours untrained tokens stand between ⟦ and ⟧."""
+    """Print an inspection. Without colours untrained tokens are between ⟦ and ⟧."""
     for heading, columns, rows in _tables(found):
         console.print(Text(heading, style="bold"))
         table = Table()
@@ -147,12 +147,12 @@ def _tables(found: Inspection) -> list[tuple[str, list[str], _Rows]]:
 
 
 def _chats(counts: dict[str, Any]) -> str:
-    """What the chat template made of the conversations, where it made more of some."""
+    """How many conversations became several documents, where any did."""
     if not counts.get("unrolled"):
         return ""
     return (
         f"; {counts['unrolled']:,} of {counts['conversations']:,} conversations are several "
-        f"documents, since the chat template writes earlier turns in another way later on, and "
+        f"documents, because the chat template writes earlier turns differently later, and "
         f"repeat {counts['repeated_tokens']:,} tokens"
     )
 

@@ -1,16 +1,16 @@
 """Documents on disk, sorted by random keys: the two halves of a shuffle out of core.
 
 Each document draws a 64-bit key from (seed, source, file, row group). Its place in the shuffled
-order is its key's rank, so the order is uniform and nothing else can change it: neither how
-many processes draw keys, nor how much each holds at once. The first pass sorts as many
-documents as fit memory into a *run*; the second reads from every run the documents
-between two keys, which are neighbours in the result.
+order is its key's rank, so the order is uniform and does not depend on how many processes draw
+keys or on how much each holds at once. The first pass sorts as many documents as fit memory
+into a *run*; the second reads from every run the documents between two keys, which are
+neighbours in the result.
 
 A run is a folder::
 
     keys.uint64   offsets.int64   tokens.int32   trained.bool
 
-with ``tokens.uint16`` where no id needs more: what is written and read again is half as much.
+with ``tokens.uint16`` where no id needs more, which halves what is written and read again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Sorted:
-    """What sorting some row groups gave."""
+    """The result of sorting some row groups."""
 
     runs: list[Path]
     counts: dict[int, tuple[int, int]]
@@ -79,14 +79,14 @@ def _read_group(group: Group) -> Iterator[Shard]:
 
 
 def _narrow(shard: Shard) -> Shard:
-    """The same documents, their ids in two bytes where these hold them."""
+    """The same documents, with ids of two bytes where all of them fit."""
     if shard.tokens and int(shard.ids.max()) >= 1 << 16:
         return shard
     return replace(shard, ids=shard.ids.astype(np.uint16))
 
 
 def _write_run(run: Path, held: list[tuple[UInt64, Shard]], masked: bool) -> Path:
-    """Write what is held in the order of its keys, and hold it no more."""
+    """Write the held documents in the order of their keys, and release them."""
     keys = np.concatenate([drawn for drawn, _ in held])
     whole = held[0][1] if len(held) == 1 else shards.join([shard for _, shard in held])
     held.clear()  # joining made a copy
@@ -94,7 +94,7 @@ def _write_run(run: Path, held: list[tuple[UInt64, Shard]], masked: bool) -> Pat
     tokens, trained = run / f"tokens.{whole.ids.dtype}", run / "trained.bool"
     with tokens.open("wb") as ids, trained.open("wb") as mask:
         first = 0
-        while first < len(order):  # little at a time: what is taken is a copy
+        while first < len(order):  # little at a time: ``take`` makes a copy
             until = int(np.searchsorted(ends, ends[first] + shards.BLOCK_TOKENS, "right")) - 1
             part = whole.take(order[first : max(until, first + 1)])
             part.ids.tofile(ids)
@@ -106,7 +106,7 @@ def _write_run(run: Path, held: list[tuple[UInt64, Shard]], masked: bool) -> Pat
 
 
 def write_index(run: Path, keys: UInt64, lengths: Int64) -> tuple[Int64, Int64]:
-    """Write what ``Index`` needs of a run; the documents' order and their ends in it."""
+    """Write what ``Index`` needs of a run; returns the documents' order and their ends in it."""
     run.mkdir(parents=True)
     order = np.argsort(keys, kind="stable")
     keys[order].tofile(run / "keys.uint64")
@@ -126,11 +126,11 @@ class Index:
         """The bounds before the first document and after the last, [runs]."""
 
     def at_tokens(self, targets: Int64) -> Int64:
-        """Bounds below which lie at least so many tokens, and no document more, [targets, runs]."""
+        """The lowest bounds below which there are at least so many tokens, [targets, runs]."""
         return self._find(targets, tokens=True)
 
     def at_documents(self, targets: Int64) -> Int64:
-        """Bounds below which lie so many documents, [targets, runs]."""
+        """Bounds below which there are so many documents, [targets, runs]."""
         return self._find(targets, tokens=False)
 
     def tokens(self, bounds: Int64) -> Int64:
@@ -142,7 +142,7 @@ class Index:
 
     def keys(self, bounds: Int64) -> UInt64:
         """The lowest key that is not below each of ``bounds`` [n, runs], [n]; the highest
-        number there is where no document is left."""
+        64-bit number where no document is left."""
         lowest = np.full(len(bounds), np.iinfo(np.uint64).max, np.uint64)
         for keys, places in zip(self._keys, bounds.T, strict=True):
             there = places < len(keys)
@@ -230,5 +230,5 @@ def _fill(part: npt.NDArray[Any], file: Path, first: int) -> None:
         while done < len(view):
             read = handle.readinto(view[done:])
             if not read:
-                raise OSError(f"{file} is cut")
+                raise OSError(f"{file} is cut short")
             done += read

@@ -1,5 +1,5 @@
-"""What a shuffle does in either way of doing it: its limits, its sorted runs, and how their order
-is cut into files."""
+"""What both ways of shuffling share: limits, sorted runs, and how their order is cut into
+files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOKEN_BYTES = 5
 """An id and whether it is trained."""
 
 MOST_RUNS = 512
-"""Sorted runs, where the memory allows to have so few."""
+"""Number of sorted runs at most, where the memory allows so few."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Limits:
 
     @classmethod
     def of(cls, memory: float, workers: int, tokens: int) -> Limits:
-        """For ``tokens`` in all and ``memory`` bytes. Raises UserError where it is too little."""
+        """For ``tokens`` in total and ``memory`` bytes. Raises UserError if these are too few."""
         least = PROCESS_BYTES + GROUP_BYTES + 2 * TOKEN_BYTES * shards.BLOCK_TOKENS
         room = int(memory) - PROCESS_BYTES  # this process waits while others work
         if room < least:
@@ -60,7 +60,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be shuffled of a data set."""
+    """The row groups of a data set that are to be shuffled."""
 
     name: str
     units: list[Unit]
@@ -76,7 +76,7 @@ class Output:
     path: str
     runs: list[Path]
     bounds: Int64
-    """Of its row groups in each run, [groups + 1, runs]."""
+    """Bounds of its row groups in each run, [groups + 1, runs]."""
     masked: bool
 
 
@@ -91,9 +91,9 @@ class Job:
     folder: Path
     """Where the files are written."""
     scratch: Path
-    """For what goes when the shuffle ends."""
+    """For files that are removed when the shuffle ends."""
     bar: Any
-    """Progress over the tokens, each counted twice: when read first and when written."""
+    """Progress over the tokens, each counted twice: when first read and when written."""
 
 
 def sorted_runs(
@@ -152,7 +152,7 @@ def cut(job: Job, runs: dict[str, list[Path]]) -> list[Output]:
         there = tokens["sources"][source.name]
         index = Index(runs[source.name])
         whole += there["tokens"]
-        # a cut makes good what those of earlier sources gave too much
+        # a cut corrects the excess of the cuts of earlier sources
         targets = np.arange(parts + 1) * whole // parts - given
         cuts = _cuts(index, np.clip(targets, 0, there["tokens"]), there["documents"])
         ends = index.tokens(cuts)
@@ -174,7 +174,7 @@ def cut(job: Job, runs: dict[str, list[Path]]) -> list[Output]:
 
 
 def _cuts(index: Index, targets: Int64, documents: int) -> Int64:
-    """Bounds nearest above ``targets`` tokens with a document at least between each two."""
+    """Bounds nearest above ``targets`` tokens, with at least one document between each two."""
     parts = len(targets) - 1
     ranks = index.at_tokens(targets).sum(axis=1)
     for cut in range(1, parts):

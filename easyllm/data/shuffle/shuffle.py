@@ -1,9 +1,9 @@
 """The documents of each data set in a uniformly random order, out of core.
 
-The tree keeps a folder for each data set, as the original's does. All documents of a data
-set, wherever they lay, come in one order, drawn uniformly from all there are; partition k of
-it is the k-th stretch of that order. Training mixes the data sets: it permutes the documents
-of all of them.
+The store has a folder for each data set, as the original's does. All documents of a data set,
+from all its files, are put in one order, drawn uniformly from all orders; partition k is the
+k-th section of that order. Training mixes the data sets: it permutes the documents of all of
+them.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _checked(
         }
         if made[name]["checksum"] != source["checksum"]:
             for _ in token_files.load(place, "tokenize", tokens, name):
-                pass  # a file that holds other tokens is named
+                pass  # raises a UserError that names a file with other tokens
             raise RuntimeError(f"shuffling changed the rows of {name}; nothing was kept")
     return made
 
@@ -122,7 +122,7 @@ def _manifest(
 
 
 def out_of_core(pool: Pool, job: Job) -> dict[str, list[dict[str, Any]]]:
-    """Sort runs, then merge them into the files; the manifest's entries by source."""
+    """Sort runs, then merge them into the files; returns the manifest's entries by source."""
     data, total = job.run.data, sum(source["tokens"] for source in job.tokens["sources"].values())
     limits = Limits.of(data.memory_gb * 1e9, data.workers or default_workers(), total)
     runs = _sort(pool, job, limits)
@@ -159,7 +159,7 @@ def _sources(place: StorePaths, tokens: Manifest) -> list[Source]:
 def _sort(pool: Pool, job: Job, limits: Limits) -> dict[str, list[Path]]:
     """The first pass: every source's runs. Raises UserError for a damaged file."""
     total = sum(unit.group.tokens for source in job.sources for unit in source.units)
-    # a row group a run copies least, but of many runs the second pass reads little at a time
+    # runs of one row group copy least, but the second pass reads little at a time of many runs
     capacity = min(limits.capacity, max(shards.BLOCK_TOKENS, total // MOST_RUNS))
     work = partial(_sort_some, job.run.seed, capacity, job.scratch)
     return sorted_runs(pool, job, work, capacity, limits.workers)

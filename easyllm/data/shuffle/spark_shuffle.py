@@ -1,10 +1,10 @@
 """The shuffle by Spark's own exchange and sort.
 
-Two passes over the store. The first checks what it reads and draws every document's key, as the
-local engine does, and keeps keys and lengths; in these it is looked up where the files and row
-groups are cut. The second sends each document to the partition of its file, where
-Spark sorts them by key, on the disk what does not fit memory, and a task writes the file. So
-the files are those of the local engine, byte for byte.
+It makes two passes over the store. The first checks what it reads, draws every document's key as
+the local engine does, and keeps keys and lengths, which give the cuts between files and row
+groups. The second sends each document to the partition of its file, where Spark sorts the
+documents by key, on the disk where they do not fit memory, and a task writes the file. So the
+files are the same as the local engine's, byte for byte.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROWS = 1 << 40
 
 @dataclass(frozen=True)
 class ReadTask:
-    """A stretch of a source, to be read by a task."""
+    """A section of a source, to be read by a task."""
 
     source: str
     masked: bool
@@ -66,7 +66,7 @@ class File:
 
 
 def shuffle(pool: SparkPool, job: Job) -> dict[str, list[dict[str, Any]]]:
-    """Write the files of a shuffle; the manifest's entries by source."""
+    """Write the files of a shuffle; returns the manifest's entries by source."""
     total = sum(source["tokens"] for source in job.tokens["sources"].values())
     capacity = max(shards.BLOCK_TOKENS, total // MOST_RUNS)
     draw = partial(_draw, job.run.seed, job.scratch)

@@ -10,7 +10,7 @@ from easyllm.errors import BadRecord
 from easyllm.spec.roles import Rejected
 
 Read = Callable[[Any], Any]
-"""From what arrow's ``as_py`` gives to the value that is meant."""
+"""Converts what arrow's ``as_py`` gives into the value that is meant."""
 
 
 def rows(
@@ -20,8 +20,8 @@ def rows(
     columns ``names``; ``Rejected`` in place of one with a value that Python has no type for.
 
     Arrow gives each object the keys of all others of its column, as null. They are left out,
-    and so is a null that was given: which it was is unknown, but of arrow's JSON type,
-    which is parsed and keeps it.
+    and so is a null that was given, because the two cannot be distinguished. A value of arrow's
+    JSON type is parsed and keeps its nulls.
     """
     for batch in batches:
         columns = [(name, batch.column(name)) for name in names]
@@ -43,14 +43,14 @@ def _row(
             return Rejected(number, f"{name!r} is not UTF-8: {error.reason}")
         except BadRecord as error:
             return Rejected(number, f"{name!r} is {error}")
-        # a date after the year 9999, say, or a time zone that this machine does not know
+        # such as a date after the year 9999, or a time zone that this machine does not know
         except (ValueError, ArithmeticError, KeyError) as error:
             return Rejected(number, f"{name!r} holds what Python has no type for: {error}")
     return found
 
 
 def _reader(type_: Any) -> Read | None:
-    """None where what arrow gives is what is meant."""
+    """None where arrow's value needs no conversion."""
     import pyarrow as pa
 
     if isinstance(type_, pa.BaseExtensionType):

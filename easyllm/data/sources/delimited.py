@@ -1,8 +1,8 @@
 """Records of CSV and TSV: from lines of bytes to fields, whatever is wrong with some of them.
 
-Bytes are decoded before fields are parsed. What is not UTF-8 is left out for that, so that the
-quotes around it keep their meaning: the record that holds it is rejected, wherever it ends,
-and its neighbours are not touched.
+Bytes are decoded before fields are parsed. Bytes that are not UTF-8 are left out for that, so that
+the quotes around them keep their meaning: the record that holds them is rejected, wherever it
+ends, and its neighbours are not affected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from easyllm.data.sources.io import TooLong, text_of
 from easyllm.spec.roles import Rejected
 
 Lines = Iterator[tuple[int, bytes | Rejected]]
-"""Lines of a file by number, without their ends, as ``inputs.byte_lines`` gives them."""
+"""Lines of a file by number, without their ends, as ``io.byte_lines`` gives them."""
 
 Line = tuple[int, str, str | None, int]
 """Number, text with its end, why its record cannot be used, and bytes."""
@@ -32,22 +32,22 @@ class Row:
 
 
 class _TooMuch(Exception):
-    """A record that does not end within what can be held."""
+    """A record that does not end within the bytes that may be held."""
 
 
 class Rows:
     """The records of a file in order: ``Row``, or ``Rejected`` in place of a bad one.
 
     A double quote that opens and does not close would take all that follows into one record.
-    Such a record is rejected, and reading goes on at the next line at which a record begins
-    that has ``width`` fields and no stray quote, or behind the next line that closes a quote.
-    A record that is longer than ``longest`` bytes is taken for one that does not close, since
-    no more is held: lines in it that look like records are then read as such. A blank line
-    between records is none.
+    Such a record is rejected, and reading continues at the next line at which a record begins
+    that has ``width`` fields and no stray quote, or after the next line that closes a quote.
+    A record that is longer than ``longest`` bytes counts as one that does not close, because
+    no more is held: lines in it that look like records are then read as records. A blank line
+    between records is not a record.
     """
 
     width: int | None = None
-    """Fields of a record; None until whoever reads the header sets it."""
+    """Fields of a record; None until the caller that reads the header sets it."""
 
     def __init__(self, lines: Lines, delimiter: str, quotes: bool, longest: int):
         self._feed = _Feed(lines, longest)
@@ -55,7 +55,7 @@ class Rows:
         self._settings = {
             "delimiter": delimiter,
             "quoting": csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
-            "strict": True,  # else what follows a closing quote is joined to it without a word
+            "strict": True,  # else text after a closing quote is joined to it silently
         }
         between = re.escape(delimiter)
         field = rf'(?:"[^"]*+(?:""[^"]*+)*+"|[^"{between}]*+)'
@@ -98,11 +98,11 @@ class Rows:
 
     @property
     def damage(self) -> Rejected | None:
-        """What ended the file before its end, and was given last."""
+        """The error that ended the file before its end, which was given last."""
         return self._feed.damage
 
     def _ends_with_its_line(self) -> bool:
-        """Whether no quote is open behind a record that cannot be parsed."""
+        """Whether no quote is open after a record that cannot be parsed."""
         one = len(self._feed.held) == 1
         return one and (not self._quotes or self._feed.quotes_of_first() % 2 == 0)
 
@@ -130,22 +130,22 @@ class Rows:
 
 
 def _until(broken: Rejected, line: int) -> Rejected:
-    return Rejected(broken.line, f"{broken.reason}; reading goes on at line {line}")
+    return Rejected(broken.line, f"{broken.reason}; reading continues at line {line}")
 
 
 def _said(error: Exception) -> str:
-    """What the csv module says, in words that tell what to do."""
+    """The csv module's message, in words that say what to do."""
     words = {
         "expected after": "other text follows a closing double quote; where quotes are mere "
         "characters, give the reader's quotes=false",
         "unexpected end": "a double quote opens and does not close",
-        "new-line character": "a carriage return stands outside double quotes",
+        "new-line character": "a carriage return is outside double quotes",
     }
     return next((said for part, said in words.items() if part in str(error)), str(error))
 
 
 class _Feed:
-    """Lines for ``csv.reader``; those of the record that it is at are held."""
+    """Lines for ``csv.reader``; those of the current record are held."""
 
     def __init__(self, lines: Lines, longest: int):
         self._lines, self._longest = lines, longest
@@ -167,7 +167,7 @@ class _Feed:
         return self.held[0][1].count('"')
 
     def go_back(self) -> None:
-        """Give the lines of the record again, but for its first."""
+        """Give the lines of the record again, except for its first."""
         self._back.extendleft(reversed(self.held[1:]))
 
     def __iter__(self) -> _Feed:
@@ -187,7 +187,7 @@ class _Feed:
     def _read(self) -> Line:
         number, data = next(self._lines)
         if isinstance(data, TooLong):
-            # in its place what opens or closes a quote as the line does
+            # in its place a line that opens or closes a quote as the long one does
             return number, '"\n' if data.quotes % 2 else "-\n", data.reason, 1
         if isinstance(data, Rejected):
             self.damage = data

@@ -24,14 +24,14 @@ MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz"
 BLOCK = 1 << 20
 
 CACHED = 1 << 16
-"""Bytes looked at in one go: what a core's cache holds."""
+"""Bytes scanned at once: as many as a core's cache holds."""
 
 LINE_END = rb"\n"
-"""What parts the records of a format of one a line."""
+"""Separates the records of formats that have one record a line."""
 
 
 class Broken(Exception):
-    """A file that cannot be read on: cut short or damaged."""
+    """A file that cannot be read further: cut short or damaged."""
 
 
 def is_url(path: str) -> bool:
@@ -104,7 +104,7 @@ def _remote(url: str) -> tuple[Any, str]:
 
 
 def size(file: Path | str) -> int:
-    """Bytes of a file as it lies there; 0 where a URL does not say."""
+    """Bytes of a file as it is stored; 0 where a URL does not give its size."""
     if isinstance(file, Path):
         return file.stat().st_size
     system, path = _remote(file)
@@ -138,7 +138,7 @@ def compression(file: Path | str) -> str | None:
 
 @contextmanager
 def opened_raw(file: Path | str) -> Iterator[Any]:
-    """The file's bytes as they lie there, seekable."""
+    """The file's bytes as they are stored, seekable."""
     if isinstance(file, str):
         system, path = _remote(file)
         with system.open(path, "rb") as raw:
@@ -163,7 +163,7 @@ def _decompressed(raw: Any) -> BinaryIO:
     elif kind == "xz":
         import lzma
 
-        stream = lzma.LZMAFile(raw)  # noqa: SIM115  (goes with raw)
+        stream = lzma.LZMAFile(raw)  # noqa: SIM115  (is closed with raw)
     elif kind == "bz2":
         import bz2
 
@@ -207,7 +207,7 @@ class _Arrow(io.RawIOBase):
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """Turns what a decompressor says of a damaged file into ``Broken``."""
+    """Turn a decompressor's error about a damaged file into ``Broken``."""
     import lzma
 
     try:
@@ -220,10 +220,10 @@ def whole() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TooLong(Rejected):
-    """A line that is longer than it may be, and is not held."""
+    """A line that is longer than is allowed, and is not held."""
 
     quotes: int = 0
-    """How often a double quote stands in it."""
+    """How many double quotes it has."""
 
 
 def byte_lines(file: File, longest: int) -> Iterator[tuple[int, bytes | Rejected]]:
@@ -257,8 +257,8 @@ def byte_lines(file: File, longest: int) -> Iterator[tuple[int, bytes | Rejected
 def lines(file: File, longest: int) -> Iterator[tuple[int, str | Rejected]]:
     """The lines of a file by number, without their ends.
 
-    A line that is not UTF-8, holds NUL bytes or is longer than ``longest`` bytes is rejected;
-    so is, once, all that comes after a damaged place of a compressed file. No more than
+    A line that is not UTF-8, holds NUL bytes or is longer than ``longest`` bytes is rejected.
+    What comes after a damaged place of a compressed file is rejected once. No more than
     ``longest`` bytes are held.
     """
     for number, line in byte_lines(file, longest):
@@ -272,7 +272,7 @@ def lines(file: File, longest: int) -> Iterator[tuple[int, str | Rejected]]:
 
 def _line(handle: BinaryIO, longest: int) -> tuple[bytes, int | None]:
     """The next line. Where it is too long, its beginning and the double quotes in all of it;
-    the rest of it is passed over."""
+    the rest of it is skipped."""
     # only \n and \r\n end a line: text may hold U+2028, form feeds and the like
     line = handle.readline(longest + 2)
     if len(line) <= longest or len(line.rstrip(b"\r\n")) <= longest:
@@ -285,7 +285,7 @@ def _line(handle: BinaryIO, longest: int) -> tuple[bytes, int | None]:
 
 
 def text_of(data: bytes) -> str | ValueError:
-    """Bytes as text, or a ValueError that says why they are none."""
+    """Bytes as text, or a ValueError that says why they are not a text."""
     if b"\0" in data:
         return ValueError("holds NUL bytes, so it is no UTF-8 text")
     try:
@@ -297,18 +297,18 @@ def text_of(data: bytes) -> str | ValueError:
 def cut(file: Path, separator: bytes, size: int, rows: int) -> Iterator[ByteRange]:
     """An uncompressed file in parts of about ``size`` bytes and at most ``rows`` separators.
 
-    Each ends behind a ``separator``, a regular expression that ends in a line's end. Where
-    the parts lie depends on the file alone.
+    Each ends after a ``separator``, a regular expression that ends in a line's end. The places
+    of the parts depend on the file only.
     """
     pattern = re.compile(separator)
     start, line, at, counted = 0, 1, 0, 0
     total = file.stat().st_size
-    buffer = bytearray(size)  # one, whose memory the system gives once
+    buffer = bytearray(size)  # one, whose memory is allocated once
     with file.open("rb") as handle:
         while held := handle.readinto(buffer):
             block = buffer if held == size else buffer[:held]
             if separator == LINE_END and _newlines(block) < rows:
-                ends = [end] if (end := block.rfind(b"\n") + 1) else []  # no other matters
+                ends = [end] if (end := block.rfind(b"\n") + 1) else []  # no other end matters
             else:
                 ends = [match.end() for match in pattern.finditer(block)]
             behind = 0
@@ -326,7 +326,7 @@ def cut(file: Path, separator: bytes, size: int, rows: int) -> Iterator[ByteRang
 
 
 def _newlines(block: bytes | bytearray, start: int = 0, end: int | None = None) -> int:
-    """``block.count`` in a fifth of its time: that looks at one byte after the other."""
+    """``block.count`` in a fifth of its time: that one scans byte by byte."""
     import numpy as np
 
     data = np.frombuffer(block, np.uint8)[start:end]

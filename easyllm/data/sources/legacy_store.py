@@ -25,7 +25,7 @@ class TokenStore(Reader):
     tokenizer must be the one that made them. Padding is removed: the tokens at a row's end
     that are the tokenizer's padding and are not trained. Where a row without labels is padded
     with the end-of-sequence token, one of them stays as its end. A sidecar ``.<part>.crc`` of
-    four numbers, ``rows seq_len batch_size ncols``, is held against what it stands for.
+    four numbers, ``rows seq_len batch_size ncols``, is compared with its file.
     """
 
     path: Place
@@ -39,7 +39,7 @@ class TokenStore(Reader):
         raise UserError(f"{file} holds tokens, not texts; a tokenizer cannot be trained on it")
 
     def rows(self, file: Path) -> int:
-        """By the file's footer; a row that is padding only is counted."""
+        """Rows by the file's footer; rows of padding only are counted too."""
         return sum(group.documents for group in self._groups(file)[0])
 
     def masked(self, file: Path) -> bool:
@@ -100,16 +100,16 @@ class TokenStore(Reader):
             if len(numbers) == 4 and (numbers[0], numbers[3]) != (rows, columns):
                 raise UserError(
                     f"{file} has {rows} rows of {columns} columns, and {sidecar.name} says "
-                    f"{numbers[0]} of {numbers[3]}; make it anew, or remove both"
+                    f"{numbers[0]} of {numbers[3]}; make it again, or remove both"
                 )
 
 
 def _damaged(file: Path, damage: Exception) -> UserError:
-    return UserError(f"{file} is damaged: {damage}; make it anew, or remove it")
+    return UserError(f"{file} is damaged: {damage}; make it again, or remove it")
 
 
 def _unpadded(shard: Shard, pad: int, eos: int) -> Shard:
-    """The documents without the padding at their ends; none that was nothing else."""
+    """The documents without the padding at their ends; those of padding only are left out."""
     import numpy as np
 
     from easyllm.data.store.shards import Shard
@@ -117,7 +117,7 @@ def _unpadded(shard: Shard, pad: int, eos: int) -> Shard:
     padding = shard.ids == pad
     if shard.trained is not None:
         padding &= ~shard.trained
-    # a token is kept where any from it to the end of its document is no padding
+    # a token is kept where it or a later one in its document is not padding
     kept = np.append(np.flatnonzero(~padding), shard.tokens)
     starts, ends = shard.offsets[:-1], shard.offsets[1:]
     last = np.append(-1, kept)[np.searchsorted(kept, ends, "left")]
@@ -126,7 +126,7 @@ def _unpadded(shard: Shard, pad: int, eos: int) -> Shard:
         lengths = np.where(lengths > 0, np.minimum(lengths + 1, shard.lengths), 0)
     filled = lengths > 0
     runs = np.stack([starts, starts + lengths], axis=1)[filled].ravel()
-    # documents and what lies between them take turns: every other run is a document
+    # documents and the gaps between them alternate: every other run is a document
     bounds = np.concatenate([[0], runs, [shard.tokens]])
     whole = Shard(shard.ids, bounds, shard.trained)
     return whole.take(np.arange(1, len(bounds) - 1, 2))

@@ -1,12 +1,12 @@
 """Readers of text and JSON: how files become documents. One small class each.
 
 To add your own, subclass ``easyllm.spec.roles.Reader``, or ``FileReader`` below where the
-documents lie in files at a path, and name the class by ``_target_``.
+documents are in files at a path, and name the class by ``_target_``.
 
-A bad record is given as ``Rejected``; the rest of its file goes on. Bad are a record that is
-not UTF-8, holds NUL bytes, is too long or is not of the reader's form, and once all that
-comes after the place at which a compressed file is cut short or damaged. An empty file holds
-no document and is no mistake; one that cannot be opened stops the stage.
+A bad record is given as ``Rejected``, and reading of its file continues. A record is bad that is
+not UTF-8, holds NUL bytes, is too long or is not of the reader's form. All that comes after the
+place at which a compressed file is cut short or damaged is rejected once. An empty file holds
+no document and is not an error; a file that cannot be opened stops the stage.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FileReader(Reader):
 
     suffixes: ClassVar[tuple[str, ...]]
     separator: ClassVar[bytes | None] = None
-    """A regular expression for what parts two records, ending in a line's end, where files
+    """A regular expression for what separates two records, ending in a line's end, where files
     may be read in parts."""
 
     def files(self) -> list[Path | str]:
@@ -74,8 +74,8 @@ class Text(FileReader):
     """What ends a document: a blank line, only the end of the file, or a line that
     ``pattern`` matches."""
     pattern: str | None = None
-    """A regular expression. A line in which it is found stands between two documents and
-    belongs to none, e.g. ``^={5,}$``."""
+    """A regular expression. A line in which it is found separates two documents and belongs to
+    neither, e.g. ``^={5,}$``."""
 
     suffixes = (".txt", ".text", ".md", ".rst")
     separator = BLANK_LINE
@@ -133,13 +133,13 @@ class Objects(FileReader):
     """Base of the readers of JSON objects.
 
     A file named ``*.json`` is one list of objects, or one object of lists, and is held in
-    memory whole; any other is JSON Lines. JSON Lines under the name ``*.json`` are read as
-    what they are, line by line.
+    memory whole; any other is JSON Lines. JSON Lines under the name ``*.json`` are read line
+    by line.
     """
 
     ignored_keys: tuple[str, ...] = ()
-    """Keys of chats and their messages to pass over. A record whose keys have a meaning that
-    is not taken up, or an unknown one in a message, is rejected otherwise."""
+    """Keys of chats and their messages to ignore. Otherwise a record with a key that is not
+    supported, or with an unknown key in a message, is rejected."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
     separator = io.LINE_END
@@ -169,7 +169,7 @@ class JSONL(Objects):
 
     field: str = "text"
     """The object's key that holds the document: a text, or a conversation as a list of
-    ``{"role": …, "content": …}``. A conversation's ``tools`` and ``system`` stand beside it."""
+    ``{"role": …, "content": …}``. ``tools`` and ``system`` are other keys of the object."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
 
@@ -211,7 +211,7 @@ class Alpaca(Objects):
     """Instructions as Alpaca's ``{"instruction": …, "input": …, "output": …}``, with an
     optional ``system`` and ``history`` of ``[question, answer]``.
 
-    Instruction and input are put together by a line break where both are there.
+    Instruction and input are joined by a line break where both are given.
     """
 
     def document(self, entry: dict[str, Any]) -> Document:
@@ -253,7 +253,7 @@ class Conversations(FileReader):
 
 @dataclass(frozen=True, kw_only=True)
 class PythonDocs(Reader):
-    """The language reference that CPython carries for ``help()``: half a megabyte of
+    """The language reference that CPython contains for ``help()``: half a megabyte of
     English, one document a topic. Needs no file and no network."""
 
     sample = True

@@ -20,7 +20,7 @@ def json_values(file: File, lines: Iterator[tuple[int, str | Rejected]], longest
 
     Such a file is one list, or one object of lists, and is held in memory whole. Where it
     holds JSON Lines, as ``datasets`` and pandas write them under that name, it is read line
-    by line, up to ``longest`` bytes of one.
+    by line, with at most ``longest`` bytes a line.
     """
     if io.plain_name(file).endswith(".json") and not _begins_with_a_line(file, longest):
         yield from _whole(file, lines)
@@ -29,7 +29,7 @@ def json_values(file: File, lines: Iterator[tuple[int, str | Rejected]], longest
 
 
 def json_objects(file: File, lines: Iterator[tuple[int, str | Rejected]], longest: int) -> Values:
-    """As ``json_values``; what is no object is rejected."""
+    """Like ``json_values``; a value that is not an object is rejected."""
     for number, value in json_values(file, lines, longest):
         if not isinstance(value, dict | Rejected):
             value = Rejected(number, f"it is {kind(value)}, not an object{_remedy(value)}")
@@ -48,14 +48,14 @@ def _by_line(lines: Iterator[tuple[int, str | Rejected]]) -> Values:
             try:
                 yield number, parsed(line)
             except BadRecord as error:
-                # such as the first line of a list that is written over several
+                # such as the first line of a list that is written over several lines
                 remedy = _remedy([]) if line.strip() == "[" else ""
                 yield number, Rejected(number, f"{error}{remedy}")
 
 
 def _begins_with_a_line(file: File, longest: int) -> bool:
     """Whether the first line of a file is a whole object and more than blanks follow: then
-    all of the file cannot be one JSON text. Also true of an object alone that is a record."""
+    all of the file cannot be one JSON text. Also true of a single object that is a record."""
     first = None
     for _, line in io.lines(file, longest):
         if isinstance(line, Rejected):
@@ -122,15 +122,15 @@ def _entries(value: Any) -> list[Any]:
 
 
 def keyed(entry: Mapping[str, Any], key: str) -> Any:
-    """The value of a key. Raises BadRecord, naming what keys there are."""
+    """The value of a key. Raises BadRecord, naming the keys that there are."""
     if key not in entry:
         raise BadRecord(f"no field {key!r} (it has: {', '.join(map(str, entry)) or 'none'})")
     return entry[key]
 
 
 def text_in(key: str, value: Any) -> str:
-    """``value``, which a key holds. Raises BadRecord where it is no text, so that null and
-    objects never become words of Python's."""
+    """``value``, which a key holds. Raises BadRecord where it is not a text, so that null and
+    objects are never written as Python writes them."""
     if not isinstance(value, str):
         value_shown = "" if value is None else f", {shown(value)}"
         raise BadRecord(f"{key!r} is {kind(value)}{value_shown}, not a text")

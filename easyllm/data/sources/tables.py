@@ -24,7 +24,7 @@ class CSV(FileReader):
     """The column that holds the documents, by its name in the header."""
 
     quotes: bool = True
-    """Whether a field may stand in double quotes; false takes them for characters, so that
+    """Whether a field may be in double quotes; with false they are plain characters, so that
     each line is a record."""
 
     suffixes = (".csv",)
@@ -47,8 +47,8 @@ class CSV(FileReader):
                 yield Record(row.line, row.fields[place])
 
     def _header(self, file: File, row: delimited.Row | Rejected) -> list[str]:
-        """The columns' names. Raises UserError where they do not tell which to read: without
-        them no record of the file can be read."""
+        """The columns' names. Raises UserError where they do not show which column to read: then
+        no record of the file can be read."""
         if isinstance(row, Rejected):
             raise UserError(
                 f"{file}: its header, line {row.line}, cannot be read: {row.reason}; fix that line"
@@ -89,8 +89,8 @@ class Parquet(FileReader):
     column: str = "text"
     """The column that holds the documents."""
     ignored_keys: tuple[str, ...] = ()
-    """Keys of chats and their messages to pass over. A record whose keys have a meaning that
-    is not taken up, or an unknown one in a message, is rejected otherwise."""
+    """Keys of chats and their messages to ignore. Otherwise a record with a key that is not
+    supported, or with an unknown key in a message, is rejected."""
 
     suffixes = (".parquet",)
 
@@ -115,7 +115,7 @@ class Parquet(FileReader):
 
 def _columns(file: File, schema: Any, wanted: str, reader_key: str) -> list[str]:
     """The columns to read: the one that is ``wanted`` and, where it holds conversations, those
-    that mean something for them. Raises UserError where they do not tell which."""
+    that have a meaning for them. Raises UserError where the names do not show which."""
     import pyarrow as pa
 
     names: list[str] = schema.names
@@ -176,14 +176,14 @@ class HFDatasets(Reader):
     split: str = "train"
     """The split of a data set on the hub or a saved one; local files have none."""
     revision: str | None = None
-    """Commit or tag of a data set on the hub; give it, so that the same run reads the same."""
+    """Commit or tag of a data set on the hub; give it, so that the same run reads the same data."""
     field: str = "text"
     """The column that holds the document: a text, or a conversation as a list of
     ``{"role": …, "content": …}``."""
     max_record_mb: PositiveFloat = 64.0
     """Longest text in MB; a longer one is rejected."""
     ignored_keys: tuple[str, ...] = ()
-    """Keys of chats and their messages to pass over, as of ``Parquet``."""
+    """Keys of chats and their messages to ignore, as in ``Parquet``."""
 
     requires = {"datasets": "datasets"}  # noqa: RUF012  (a constant of the class)
 
@@ -205,7 +205,7 @@ class HFDatasets(Reader):
         failures = (OSError, ValueError, ArithmeticError, KeyError, pa.ArrowException,
                     datasets.exceptions.DatasetsError)  # fmt: skip
         try:
-            # tables, of which a value that Python has no type for costs its own row only
+            # tables: a value that Python has no type for then costs its own row only
             tables = self._open(file).with_format("arrow").iter(256)
         except failures as error:
             raise UserError(f"{self.path} cannot be opened by datasets: {error}") from None
@@ -220,7 +220,7 @@ class HFDatasets(Reader):
                     else:
                         yield _document(number, row, self.field, longest, self.ignored_keys)
         except failures as error:
-            yield Rejected(number + 1, f"datasets cannot read on from here: {error}")
+            yield Rejected(number + 1, f"datasets cannot continue from here: {error}")
 
     def _open(self, file: Path | str) -> Any:
         import datasets
@@ -239,12 +239,12 @@ class HFDatasets(Reader):
         suffix = Path(io.plain_name(file)).suffix
         builder = self.builder or BUILDERS.get(suffix)
         if builder is None:
-            raise ValueError(f"nothing is known of {suffix} files; give the reader's builder")
+            raise ValueError(f"{suffix} files are not known; give the reader's builder")
         return datasets.load_dataset(builder, data_files=[str(file)], split="train", streaming=True)
 
 
 SAVED = ("dataset_dict.json", "state.json")
-"""What ``save_to_disk`` writes into a folder; one of them."""
+"""``save_to_disk`` writes one of these into a folder."""
 
 
 def _saved(folder: Path) -> list[Path]:

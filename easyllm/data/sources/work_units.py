@@ -1,4 +1,4 @@
-"""The reading side of tokenizing: sources cut into the units of work of a process."""
+"""Cuts the sources into units of work for the processes that tokenize."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ CHUNK = 1 << 23, 1 << 24
 """Bytes of text, or of a file read in parts, that become a parquet file: at least, at most."""
 
 CHUNKS = 128
-"""Files that a source is to become, about, within these bounds: enough that no process waits
-long for the last one, and no more than are of use."""
+"""About how many files a source becomes within these bounds: enough that no process waits long
+for the last one, and no more than are useful."""
 
 
 @dataclass(frozen=True)
 class Chunk:
     """Consecutive records of one input file, which become one parquet file.
 
-    They are read already, or to be read by the process that encodes them.
+    They are already read, or the process that encodes them reads them.
     """
 
     source: str
@@ -38,9 +38,9 @@ class Chunk:
     file: File
     records: list[Record | Rejected] = field(default_factory=list)
     reader: Reader | None = None
-    """What reads ``file``, where the records are not read yet."""
+    """Reads ``file``, where the records are not read yet."""
     limit: int | None = None
-    """Documents to take of a file of tokens at most."""
+    """Documents to take at most from a file of tokens."""
     first: bool = False
     """Whether it is its source's first."""
 
@@ -69,7 +69,7 @@ def files(name: str, reader: Reader) -> Sequence[Path | str]:
 
 
 def chunks(run: RunSpec) -> Iterator[Chunk]:
-    """All of the run's sources, cut where the files and the settings alone decide."""
+    """All of the run's sources; the cuts depend only on the files and the settings."""
     begun = None
     for chunk in _chunks(run):
         yield dataclasses.replace(chunk, first=chunk.source != begun)
@@ -134,7 +134,7 @@ def _cut(
 
 
 def checked(reader: Reader, file: File) -> Iterator[Record | Rejected]:
-    """The records of a file that are not empty; those that hold no proper text rejected."""
+    """The records of a file that are not empty; those without valid text are rejected."""
     place = 0
     for found in reader.documents(file):
         place += 1

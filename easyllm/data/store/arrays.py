@@ -1,6 +1,6 @@
 """Numbers between numpy and Arrow.
 
-Arrow's own ways of it import pandas first, which takes 0.2 s and of which nothing is used.
+Arrow's own conversions import pandas first, which takes 0.2 s and is not used.
 """
 
 from __future__ import annotations

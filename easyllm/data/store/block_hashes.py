@@ -1,6 +1,6 @@
-"""Hashes of a file's blocks, by which damage on the disk is noticed when a block is first read.
+"""Hashes of a file's blocks, by which damage on the disk is found when a block is first read.
 
-They lie beside the file, in ``<name>.xxh3``: an unsigned 64-bit number for every 16 KiB.
+They are beside the file, in ``<name>.xxh3``: an unsigned 64-bit number for every 16 KiB.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from easyllm.errors import UserError
 from easyllm.heartbeat import beat
 
 BLOCK = 1 << 14
-"""Bytes. A row of 4,096 tokens is as long and lies in two: with larger blocks more is read than is
-needed, with smaller ones more calls are made."""
+"""Bytes. A row of 4,096 tokens is as long as a block and spans two: larger blocks read more than
+is needed, smaller ones need more calls."""
 SUFFIX = ".xxh3"
 AT_ONCE = 1 << 8
 """Blocks read at once."""
@@ -70,8 +70,8 @@ class Blocks:
                 beat()
 
     def _spans(self, descriptor: int, first: int, last: int) -> Iterator[tuple[int, memoryview]]:
-        """The bytes of the blocks from ``first`` to ``last``, compared: as many at a time as
-        ``AT_ONCE``, with the number of the first of them."""
+        """The bytes of the blocks from ``first`` to ``last``, compared: ``AT_ONCE`` blocks at a
+        time, with the number of the first of them."""
         for at in range(first, last, AT_ONCE):
             count = min(AT_ONCE, last - at)
             span = memoryview(os.pread(descriptor, count * BLOCK, at * BLOCK))

@@ -1,11 +1,11 @@
-"""Building the map: a store's documents laid end to end in plain files, by several processes.
+"""Builds the map: a store's documents laid end to end in plain files, by several processes.
 
 In a folder named by the fingerprint of what it copies::
 
     tokens.int32   trained.bool   offsets.int64   hashes.uint64   index.json   plans/
 
-Beside each of them lie the hashes of its blocks. ``plans/`` holds how the documents lie in rows,
-for each way in which runs have read them.
+The hashes of its blocks are beside each of them. ``plans/`` holds how the documents are placed in
+rows, for each way in which runs have read them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from easyllm.paths import StorePaths
 from easyllm.progress import progress
 
 VERSION = 3
-"""Of the map's layout; part of its fingerprint."""
+"""Version of the map's layout; part of its fingerprint."""
 
 TOKENS, TRAINED, OFFSETS, HASHES = "tokens.int32", "trained.bool", "offsets.int64", "hashes.uint64"
 INDEX = "index.json"
@@ -118,7 +118,7 @@ def _copy(store_folder: Path, stage: str, folder: Path, masked: bool, piece: _Pi
                 counts = block.documents, block.tokens, shards.checksum(hashes)
                 found = [a + b for a, b in zip(found, counts, strict=True)]
                 if found[0] > piece.documents or found[1] > piece.tokens:
-                    break  # what lies behind is another file's
+                    break  # the place after it is another file's
                 put(TOKENS, token, block.ids)
                 put(OFFSETS, document + 1, block.offsets[1:] + token)
                 put(HASHES, document, hashes)
@@ -161,7 +161,7 @@ def check_room(root: Path, needed: int, what: str) -> None:
 
 @contextlib.contextmanager
 def room_said(root: Path) -> Iterator[None]:
-    """A disk that others fill meanwhile is said as a UserError too."""
+    """Raise UserError also where others fill the disk meanwhile."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What determines the tokens of a run, without making them."""
+"""Identifies the tokens of a run by what determines them, without making them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from easyllm.spec.schema import write
 def tokens_identity(run: RunSpec) -> dict[str, Any]:
     """Plain data that differs whenever the tokens do: settings, and the files behind them.
 
-    It is made without asking the hub, so that a store is found by it before a model is fetched.
-    A source's weight is left out: it counts in training.
+    It is made without asking the hub, so that a store can be found before a model is fetched.
+    A source's weight is left out, because it only matters in training.
     """
     data = run.data
     sources = {}
@@ -36,10 +36,10 @@ def tokens_identity(run: RunSpec) -> dict[str, Any]:
 
 
 def made_from(run: RunSpec, there: Manifest | None) -> dict[str, Any]:
-    """``tokens_identity``, and the content of a tokenizer that the hub has, where it is at hand.
+    """``tokens_identity``, and the content of a tokenizer from the hub, where it is available.
 
-    Where the manifest that is ``there`` does not know that content, or this machine does not, the
-    two count as the same: they agree in all else, and a store may be older than such a hash.
+    Where the manifest ``there`` or this machine does not know that content, the two count as the
+    same: they agree in all else, and a store may be older than such a hash.
     """
     made = {**tokens_identity(run), **encoding(run)}
     if there is not None:
@@ -114,7 +114,7 @@ def check_encoding(run: RunSpec, store: StorePaths, manifest: Manifest) -> None:
 
 
 def _contents(files: list[Any]) -> dict[str, str]:
-    """Hashes of the files, by name, of those whose content was read."""
+    """Hashes of the files whose content was read, by name."""
     return {Path(file).name: mark for file, mark in files if mark.startswith("sha256:")}
 
 

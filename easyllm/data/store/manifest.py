@@ -1,4 +1,4 @@
-"""What a data stage made: the manifest it writes last, and the check that it still stands."""
+"""The manifest that a data stage writes last, and the check that its files are still there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAGES = {"tokenize": "tokens", "shuffle": "shuffled", "repartition": "partition
 """The data stages in order, with the folder of the store that each writes."""
 
 CARRIED = ("tokenizer", "template", "encoding", "chats", "vocab_size", "eos_id", "pad_id")
-"""What later stages take over from the tokens' manifest."""
+"""Keys that later stages copy from the tokens' manifest."""
 
 BESIDE = {"manifest.json", "data.info", "rejected.jsonl"}
 """What a stage's folder holds besides its parquet files."""
@@ -50,14 +50,14 @@ def find(store: StorePaths, stage: str) -> Manifest | None:
 
 def last_stage(run: RunSpec, store: StorePaths) -> str | None:
     """The stage whose output training reads: the last data stage of the run or, where it has
-    none, the last whose output lies in the store. None where there is neither."""
+    none, the last whose output is in the store. None where there is neither."""
     of_run = [stage for stage in STAGES if stage in run.stages]
     found = of_run or [stage for stage in STAGES if find(store, stage)]
     return found[-1] if found else None
 
 
 def require(store: StorePaths, stage: str) -> Manifest:
-    """The manifest of a stage on which another stands. Raises UserError where it is absent."""
+    """The manifest of a stage that another one needs. Raises UserError where it is absent."""
     manifest = find(store, stage)
     if manifest is None:
         raise UserError(
@@ -68,7 +68,7 @@ def require(store: StorePaths, stage: str) -> Manifest:
 
 
 def identity(manifest: Manifest) -> str:
-    """A hash of what a stage made, not of when and how fast."""
+    """A hash of what a stage made, without its metrics."""
     return stable_hash({key: value for key, value in manifest.items() if key != "metrics"})
 
 
@@ -99,7 +99,7 @@ def make(
 
     ``made_from`` is all that determines the result. ``work`` gets a workshop, with the
     pieces that a killed process finished there, and returns the manifest with ``metrics``;
-    these are returned, with ``reused`` where another run had done the work. Processes with
+    these are returned, with ``reused`` where another run has done the work. Processes with
     the same store wait for each other. Raises UserError where the folder holds something
     else, saying what differs: a store is never overwritten.
     """
@@ -128,9 +128,9 @@ def make(
 
 @contextlib.contextmanager
 def scratch(store: StorePaths, stage: str) -> Iterator[Path]:
-    """An empty folder of the store for the time of a stage.
+    """An empty folder of the store that exists during a stage.
 
-    It is named so that the next process sweeps what a killed one leaves.
+    By its name the next process removes what a killed process leaves.
     """
     with tempfile.TemporaryDirectory(
         prefix=f".{STAGES[stage]}.", suffix=".scratch", dir=store.root

@@ -111,7 +111,7 @@ def join(shards: list[Shard]) -> Shard:
 def _take(values: Any, offsets: Int64, runs: Int64) -> tuple[Any, Int64]:
     """Runs ``values[offsets[i]:offsets[i + 1]]`` laid end to end, and their new offsets.
 
-    As Arrow's binary strings, which are copied whole rather than value by value.
+    They are taken as Arrow's binary strings, which are copied whole rather than value by value.
     """
     size = values.itemsize
     strings = pa.Array.from_buffers(
@@ -126,7 +126,7 @@ def _take(values: Any, offsets: Int64, runs: Int64) -> tuple[Any, Int64]:
 
 
 PAGE = 1 << 22
-"""Bytes of a parquet page before compression: a sixth smaller files than with pages of 1 MB."""
+"""Bytes of a parquet page before compression: files are a sixth smaller than with 1 MB."""
 
 HASH_TOKENS = 1 << 15
 """Tokens hashed at once: what fits a core's cache."""
@@ -183,7 +183,7 @@ def mix(values: UInt64) -> UInt64:
 
 
 def checksum(rows: UInt64) -> int:
-    """A number that a multiset of row hashes determines, in whatever order."""
+    """A number for a multiset of row hashes, the same in any order."""
     return int(np.add.reduce(rows, dtype=np.uint64))
 
 
@@ -192,15 +192,15 @@ def add_checksums(*sums: int) -> int:
 
 
 class Writer:
-    """A parquet file in the making, with a checksum for each page."""
+    """A parquet file that is being written, with a checksum for each page."""
 
     def __init__(self, path: Path, masked: bool, codec: str):
         names = ["input_ids", "labels"] if masked else ["input_ids"]
         # nothing is ever null, and readers need not look for it
         rows = pa.list_(pa.field("element", pa.int32(), nullable=False))
         self._schema = pa.schema([pa.field(name, rows, nullable=False) for name in names])
-        # the bytes of a number apart: written half again as fast, 7 % larger. Files of the
-        # original's codec stay as the original's readers know them
+        # the bytes of a number are stored separately: written half again as fast, 7 % larger.
+        # Files of the original's codec stay as the original's readers know them
         apart = [f"{name}.list.element" for name in names] if codec != "gzip" else []
         self._writer = pq.ParquetWriter(
             path,
@@ -255,7 +255,7 @@ class Group:
     number: int
     documents: int
     tokens: int
-    """At least; a document of no token may count as one."""
+    """Not fewer than there are: a document without tokens may count as one."""
 
 
 def groups(path: Path) -> tuple[list[Group], bool]:

@@ -1,6 +1,6 @@
 """The uncompressed copy of a store on a node's own disk, which all its processes read.
 
-Built once under a lock, whichever rank or run comes first; the others wait and read it.
+The rank or run that comes first builds it once under a lock; the others wait and read it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from easyllm.spec.run import RunSpec
 class Column:
     """Numbers of one type in a file, read by their place.
 
-    Read, not mapped: so the one copy that all processes of the node share is the system's
-    page cache, whatever each has read, while mapped pages count as a process's own until
-    another touches them too. And a disk that fails is an error, not a signal.
+    The file is read, not mapped: the one copy that all processes of the node share is then the
+    system's page cache, whatever each has read, while mapped pages count as a process's own
+    until another process reads them too. And a disk that fails is an error, not a signal.
     """
 
     def __init__(self, file: Path, dtype: np.dtype[Any]):
@@ -59,7 +59,7 @@ class Column:
         return os.fstat(self._descriptor).st_size // self._size
 
     def __getitem__(self, places: slice) -> npt.NDArray[Any]:
-        """A copy of what lies at these places, one after another."""
+        """A copy of the numbers at these places, one after another."""
         start, stop, step = places.indices(len(self))
         assert step == 1
         found = np.empty(max(stop - start, 0), self.dtype)
@@ -87,7 +87,7 @@ class Cache:
     folder: Path
     bytes: int
     seconds: float
-    """What building it took."""
+    """Time that building it took."""
 
     @property
     def root(self) -> Path:
@@ -99,7 +99,7 @@ def chosen(run: RunSpec) -> tuple[str, Manifest]:
     """The stage whose output training reads, and its manifest.
 
     The last data stage of the run or, where it has none, of the store. Raises UserError
-    where that is absent or stems from tokens that are no longer there.
+    where that is absent or was made from tokens that are no longer there.
     """
     place = RunPaths(run).store
     stage = manifests.last_stage(run, place) or "tokenize"
@@ -148,7 +148,7 @@ def open_cache(run: RunSpec) -> tuple[Cache, Manifest]:
 def built_once(root: Path, folder: Path, build: Callable[[Path], None]) -> None:
     """Have one process of this node fill ``folder``, unless it is there; the others wait.
 
-    ``build`` gets an empty folder below ``root``, which is ``data.cache``. What it leaves is
+    ``build`` gets an empty folder below ``root``, which is ``data.cache``. What it writes is
     there whole or not at all. Raises UserError where the disk has no room left.
     """
     if folder.exists():

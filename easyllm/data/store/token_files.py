@@ -1,4 +1,4 @@
-"""Documents in and out of the token store, every file checked against its manifest."""
+"""Writes and reads the files of the token store; each is compared with its manifest."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def save_groups(
 ) -> dict[str, Any]:
     """Write shards to ``target``, a row group each; returns the manifest's entry.
 
-    ``masked`` files have labels. Of the shards one is held at a time. The file is not
-    forced onto the disk yet: whoever gives its folder the final name does that.
+    ``masked`` files have labels. One shard is held at a time. The file is not flushed to the
+    disk yet: the caller that gives its folder the final name does that.
     """
     entry: dict[str, Any] = {"path": path, "documents": 0, "tokens": 0, "trained_tokens": 0}
     checksums = []

@@ -1,8 +1,8 @@
-"""Encoders: engines that turn texts into token ids, all to the same ids.
+"""Encoders: engines that turn texts into token ids, all into the same ids.
 
 To add your own, subclass ``easyllm.spec.roles.Encoder`` and name the class by
 ``data.encoder._target_``; ``easyllm.data.tokenizers.select_backend`` compares its ids with those
-of Hugging Face's.
+of Hugging Face's tokenizers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 
 REMEMBERED, WATCHED = 1 << 30, 1 << 25
-"""Bytes of memory that an engine's words may take, and characters after which that is seen to."""
+"""Bytes of memory that an engine's words may take; characters after which that is checked."""
 
 NEWER = (
     # combining marks that came with Unicode 10 and later: NFC of tokenizers 0.23 has Unicode 9's
@@ -39,15 +39,15 @@ NEWER = (
     (0x07FD, 0x07FD), (0x0898, 0x089F), (0x08CA, 0x08D3), (0x09FE, 0x09FE), (0x0C3C, 0x0C3C),
     (0x0D3B, 0x0D3C), (0x0EBA, 0x0EBA), (0x1715, 0x1715), (0x1ABF, 0x1AFF), (0x1DF6, 0x1DFA),
     (0xA82C, 0xA82C),
-    # beyond the Basic Multilingual Plane all but emoji, mathematical letters and ideographs
+    # beyond the Basic Multilingual Plane: all except emoji, mathematical letters and ideographs
     (0x10000, 0x1D3FF), (0x1D800, 0x1EFFF), (0x1FB00, 0x1FFFF), (0x2A6DE, 0x2A6FF),
     (0x2B739, 0x2B73F), (0x2EBE1, 0x2F7FF), (0x3134B, 0x3FFFF),
 )  # fmt: skip
-"""First and last of characters that engines know by other editions of Unicode; and those that
-this Python's does not know."""
+"""First and last of the characters for which engines use different versions of Unicode;
+``_newer`` adds those that this Python's version does not know."""
 
 LONG = 2000
-"""Characters of a text, on average, from which a call for each costs nothing."""
+"""Average characters of a text from which a call for each text costs nothing."""
 
 
 @functools.cache
@@ -58,7 +58,7 @@ def version(package: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFace(Encoder):
-    """Hugging Face's tokenizers: takes any ``tokenizer.json`` and is what others are held to."""
+    """Hugging Face's tokenizers: takes any ``tokenizer.json``; others are compared with it."""
 
     @property
     def label(self) -> str:
@@ -96,7 +96,7 @@ class Gigatoken(Encoder):
                     f"gigatoken finds {token['content']!r} within words too, and single_word=true "
                     "asks for whole words"
                 )
-        # it would find them in texts, where they are words
+        # gigatoken would find them in texts, where they are words
         content["added_tokens"] = [t for t in content["added_tokens"] if not t["special"]]
         merges = content["model"].get("merges", [])
         if merges and isinstance(merges[0], str):  # it loads pairs faster
@@ -115,14 +115,14 @@ class Gigatoken(Encoder):
             size = sum(map(len, texts))
             text += size
             if text >= WATCHED:
-                # it remembers every word it has met, and forgets them only with its end
+                # it keeps every word that it has met for its lifetime
                 if _resident() - begun > REMEMBERED:
                     del tokenizer
                     tokenizer = _gigatoken(folder)
                     begun = min(begun, _resident())
                 text = 0
             if size >= LONG * len(texts):
-                # what a batch gives needs the package awkward, whose import takes 0.2 s
+                # the result of a batch needs the package awkward, whose import takes 0.2 s
                 return joined([tokenizer.encode(text) for text in texts])
             rows = tokenizer.encode_batch(texts, parallel=False).layout
             offsets = rows.offsets.data.astype(np.int64)
@@ -167,14 +167,16 @@ class QuickTok(Encoder):
 
 
 def save(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer of the package tokenizers so that it loads a third faster: its
-    words in order and a merge as one text, where it can be, rather than as a pair."""
+    """Write a tokenizer of the package tokenizers so that it loads a third faster.
+
+    Its words are sorted, and a merge is one text, where it can be, rather than a pair.
+    """
     content = json.loads(tokenizer.to_str())
     words = content["model"].get("vocab")
     if isinstance(words, dict):  # tokenizers reads it into a sorted tree
         content["model"]["vocab"] = dict(sorted(words.items(), key=lambda item: item[0].encode()))
     merges = content["model"].get("merges", [])
-    # what begins so is taken for a comment
+    # a merge that begins with #version is read as a comment
     if not any(" " in a or " " in b or a.startswith("#version") for a, b in merges):
         content["model"]["merges"] = [f"{a} {b}" for a, b in merges]
     (folder / TOKENIZER).write_text(_compact(content), "utf-8")
@@ -189,9 +191,10 @@ FASTEST = (Gigatoken(), QuickTok())
 
 
 def _newer_apart(folder: Path) -> Callable[[Encode], Encode]:
-    """Gives texts with characters of a newer Unicode to Hugging Face's tokenizers.
+    """Give texts with characters of a newer Unicode to Hugging Face's tokenizers.
 
-    Which of these are letters or marks, and the marks' order, engines have of other editions.
+    Engines use different versions of Unicode, which differ in which of these characters are
+    letters or marks and in the order of marks.
     """
 
     def apart(fast: Encode) -> Encode:
@@ -233,7 +236,7 @@ def _has_newer(text: str) -> bool:
 
 @functools.cache
 def _newer() -> tuple[int, Any]:
-    """The first code point that counts as newer, and of every one whether it does."""
+    """The first code point that counts as newer, and for each code point whether it does."""
     import numpy as np
 
     newer = np.zeros(sys.maxunicode + 1, np.bool_)
@@ -273,6 +276,6 @@ def joined(rows: list[Any]) -> tuple[Int32, Int64]:
 
 
 def _said(error: Exception) -> str:
-    """The first line of what a package says."""
+    """The first line of a package's error message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].removeprefix("REFUSED: ")[:200].rstrip(os.linesep)

@@ -1,4 +1,4 @@
-"""A converted tokenizer against the library that its vocabulary was published for."""
+"""Compares a converted tokenizer with the library that its vocabulary was published for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Rows = Callable[[list[str]], list[list[int]]]
 """Ids of each text, by an original library."""
 
 AT_ONCE = 1 << 16
-"""Texts of which the ids are held at once."""
+"""Number of texts whose ids are held at once."""
 
 REMEDY = (
     "give data.tokenizer.path=<a folder with the tokenizer.json that the model was trained with>"
@@ -32,8 +32,11 @@ REMEDY = (
 def check(
     file: Path, folder: Path, package: str, original: Rows, texts: Iterator[str], why: str = ""
 ) -> None:
-    """Raises UserError where the tokenizer in ``folder``, converted from ``file``, gives other
-    ids than ``package`` does, naming the text and both, and ``why`` where that is known."""
+    """Raises UserError where the tokenizer in ``folder``, converted from ``file``, has other ids.
+
+    The error shows the text, its ids and those that ``package`` gives, and ``why`` where that is
+    known.
+    """
     found = differs(folder, package, original, texts)
     if found:
         raise UserError(
@@ -42,7 +45,7 @@ def check(
 
 
 def differs(folder: Path, package: str, original: Rows, texts: Iterator[str]) -> str | None:
-    """Where the ids of the ``tokenizer.json`` in ``folder`` are not those of ``package``."""
+    """Where the ids of the ``tokenizer.json`` in ``folder`` differ from those of ``package``."""
     converted = HuggingFace().load(folder)
     names = ("its tokenizer.json", f"{package} {version(package)}")
     while batch := list(itertools.islice(texts, AT_ONCE)):
@@ -53,7 +56,7 @@ def differs(folder: Path, package: str, original: Rows, texts: Iterator[str]) ->
 
 
 def first_documents(run: RunSpec) -> Iterator[str]:
-    """The texts that each of the run's sources begins with; of conversations the messages."""
+    """The first texts of each of the run's sources; for conversations, their messages."""
     for _, reader in sorted(run.data.sources.items()):
         if isinstance(reader, TokenStore):
             continue

@@ -43,7 +43,7 @@ PATHS = (
 
 
 def problem(path: str) -> str | None:
-    """What is wrong with a tokenizer's path, as far as that shows without loading."""
+    """The problem with a tokenizer's path, as far as it can be seen without loading."""
     try:
         place = source.local(path)
     except Unusable as error:
@@ -140,7 +140,7 @@ class Pretrained(Tokenizer):
             if convert_sentencepiece.applies(origin):
                 return convert_sentencepiece.convert(origin, folder, compare.first_documents(run))
             convert_sentencepiece.notice_disagreement(origin)
-        # copied as they are: what transformers saves anew older versions cannot always read
+        # copied as they are: older transformers cannot always read what a newer one saves
         for file in files:
             to = folder / file.relative_to(origin)
             to.parent.mkdir(parents=True, exist_ok=True)

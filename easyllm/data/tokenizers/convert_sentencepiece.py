@@ -1,6 +1,6 @@
 """SentencePiece vocabularies in Hugging Face's format, with SentencePiece's own ids.
 
-transformers 5.19 and 4.57 read a folder that holds ``tokenizer.model`` alone by rules of the
+transformers 5.19 and 4.57 read a folder that holds only ``tokenizer.model`` by the rules of the
 class that ``tokenizer_config.json`` names, not by those in the file: AutoTokenizer and
 LlamaTokenizer differ, and leave out the dummy prefix, the normaliser or unknown characters.
 """
@@ -43,12 +43,12 @@ MARKS = ("<|*|>", "<reserved_*>", "[[]UNUSED_TOKEN_*[]]")
 """Names of user-defined symbols that are marks of chats, not parts of texts."""
 
 ROUNDED = (
-    " (SentencePiece adds a Unigram model's scores in single precision, and among divisions of "
-    "one score rounding decides)"
+    " (SentencePiece adds a Unigram model's scores in single precision, and rounding decides "
+    "between divisions of equal score)"
 )
 
 RUNS = 34
-"""Repetitions of a character up to which Unigram's choice among equals is compared."""
+"""Unigram's choice among equal scores is compared up to this many repetitions of a character."""
 
 
 def applies(folder: Path) -> bool:
@@ -59,10 +59,10 @@ def applies(folder: Path) -> bool:
 def convert(origin: Path, folder: Path, documents: Iterable[str] = ()) -> None:
     """Write the tokenizer of ``origin`` into ``folder``: SentencePiece's ids, by ``tokenizers``.
 
-    What stands after a special token is encoded as a text of its own, so that the publisher's
-    chats are put together as SentencePiece's library does; with the space before it where the
-    vocabulary asks for one, unless ``legacy`` is false in ``tokenizer_config.json``. Names of
-    special tokens that are user-defined symbols are found in texts, as by SentencePiece.
+    The text after a special token is encoded as a separate text, so that the publisher's chats
+    are assembled as SentencePiece's library does. It gets a space before it where the vocabulary
+    asks for one, unless ``legacy`` is false in ``tokenizer_config.json``. Names of special tokens
+    that are user-defined symbols are found in texts, as SentencePiece finds them.
     Raises UserError for a vocabulary that cannot be converted so that hard texts, each token's
     own text and ``documents`` have the ids that SentencePiece gives.
     """
@@ -100,7 +100,7 @@ def convert(origin: Path, folder: Path, documents: Iterable[str] = ()) -> None:
 
 
 def notice_disagreement(folder: Path) -> None:
-    """Say so where a folder's ``tokenizer.json`` and ``tokenizer.model`` give other ids."""
+    """Print where the ids of a folder's ``tokenizer.json`` and ``tokenizer.model`` differ."""
     if not ((folder / MODEL).is_file() and (folder / "tokenizer.json").is_file()):
         return
     try:
@@ -128,10 +128,10 @@ def _load(file: Path) -> tuple[Any, Any]:
         if not proto.pieces:
             raise ValueError("it has no pieces")
         return SentencePieceProcessor(model_proto=content), proto
-    except Exception as error:  # protobuf's DecodeError is no ValueError, SentencePiece's are many
+    except Exception as error:  # protobuf's DecodeError is not a ValueError; SentencePiece has many
         raise UserError(
             f"{file} is not a model of SentencePiece ({_line(error)}); if its format is another, "
-            "give data.tokenizer.path=<a folder with its tokenizer.json>; else fetch it anew"
+            "give data.tokenizer.path=<a folder with its tokenizer.json>, otherwise fetch it again"
         ) from None
 
 
@@ -140,7 +140,7 @@ def _line(error: Exception) -> str:
 
 
 def _texts(pieces: Pieces, documents: Iterable[str]) -> Iterator[str]:
-    """What is compared: hard texts, each token's, and documents."""
+    """The texts that are compared: hard texts, each token's text, and documents."""
     symbols = pieces.names(USER_DEFINED)
     yield from sample([*pieces.names(CONTROL), *symbols])
     words = [piece.replace(pieces.space, " ") for piece in pieces.names(NORMAL)]
@@ -148,11 +148,11 @@ def _texts(pieces: Pieces, documents: Iterable[str]) -> Iterator[str]:
     for first in range(0, len(words), 100):
         yield "".join(words[first : first + 100])
     if symbols:
-        # alone between symbols a piece is not merged, but taken whole
+        # a piece alone between symbols is not merged, but taken whole
         mark = symbols[0]
         yield from (f"{mark}{word}{mark}" for word in pieces.names(*range(1, 7)))
     if not pieces.is_bpe:
-        # it adds scores in single precision: among divisions of equal score rounding decides
+        # it adds scores in single precision: rounding decides between divisions of equal score
         for letter in string.printable:
             for count in range(1, RUNS):
                 yield from (letter * count, f"a {letter * count} b")
@@ -160,7 +160,7 @@ def _texts(pieces: Pieces, documents: Iterable[str]) -> Iterator[str]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What ``special_tokens_map.json`` and ``tokenizer_config.json`` say, the latter first."""
+    """The settings of ``special_tokens_map.json``, overridden by ``tokenizer_config.json``."""
     settings = {**_read(folder / MAP), **_read(folder / CONFIG)}
     added = settings.get("added_tokens_decoder")
     if not isinstance(added, dict):
@@ -180,7 +180,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _special(proto: Any, config: dict[str, Any]) -> dict[str, str]:
-    """BOS, EOS, unknown and padding: as the folder names them, or else the model."""
+    """BOS, EOS, unknown and padding token: as the folder names them, otherwise as the model."""
     trainer, names = proto.trainer_spec, [piece.piece for piece in proto.pieces]
     found = {}
     for key in SPECIAL:
@@ -210,7 +210,7 @@ def _text(token: Any) -> str:
 
 
 def _add_tokens(core: Any, pieces: Pieces, config: dict[str, Any], special: dict[str, str]) -> None:
-    """Make control tokens, marks of chats and the folder's added tokens known by their names."""
+    """Add control tokens, marks of chats and the folder's added tokens by their names."""
     from tokenizers import AddedToken
 
     listed = {_text(token) for key in LISTS for token in _listed(config.get(key))}
@@ -227,7 +227,9 @@ def _add_tokens(core: Any, pieces: Pieces, config: dict[str, Any], special: dict
     for key, said in sorted(config["added_tokens_decoder"].items(), key=lambda item: int(item[0])):
         number, name = int(key), _text(said)
         if name in known and (number >= len(known) or pieces.proto.pieces[number].piece != name):
-            raise Inexact(f"{ADDED} or {CONFIG} gives {name!r} the id {number}, and the model not")
+            raise Inexact(
+                f"{ADDED} or {CONFIG} gives {name!r} the id {number}, which the model does not"
+            )
         flags = {k: v for k, v in said.items() if k in FLAGS} if isinstance(said, dict) else {}
         flags = {"normalized": False, "special": name in listed or name not in known, **flags}
         if known.get(name) == NORMAL and not flags["special"]:
@@ -259,7 +261,7 @@ def _listed(tokens: Any) -> list[Any]:
 
 
 def _add_begin_and_end(core: Any, config: dict[str, Any], special: dict[str, str]) -> None:
-    """Where the publisher's tokenizer begins or ends a text with a token, so does this one."""
+    """Begin or end a text with a token where the publisher's tokenizer does."""
     from tokenizers import processors
 
     named = str(config.get("tokenizer_class", ADD_BOS[0])).removesuffix("Fast")

@@ -24,7 +24,7 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""What the published tokenizer splits text by, once it is in Unicode's normal form C."""
+"""The published tokenizer's pattern for splitting text, which is in Unicode's normal form C."""
 
 TURNS = ("<|im_start|>", "<|im_end|>")
 SPECIAL = (END, *TURNS, *(f"<|extra_{number}|>" for number in range(205)))
@@ -33,11 +33,11 @@ turn of the chat models."""
 
 
 def convert(file: Path, folder: Path, documents: Iterable[str] = ()) -> None:
-    """Write into ``folder`` the tokenizer of a ``qwen.tiktoken``: same ids, no code of its own.
+    """Write into ``folder`` the tokenizer of a ``qwen.tiktoken``: same ids, no extra code.
 
-    Raises UserError for a file that is another vocabulary's, whose pattern and special tokens
-    are not known, and where hard texts, the tokens' own texts or ``documents`` have other ids
-    than tiktoken gives.
+    Raises UserError for a file of another vocabulary, because its pattern and special tokens are
+    not known, and where hard texts, the tokens' own texts or ``documents`` have other ids than
+    tiktoken gives.
     """
     if importlib.util.find_spec("tiktoken") is None:
         raise UserError(
@@ -76,10 +76,10 @@ def _vocabulary(folder: Path) -> Iterator[str]:
 
 
 def _original(tokens: dict[bytes, int]) -> compare.Rows:
-    """tiktoken, with the names of special tokens as words.
+    """tiktoken's ids, where the names of special tokens are words.
 
-    The published tokenizer calls Python's NFC before it, whose edition of Unicode differs by
-    Python's version; here it is that of tokenizers, which orders marks up to Unicode 9.
+    The published tokenizer first applies Python's NFC, whose Unicode version depends on Python's
+    version; here NFC is that of tokenizers, which orders marks up to Unicode 9.
     """
     import tiktoken
     from tokenizers import normalizers
@@ -98,12 +98,12 @@ def ranks(file: Path) -> dict[bytes, int]:
             found[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
             raise UserError(
-                f"{file}, line {number}: is not a token in base64 and its rank; fetch the file anew"
+                f"{file}, line {number}: is not a token in base64 and its rank; fetch it again"
             ) from None
     if sorted(found.values()) != list(range(RANKS)):
         raise UserError(
-            f"{file} holds {len(found):,} tokens, and qwen.tiktoken has {RANKS:,}; of other "
-            ".tiktoken files the pattern and the special tokens are not known: give "
+            f"{file} holds {len(found):,} tokens, and qwen.tiktoken has {RANKS:,}; the pattern and "
+            "the special tokens of other .tiktoken files are not known: give "
             "data.tokenizer.path=<a folder with its tokenizer.json>"
         )
     return found

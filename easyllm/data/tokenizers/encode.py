@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from easyllm.data.tokenizers.backends import Encode
 
 BATCH = 1 << 20
-"""Bytes of text encoded at once, about."""
+"""About how many bytes of text are encoded at once."""
 
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Names of transformers' class that takes a ``tokenizer.json`` as it is."""
@@ -35,7 +35,7 @@ def load_tokenizer(folder: Path) -> Any:
             f"the tokenizer in {folder} cannot be loaded: {error}; give another data.tokenizer.path"
         ) from None
     if tokenizer.is_fast:
-        # a tokenizer.json may ask for either, and cut documents or pad them
+        # a tokenizer.json may ask for either, which would cut documents or pad them
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     return tokenizer
@@ -47,7 +47,7 @@ def _class(folder: Path) -> Any:
     except (OSError, ValueError):
         named = None
     if named in GENERIC and (folder / "tokenizer.json").is_file():
-        # what AutoTokenizer would take, without the two seconds in which it imports torch
+        # the class that AutoTokenizer takes, without the two seconds in which it imports torch
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast
@@ -72,7 +72,7 @@ class Vocabulary:
 
 
 def by_transformers(tokenizer: Any) -> Encode:
-    """For a tokenizer that is Python code: the same function as an encoder's."""
+    """An ``Encode`` function, as encoders have, of a tokenizer that is Python code."""
 
     def encode(texts: list[str]) -> tuple[Int32, Int64]:
         rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -102,12 +102,12 @@ class ChatCounts:
 
     conversations: int = 0
     unrolled: int = 0
-    """Conversations that became several documents, since their template writes earlier turns
-    in another way later on."""
+    """Conversations that became several documents, because their template writes earlier turns
+    differently once there is a later one."""
     repeated_tokens: int = 0
-    """Tokens of those documents that stand in an earlier one too."""
+    """Tokens of those documents that are in an earlier one too."""
     arguments: dict[str, int] = field(default_factory=dict)
-    """Answers by the arguments, as JSON, that the template got for them alone."""
+    """The number of answers by the arguments, as JSON, that the template got only for them."""
 
     def add(self, documents: Sequence[ChatDocument]) -> None:
         """Count the documents of one conversation."""
@@ -133,7 +133,7 @@ def encode(
 ) -> Encoded:
     """The documents as token ids, each text followed by the end-of-sequence token.
 
-    A shard of texts only has every token trained. A conversation that the template cannot
+    In a shard that has only texts every token is trained. A conversation that the template cannot
     express, or that has no answer to train, is rejected.
     """
     rejected = [record for record in records if isinstance(record, Rejected)]
@@ -156,8 +156,10 @@ def encode(
 
 
 def _batches(records: Sequence[Record]) -> Iterator[tuple[Sequence[Record], int]]:
-    """The records, a few at a time, with their bytes: what tokenizers return takes 100 bytes
-    a token."""
+    """The records, a few at a time, with their bytes.
+
+    Few, because what tokenizers return takes 100 bytes a token.
+    """
     first = size = 0
     for place, record in enumerate(records):
         size += record.size
@@ -179,7 +181,7 @@ def _texts(vocabulary: Vocabulary, texts: list[str]) -> Shard:
 def _conversations(
     vocabulary: Vocabulary, template: Template, records: Iterator[Record], chats: ChatCounts
 ) -> tuple[Shard | None, list[Rejected], int]:
-    """What became of them; of those rejected also the bytes."""
+    """The encoded conversations, the rejected ones, and the bytes of the rejected ones."""
     rows, masks, rejected, lost = [], [], [], 0
     for record in records:
         try:

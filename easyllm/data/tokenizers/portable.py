@@ -1,4 +1,4 @@
-"""A store's tokenizer in a form that every reader takes alike, whatever class it names."""
+"""A store's tokenizer in a form that all readers load alike, whatever class it names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CONFIG, FILE = "tokenizer_config.json", "tokenizer.json"
 
 
 def settle(folder: Path) -> None:
-    """Have the tokenizer in ``folder`` read as its ``tokenizer.json`` is written.
+    """Make the tokenizer in ``folder`` load as its ``tokenizer.json`` is written.
 
-    transformers 5.19 builds a tokenizer anew where its class has rules of its own: of
-    ``tokenizer.json`` it then takes the vocabulary alone. DeepSeek's distilled models, whose
-    byte-level tokenizer names ``LlamaTokenizerFast``, get SentencePiece's rules so; version 4
-    takes the file. Where the ids differ, the class becomes the one that takes the file in both.
+    transformers 5.19 rebuilds a tokenizer whose class has its own rules: it then takes only the
+    vocabulary from ``tokenizer.json``. DeepSeek's distilled models, whose byte-level tokenizer
+    names ``LlamaTokenizerFast``, get SentencePiece's rules in this way; version 4 takes the file.
+    Where the ids differ, the class is replaced by the one that takes the file in both versions.
     A tokenizer that comes with code is left as it is. Raises UserError where it cannot be loaded.
     """
     settle_tokenizer(folder)
@@ -39,9 +39,9 @@ def settle(folder: Path) -> None:
 def of_model(folder: Path) -> Any:
     """The tokenizer in a model's folder. Raises OSError, ValueError or UserError.
 
-    Where the folder names the class that takes ``tokenizer.json`` as it is, that is done, as it
-    was when the store was made: transformers 5.19 takes Qwen2's own class for every folder whose
-    ``config.json`` is of type ``qwen2``, and with it Qwen2's rules for any vocabulary.
+    Where the folder names the class that takes ``tokenizer.json`` as it is, that class is used, as
+    it was when the store was made. AutoTokenizer of transformers 5.19 uses Qwen2's class for every
+    folder whose ``config.json`` is of type ``qwen2``, and so Qwen2's rules for any vocabulary.
     """
     from transformers import AutoTokenizer
 
@@ -51,8 +51,10 @@ def of_model(folder: Path) -> Any:
 
 
 def read_otherwise(folder: Path) -> str | None:
-    """Where the ``AutoTokenizer`` of the installed transformers gives other ids for a model's
-    folder than the model was trained with, in words; None where nowhere."""
+    """Describes where the installed transformers' ``AutoTokenizer`` gives a model other ids.
+
+    The ids are compared with those that the model was trained with; None where all are the same.
+    """
     from transformers import AutoTokenizer
 
     ours, auto = of_model(folder), AutoTokenizer.from_pretrained(folder)
@@ -63,8 +65,8 @@ def read_otherwise(folder: Path) -> str | None:
     )
     return difference and (
         f"AutoTokenizer of transformers {version('transformers')} takes {type(auto).__name__} for "
-        f"this folder, and with it other tokens than were trained: {difference}; load it by "
-        f"{GENERIC}.from_pretrained, as easyllm does"
+        f"this folder, which gives other tokens than the model was trained with: {difference}; "
+        f"load it with {GENERIC}.from_pretrained, as easyllm does"
     )
 
 
@@ -83,7 +85,7 @@ def _built_anew(folder: Path) -> bool:
 
 
 def _difference(found: Any, right: Any, special: list[str]) -> str | None:
-    """The first of the texts that are hard to get right whose ids differ, and both."""
+    """The first hard text whose ids differ, and both lists of ids; None where there is none."""
     from easyllm.data.tokenizers.select_backend import sample
 
     texts = sample(special)
@@ -91,5 +93,5 @@ def _difference(found: Any, right: Any, special: list[str]) -> str | None:
                 strict=True)  # fmt: skip
     for text, (one, other) in zip(texts, pairs, strict=True):
         if one.ids != other.ids:
-            return f"{text[:40]!r} gives {one.ids[:8]}, and trained were {other.ids[:8]}"
+            return f"{text[:40]!r} gives {one.ids[:8]}, and in training {other.ids[:8]}"
     return None

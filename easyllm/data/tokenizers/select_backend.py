@@ -1,4 +1,4 @@
-"""Which encoder a run may use: the fastest whose ids are those of Hugging Face's."""
+"""Selects a run's encoder: the fastest whose ids are the same as Hugging Face's."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WORDS = (
     "\u1ad7's \ua7da's \U00018dd0's \U00010efd\u05bb \U0001e6e3's \U00016d63\U00016d67",
     "≈ç√∫˜µ≤ ∀x∈ℝ: ⌈x⌉ = −⌊−x⌋ 𝔘𝔫𝔦 𝟙𝟚 ①②③ ™©® „Anführung“ «guillemets» – — …",
 )
-"""A line for each kind of text that engines have been seen to split otherwise."""
+"""A line for each kind of text that engines have been seen to split differently."""
 
 SPACES = (
     " ", "  ", "   ", "\t", "\t\t", " \t ", "\n", "\n\n", "\n \n", "\r", "\r\n", "\r\n\r\n",
@@ -59,9 +59,9 @@ OWN = 1 << 16
 
 
 def sample(names: Sequence[str]) -> list[str]:
-    """Texts that are hard to get right; ``names`` are those of added tokens, which are words.
+    """Texts that are hard to encode correctly; ``names`` of added tokens are encoded as words.
 
-    A name is also decomposed: a normalised token is found in such a text, an exact one not.
+    A name is also decomposed: a normalised token is found in such a text, an exact one is not.
     """
     spaced = [
         text
@@ -87,7 +87,7 @@ def sample(names: Sequence[str]) -> list[str]:
 
 
 def vocabulary(tokenizer: Any) -> Iterator[str]:
-    """Every token that is text of its own, and a hundred of them at a time."""
+    """Every token that is a text by itself, and texts of a hundred such tokens."""
     ids = [[number] for number in range(len(tokenizer))]
     decoded = tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=False)
     texts = [text for text in decoded if text and "\ufffd" not in text]
@@ -102,7 +102,7 @@ def difference(
     texts: list[str],
     names: tuple[str, str] = ("it", "Hugging Face's tokenizers"),
 ) -> str | None:
-    """Where ``encode`` gives other ids than ``reference``, and which; None where nowhere.
+    """Describes where ``encode`` gives other ids than ``reference``; None where nowhere.
 
     ``names`` are what the two are called: ``encode``, and ``reference``.
     """
@@ -118,8 +118,8 @@ def difference(
             at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
             at = max(0, at - 2)
             return (
-                f"of {_short(text)} {names[0]} makes {_ids(b, at)}, and {names[1]} "
-                f"{'make' if names[1].endswith('s') else 'makes'} {_ids(a, at)}"
+                f"{names[0]} encodes {_short(text)} as {_ids(b, at)}, and {names[1]} "
+                f"{'encode' if names[1].endswith('s') else 'encodes'} it as {_ids(a, at)}"
             )
     return None
 
@@ -136,12 +136,12 @@ def _ids(ids: list[int], first: int) -> str:
 
 @dataclass(frozen=True)
 class Engine:
-    """A tokenizer made ready to encode, and what a store has to know of it."""
+    """A tokenizer that is ready to encode, and the facts about it that a store needs."""
 
     folder: Path
     """Holds what ``encoder`` loads."""
     encoder: Encoder | None
-    """None where the tokenizer has no fast version: transformers' Python code it is."""
+    """None where the tokenizer has no fast version: transformers' Python code is used."""
     passed_over: dict[str, str]
     """Engines that would have been taken, and why they were not."""
     named: bool
@@ -168,7 +168,7 @@ class Engine:
 
 
 def choose(named: Encoder | None, tokenizer: Path, identity: str, cache: Path) -> Engine:
-    """The engine for the tokenizer in a folder, whose content ``identity`` tells from others.
+    """The engine for the tokenizer in a folder, whose content ``identity`` identifies.
 
     It is made ready and compared once, in a folder of ``cache`` that later runs use again.
     Raises UserError where ``named`` cannot take the tokenizer or gives other ids.
@@ -230,14 +230,14 @@ def _compared(candidate: Encoder, folder: Path, reference: Encode, texts: list[s
         return difference(reference, candidate.load(folder), texts)
     except UserError as error:
         return str(error)
-    except BaseException as error:  # a panic of Rust code is no Exception
+    except BaseException as error:  # a panic of Rust code is not an Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         return f"it fails with {type(error).__name__}: {error}"
 
 
 def compared(engine: Engine, encode: Encode, documents: Iterable[str]) -> str | None:
-    """Where an engine's ids of a source's first documents are not Hugging Face's."""
+    """Describes where an engine's ids of a source's first documents differ from Hugging Face's."""
     texts: list[str] = []
     size = 0
     for text in documents:
@@ -249,7 +249,7 @@ def compared(engine: Engine, encode: Encode, documents: Iterable[str]) -> str | 
 
 
 def load(engine: Engine, tokenizer: Path) -> Vocabulary:
-    """The engine in this process, with the tokenizer's folder for what texts do not need."""
+    """The engine in this process, with the tokenizer's folder, which conversations need."""
     encode = None if engine.encoder is None else engine.encoder.load(engine.folder)
     if encode is None:
         encode = by_transformers(load_tokenizer(tokenizer))

@@ -1,1 +1,1 @@
-"""Batch inference: prompts from a file, results in a file, whatever kills come between."""
+"""Batch inference: prompts from a file, results in a file, also after kills."""

@@ -25,7 +25,7 @@ FIELDS = ("messages", "prompt", "text")
 REQUEST = ("custom_id", "method", "url", "body")
 """Keys of a line of OpenAI's batch files."""
 KEYS = (*FIELDS, *REQUEST, *beside.KEYS, *request_params.NAMES, *request_params.NOT_TAKEN_UP)
-"""Keys of a record that are read, beside its ``id``; columns of parquet files likewise."""
+"""Keys of a record, and columns of a parquet file, that are read besides ``id``."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Prompt:
     id: str | int
     """Its name in the spec, ``id`` in its record, or its line or row from 1."""
     content: str | list[dict[str, Any]]
-    """A text to go on with, or a conversation to answer."""
+    """A text to continue, or a conversation to answer."""
     sampling: SamplingSpec
-    """The run's, with what the record says laid over it."""
+    """The run's, overridden by the record's fields."""
     error: str | None = None
-    """Why it cannot be used; ``content`` is empty then."""
+    """Why it cannot be used; ``content`` is then empty."""
 
 
 def read_prompts(run: RunSpec) -> Iterator[Prompt]:
-    """The prompts of ``inference.prompts``, in order; blank lines are passed over.
+    """The prompts of ``inference.prompts``, in order; blank lines are skipped.
 
     Raises UserError where the file cannot be read. A bad record is given with its error.
     """
@@ -86,7 +86,7 @@ def _prompt(record: object, number: int, default: SamplingSpec) -> Prompt:
 
 
 def _read(record: object, default: SamplingSpec) -> tuple[str | list[dict[str, Any]], SamplingSpec]:
-    """What a record asks, and how. Raises UserError."""
+    """The prompt of a record, and its sampling. Raises UserError."""
     given: Mapping[str, Any] = record if isinstance(record, Mapping) else {"prompt": record}
     if isinstance(given.get("body"), Mapping) and given.keys() & {"custom_id", "url"}:
         given = _request(given)
@@ -100,7 +100,7 @@ def _read(record: object, default: SamplingSpec) -> tuple[str | list[dict[str, A
         raise UserError(f"its prompt is {kind(prompt)}, neither a text nor a list of messages")
     for key in beside.KEYS:
         if not is_empty(given.get(key)):
-            raise UserError(f"{key!r} stands beside a text; give 'messages' instead of it")
+            raise UserError(f"{key!r} is given with a text; give 'messages' instead of the text")
     return prompt, sampling
 
 

@@ -1,4 +1,4 @@
-"""Results of batch inference: a journal that outlives a kill, then one file in order."""
+"""Results of batch inference: a journal that a kill does not destroy, then one file in order."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FLUSH = 1.0
 
 
 class Journal:
-    """What prompts have given so far, in the order in which they ended.
+    """The results of prompts so far, in the order in which they ended.
 
-    It lies beside the output, ``.<name>.journal``: a line that says what the results are made
+    The file is beside the output, ``.<name>.journal``: a line that says what the results are made
     from, then ``{"at": N, "results": [...]}`` for each prompt that is done, each with a
-    checksum. A line cut short by a kill is dropped, and so is a damaged one, which is said: its
-    prompt is answered again. One process at a time may hold it.
+    checksum. A line cut short by a kill is dropped. A damaged one is reported and dropped: its
+    prompt is answered again. One process at a time may hold the journal.
 
     When it is finished, ``.<name>.done`` says what the output was made from and holds its hash.
     """
@@ -48,12 +48,12 @@ class Journal:
             self._append({"made_from": made_from})
 
     def _read(self, made_from: str) -> bool:
-        """Find what is done; False where the journal is of something else."""
+        """Find the prompts that are done; False where the journal was made from something else."""
         self._file.seek(0)
         end = 0
         for number, line in enumerate(self._file):
             place, end = end, end + len(line)
-            if not line.endswith(b"\n"):  # the last words of a killed process
+            if not line.endswith(b"\n"):  # a killed process has not finished this line
                 self._file.truncate(place)
                 return number > 0
             try:
@@ -80,7 +80,8 @@ class Journal:
         """Note the results of prompt number ``at``."""
         self._places[at] = self._append({"at": at, "results": results})
         now = time.monotonic()
-        if now - self._flushed > FLUSH:  # a killed process loses nothing, a dead machine this
+        # a killed process loses nothing, a machine that goes down at most these seconds
+        if now - self._flushed > FLUSH:
             os.fsync(self._file.fileno())
             self._flushed = now
 
@@ -97,8 +98,8 @@ class Journal:
             yield from files.read_json_line(self._file.readline().decode())["results"]
 
     def finish(self, counts: Mapping[str, Any]) -> None:
-        """Write the output, whole or not at all, note that it is, with ``counts`` of what is in
-        it, and remove the journal."""
+        """Write the output, whole or not at all, record that it is whole, with ``counts`` of its
+        content, and remove the journal."""
         with files.atomic_write(self.output) as aside:
             if self.output.suffix == ".parquet":
                 _write_parquet(aside, self.results())

@@ -1,4 +1,4 @@
-"""Batch inference: every prompt is answered once, whatever kills come between."""
+"""Batch inference: every prompt is answered once, also where the run is killed meanwhile."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def infer(run: RunSpec) -> dict[str, Any]:
     ``completion_tokens``; with ``sampling.n`` its ``index``, with ``sampling.logprobs`` the
     tokens' ``logprobs``, whose texts, and bytes, are the answer's. Where a prompt failed,
     ``error`` says why and the text is null. Prompts that a killed run has answered are not
-    answered again, nor are those of results that are whole and made from the same. A record's own
-    fields of sampling are laid over ``inference.sampling``.
+    answered again, nor are those of results that are whole and made from the same. A record's
+    own sampling fields override ``inference.sampling``.
     """
     count = sum(1 for _ in read_prompts(run))
     if not count:
@@ -54,7 +54,7 @@ def infer(run: RunSpec) -> dict[str, Any]:
             started = time.monotonic()
             try:
                 tokens = asyncio.run(_answer_all(run, engine, journal, count))
-            except ExceptionGroup as group:  # of several workers; the first one tells
+            except ExceptionGroup as group:  # of several workers; the first error is raised
                 raise group.exceptions[0] from group
             finally:
                 engine.close()
@@ -160,7 +160,7 @@ def _encode(run: RunSpec, tokenizer: Any, prompt: Prompt) -> list[int]:
 
 
 def _seed(run: RunSpec, sampling: SamplingSpec, at: int, index: int) -> int:
-    """A seed of each answer's own, so that no order of the work can change it."""
+    """A separate seed for each answer, so that no order of the work can change it."""
     seed = run.seed if sampling.seed is None else sampling.seed
     return int(files.stable_hash([seed, at, index], 12), 16)
 

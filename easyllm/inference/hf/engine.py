@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from easyllm.inference.engines import Transformers
 
 CPU_CACHE_GB = 2.0
-"""Memory for keys and values on a CPU at most, unless more is given."""
+"""Most memory for keys and values on a CPU, unless ``kv_cache_gb`` is given."""
 APART, APART_MOST = 0.002, 0.1
-"""Seconds between the pieces of an answer at least: for each other answer under way, and of
-all of them at most."""
+"""Least seconds between the pieces of an answer: for each other answer under way, and the limit
+of their sum."""
 INSTEAD = {"flex_attention": "sdpa", "varlen": "sdpa"}
-"""Attention that transformers does not batch continuously, and what computes the same."""
+"""Attention that transformers does not batch continuously, and one that computes the same."""
 PAGE = {"cpu": 32, "cuda": 256}
 """Tokens a page of keys and values; flash attention asks for multiples of 256."""
 
@@ -49,7 +49,7 @@ class _Answer:
     ends: frozenset[int]
     take: StepSink
     to: Any
-    """What its taker knows it by."""
+    """The key by which its receiver knows it."""
     sent: int = 0
     """Tokens in the steps so far."""
     over: bool = False
@@ -57,7 +57,7 @@ class _Answer:
     draws: torch.Generator | None = None
 
     def step(self, output: GenerationOutput) -> Step | EngineFailed:
-        """What the answer has grown by since the last step."""
+        """The answer's tokens since the last step."""
         self.over = output.error is not None or output.is_finished()
         if output.error is not None:
             return EngineFailed(output.error)
@@ -72,11 +72,11 @@ class _Answer:
 
 
 class _Router(OutputRouter):
-    """Gives a step's outputs to their takers, each all of its own at once.
+    """Gives a step's outputs to their receivers, to each all of its outputs at once.
 
-    What a loop does to send a piece keeps the generation waiting, where the two threads take
-    turns at Python, and takes the machine's time anywhere. So the more answers there are, the
-    fewer pieces they come in: what is passed over now is in the next output too.
+    Sending a piece delays the generation where an event loop shares Python with it, and uses the
+    machine's time in any case. So the more answers there are, the fewer pieces they come in: the
+    tokens of an output that is skipped are in the next output too.
     """
 
     def __init__(self, answers: dict[str, _Answer]):
@@ -135,7 +135,7 @@ class HFEngine:
         self._manager = self._started(model, run, fields)
         cache = self._manager.batch_processor.cache
         config = model.config.get_text_config()
-        # beyond what Qwen calls its seq_length its positions must be stretched, which is not done
+        # beyond seq_length Qwen's positions must be stretched, which is not done
         self.max_positions: int = min(
             config.max_position_embeddings,
             getattr(config, "seq_length", config.max_position_embeddings),
@@ -145,7 +145,7 @@ class HFEngine:
     def _started(self, model: Any, run: RunSpec, fields: Transformers) -> Any:
         device = run.hardware.device
         try:
-            # What a request does not say must not come from the model's own configuration.
+            # What a request does not give must not come from the model's own configuration.
             manager = model.init_continuous_batching(
                 generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
                 continuous_batching_config=ContinuousBatchingConfig(
@@ -186,7 +186,7 @@ class HFEngine:
     def begin(
         self, request: str, prompt: Sequence[int], sampling: SamplingSpec, take: StepSink, to: Any
     ) -> None:
-        """Begin an answer, in any thread; ``take`` is given what it grows by, with ``to``.
+        """Begin an answer, in any thread; ``take`` is given its steps, with ``to``.
         Raises as ``generate``."""
         limit = room(self, prompt, sampling)
         stops = ends(self.tokenizer, self._generation_config, sampling)

@@ -1,9 +1,9 @@
-"""The choice of each answer's next token, by settings of its own.
+"""Chooses each answer's next token by the answer's own settings.
 
 Transformers' continuous batching takes one sampling configuration for all requests, draws
-from one global generator and tells no alternatives. Its list of logits processors is where
-a batch's scores pass by before the likeliest token is taken; this one leaves greedy rows as
-they are and in the others leaves only the token that was drawn.
+from one global generator and gives no alternatives. Its list of logits processors gets a
+batch's scores before the likeliest token is taken; this one leaves greedy rows as they are
+and in the others leaves only the token that was drawn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from easyllm.spec.inference import SamplingSpec
 
 
 class Choice(Protocol):
-    """What the choice knows of an answer."""
+    """What the choice uses of an answer."""
 
     sampling: SamplingSpec
     prompt_tokens: int
@@ -35,7 +35,7 @@ class Choice(Protocol):
 
 
 class State(Protocol):
-    """What transformers knows of it."""
+    """What transformers knows of an answer."""
 
     initial_tokens: list[int]
     generated_tokens: list[int]
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def tokens(self) -> list[int]:
-        """Of prompt and answer so far. Put together only where asked for: few settings are."""
+        """Tokens of prompt and answer so far. Joined only when needed: few settings need them."""
         return self.state.initial_tokens + self.state.generated_tokens
 
 
@@ -99,7 +99,7 @@ def choose(scores: Tensor, rows: list[Row | None]) -> None:
 
 
 def _penalize(scores: Tensor, row: Row) -> None:
-    """Penalties and the least length, in place on one row [vocabulary]."""
+    """Apply penalties and the least length in place on one row [vocabulary]."""
     sampling, choice = row.choice.sampling, row.choice
     counted_once = sampling.repetition_penalty != 1
     counted_each = bool(sampling.presence_penalty or sampling.frequency_penalty)
@@ -122,14 +122,14 @@ def _penalize(scores: Tensor, row: Row) -> None:
 
 
 def _draw(scores: Tensor, indices: list[int], choices: list[Choice]) -> None:
-    """Draw a token of each of these rows and leave it alone in its row."""
+    """Draw a token from each of these rows and leave only that token in the row."""
     samplings = [choice.sampling for choice in choices]
 
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, device=scores.device, dtype=torch.float32)[:, None]
 
     some = scores[indices]
-    # the largest is 0, so that no temperature however low makes an infinity of it
+    # the largest is 0, so that no temperature, however low, makes it infinite
     some = (some - some.max(-1, keepdim=True).values) / column([s.temperature for s in samplings])
     size = some.shape[-1]
     if any(s.top_k or s.top_p < 1 or s.min_p for s in samplings):
@@ -140,7 +140,7 @@ def _draw(scores: Tensor, indices: list[int], choices: list[Choice]) -> None:
         out |= probabilities < probabilities[:, :1] * column([s.min_p for s in samplings])
         kept = probabilities.masked_fill(out, 0)
         kept /= kept.sum(-1, keepdim=True)
-        # those before it reach top_p already
+        # the tokens before it reach top_p already
         nucleus = column([s.top_p for s in samplings])
         out |= (kept.cumsum(-1) - kept >= nucleus) & (nucleus < 1)
         out[:, 0] = False

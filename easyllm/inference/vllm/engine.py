@@ -25,7 +25,7 @@ class VLLMEngine:
     """An ``easyllm.inference.engine_protocol.Engine`` over vLLM's engine process."""
 
     def __init__(self, folder: Path, run: RunSpec, fields: VLLM):
-        # read by vLLM when it is imported
+        # vLLM reads these when it is imported
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         if run.hardware.device == "cpu":
@@ -111,22 +111,22 @@ class VLLMEngine:
 
 
 def _check_plugin(folder: Path) -> None:
-    """Whether vLLM has found our classes where the model needs one of them."""
+    """Raises UserError where the model needs a class of easyllm that vLLM has not found."""
     from vllm import ModelRegistry
 
     config = json.loads((folder / "config.json").read_text("utf-8"))
     ours = {*(config.get("architectures") or ())} & {*MODELS}
     if ours - {*ModelRegistry.get_supported_archs()}:
         raise UserError(
-            f"{folder}: vLLM has no {' or '.join(ours)} of its own and does not find easyllm's: "
+            f"{folder}: vLLM itself has no {' or '.join(ours)} and does not find easyllm's: "
             "install easyllm where vLLM is (pip install .) and, where VLLM_PLUGINS is set, name "
             "easyllm in it"
         )
 
 
 def _check_heads(folder: Path, config: Any) -> None:
-    """Whether vLLM's attention on CPUs has a kernel for the size of the model's heads; it looks
-    for one with the first prompt."""
+    """Raises UserError where vLLM's attention on CPUs has no kernel for the size of the model's
+    heads; vLLM itself looks for one only with the first prompt."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     size, known = (
@@ -141,7 +141,7 @@ def _check_heads(folder: Path, config: Any) -> None:
 
 
 def _words(error: Exception) -> str:
-    """What vLLM says, without what pydantic puts around it and the list of all it knows."""
+    """vLLM's error message, without pydantic's additions and the list of all known names."""
     errors = getattr(error, "errors", None)
     message = str(errors()[0]["msg"] if errors else error).removeprefix("Value error, ")
     return message.partition(". ")[0].rstrip(".\n")
@@ -155,7 +155,7 @@ def _params(sampling: SamplingSpec, limit: int, stops: frozenset[int]) -> Any:
         max_tokens=limit,
         min_tokens=min(sampling.min_tokens, limit),
         temperature=sampling.temperature,
-        top_p=sampling.top_p or 1e-6,  # vLLM takes none of 0; the likeliest token is kept
+        top_p=sampling.top_p or 1e-6,  # vLLM does not accept 0; the likeliest token is kept
         top_k=sampling.top_k,
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,

@@ -1,7 +1,7 @@
-"""Baichuan and the first Qwen in vLLM, as its own Llama and Qwen2 under other names.
+"""Baichuan and the first Qwen in vLLM, as vLLM's Llama and Qwen2 under other names.
 
 Weights are read as they were published, queries, keys and values in one matrix. All layers are
-vLLM's parallel ones, so tensor and pipeline parallelism, quantization and adapters are its own.
+vLLM's parallel ones, so tensor and pipeline parallelism, quantization and adapters are vLLM's.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ QWEN = WeightsMapper(
         **dict.fromkeys(modeling_qwen.FUSED, ".self_attn.qkv_proj."),
     }
 )
-"""From the names of the files to those of Llama and Qwen2 in vLLM."""
+"""Maps the names in the files to those of Llama and Qwen2 in vLLM."""
 HEAD = "lm_head.weight"
 
 
 class AlibiAttention(nn.Module):
-    """Attention whose positions are ALiBi's; each rank has the slopes of its own heads."""
+    """Attention with ALiBi positions; each rank has the slopes of its own heads."""
 
     def __init__(
         self,

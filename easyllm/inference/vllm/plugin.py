@@ -1,4 +1,4 @@
-"""What vLLM calls in each of its processes, by the entry point ``vllm.general_plugins``."""
+"""The plugin that vLLM calls in each process, by the entry point ``vllm.general_plugins``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ MODELS = {
     "BaiChuanForCausalLM": "BaichuanForCausalLM",  # as Baichuan-7B spells it
     "QWenLMHeadModel": "QWenLMHeadModel",
 }
-"""What ``config.json`` names among its ``architectures``, and our class for it."""
+"""Names among the ``architectures`` of ``config.json``, and easyllm's class for each."""
 
 
 def register() -> None:
     """Make Baichuan and the first Qwen known to vLLM and to transformers' Auto classes.
 
-    May be called more than once. Nothing of a model is imported before one is served.
+    May be called more than once. A model's code is imported only when the model is served.
     """
     from vllm import ModelRegistry
 

@@ -1,1 +1,1 @@
-"""What a request passes before it reaches a route, down to the connection."""
+"""What handles a request before it reaches a route, from the connection on."""

@@ -59,7 +59,7 @@ def load_keys(serving: ServingSpec) -> Keys:
 
 
 def exposed(serving: ServingSpec) -> str | None:
-    """What to say of a key file that other users of the machine can read or write."""
+    """A warning for a key file that other users of the machine can read or write."""
     if serving.api_key_file is None:
         return None
     mode = stat.S_IMODE(Path(serving.api_key_file).stat().st_mode)

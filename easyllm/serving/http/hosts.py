@@ -1,8 +1,8 @@
-"""Which names in the header Host a server answers to.
+"""The names in the header Host that a server answers to.
 
-A site can have its own name lead to 127.0.0.1 once its page is loaded; what the page then asks
-is not of another origin to the browser, and only the Host tells. With a key there is nothing to
-gain: the page has none.
+A site can make its own name resolve to 127.0.0.1 once its page is loaded. To the browser the page's
+requests to this machine then have the same origin, and only the Host shows where they come from.
+A server with a key needs no check: the page does not have the key.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Hosts:
         self._names = {host_name(host) for host in (serving.host, *serving.allowed_hosts)}
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Raises Refused for a request whose Host is none of them. One without a Host is no
-        browser's."""
+        """Raises Refused for a request whose Host is none of them. A request without a Host does
+        not come from a browser."""
         if not self._checked:
             return
         for name, value in headers:
@@ -32,8 +32,8 @@ class Hosts:
             if name == b"host" and host and not self._known(host_name(host)):
                 raise Refused(
                     403,
-                    f"this server does not go by the name {host!r} in the header Host; ask it as "
-                    "localhost, or have it know the name by serving.allowed_hosts",
+                    f"this server does not accept the name {host!r} in the header Host; ask it as "
+                    "localhost, or add the name to serving.allowed_hosts",
                     code="host_not_allowed",
                 )
 

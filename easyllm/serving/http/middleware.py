@@ -1,4 +1,4 @@
-"""What stands before every route: hosts, keys, sizes, times, headers, the access log."""
+"""The middleware before all routes: hosts, keys, sizes, times, headers, the access log."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from easyllm.serving.service import Note, Service
 from easyllm.serving.streaming import CLIENT_LEFT
 
 OPEN = frozenset({"/health", "/ready"})
-"""Routes that need no key, besides the page's files: they tell nothing, and the page is
-where a key is typed in."""
+"""Routes that need no key, besides the page's files: they reveal nothing, and the page is
+where a key is entered."""
 QUIET = frozenset({"/health", "/ready", "/metrics"})
-"""Routes that machines ask all day, which the access log leaves out."""
+"""Routes that machines poll, which the access log leaves out."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -49,7 +49,7 @@ class Guard:
         self.open = OPEN | files
         self.routes = routes
         self.under_way = 0
-        """Requests whose response is not all sent."""
+        """Requests whose response is not yet sent completely."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,7 +57,7 @@ class Guard:
             return
         path: str = scope["path"].rstrip("/") or "/"
         note = Note(uuid.uuid4().hex[:16], self.routes(path))
-        # what is got can be asked for without its body, which the server does not send then
+        # HEAD is answered like GET, and the server leaves the body out
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         asked = {**scope, "path": path, "method": method, "easyllm.note": note}
         status = 0
@@ -94,7 +94,7 @@ class Guard:
             raise Refused(401, message, code="invalid_api_key", headers=headers_)
         if scope["method"] == "POST":
             kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-            # pages of other sites may send anything else to this machine without asking
+            # a browser lets pages of other sites send other types to this machine without asking
             if kind != b"application/json":
                 raise Refused(415, "give the header Content-Type: application/json")
 

@@ -1,7 +1,7 @@
 """Limits on a connection that hold before a request's headers are complete, in size and time.
 
-uvicorn's protocol, that of 0.54, waits for headers as long as a client likes, and keeps all that
-comes; the application, and so the key, is asked only after them.
+The protocol of uvicorn 0.54 waits for headers without a limit, and keeps all that comes; the
+application, and so the check of the key, comes only after them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from easyllm.serving.errors import error_body
 from easyllm.spec.inference import ServingSpec
 
 LINGER = 1.0
-"""Seconds in which what a refused client still sends is dropped. A connection closed at once
+"""Seconds in which data that a refused client still sends is dropped. A connection closed at once
 would be reset, and the refusal lost."""
 CHUNK = 8
-"""Bytes around each byte of a body at most, where it comes in chunks as small."""
+"""Most bytes around each byte of a body, where it comes in chunks of one byte."""
 
 
 def limited(serving: ServingSpec) -> type[HttpToolsProtocol]:
@@ -78,7 +78,7 @@ class _Limited(HttpToolsProtocol):
             super().data_received(data)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_headers:  # else a trailer, which nobody reads
+        if self._in_headers:  # else it is a trailer, which is not used
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -127,7 +127,7 @@ class _Limited(HttpToolsProtocol):
         self._refused = True
         self._done()
         self._unset_keepalive_if_required()
-        if self._answering():  # words would stand in the midst of that answer
+        if self._answering():  # a message would be in the middle of that answer
             self.transport.close()
             return
         body = json.dumps(error_body(status, message)).encode()

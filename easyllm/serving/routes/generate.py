@@ -21,7 +21,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/generate", response_model=None)
     async def generate(asked: GenerateRequest, request: Request) -> dict[str, list[str]] | Stream:
         """Answer a conversation: ``{"text": [ANSWER]}``, or with ``stream`` a NUL-terminated
-        object of that shape, all of the text so far, each time the answer has grown."""
+        object of that shape with all of the text so far, each time the answer has grown."""
         note: Note = request.scope["easyllm.note"]
         prompt = await service.messages(asked.messages)
         sampling = (asked.sampling or Sampling()).over(service.run.inference.sampling)

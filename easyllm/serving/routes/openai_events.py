@@ -15,7 +15,7 @@ from easyllm.serving.service import Note, Pieces
 from easyllm.serving.streaming import Last
 
 MARK = "\0"
-"""A text that no answer is."""
+"""A text that is never an answer."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -52,9 +52,9 @@ class _Chunks:
         self.usage = format_.asked.usage_in_stream
         self.head = {**format_.head(), "object": format_.chunk_kind}
         self.head |= {"usage": None} if self.usage else {}
-        # a chunk is all the same but for its choices
+        # a chunk is all the same except for its choices
         self.begin = "data: " + json.dumps(self.head)[:-1] + ', "choices": ['
-        # most chunks are a text and nothing else: what stands around it, by answer
+        # most chunks are a text and nothing else: the JSON around it, by answer
         self.around = [
             "".join(map(self._event, format_.deltas(index, Piece(MARK, []), 0))).split(
                 _encode(MARK)

@@ -142,8 +142,8 @@ class CompletionFormat(Format):
 
 
 def _by_text(one: TokenText) -> dict[str, float]:
-    """The log-probabilities at a token's place. Tokens that would be written alike, as those
-    that end within a character are, go by their bytes, the one that came excepted."""
+    """The log-probabilities at a token's place. Tokens with the same text, as those that end
+    within a character have, are named by their bytes, except for the token that came."""
     found: dict[str, float] = {}
     for other in sorted(one.top, key=lambda other: other is not one):
         key = other.text

@@ -28,7 +28,7 @@ NOT_OFFERED: Mapping[str, tuple[Any, ...]] = {
     **beside.DEFAULTS,
     "tools": (),
     "functions": (),
-    # without tools these say nothing
+    # without tools these have no effect
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -38,17 +38,17 @@ NOT_OFFERED: Mapping[str, tuple[Any, ...]] = {
     "moderation": (),
     "web_search_options": (),
 }
-"""Parameters of OpenAI's and vLLM's servers that this one has not, with the values, besides null
-and empty ones, that ask for nothing."""
+"""Parameters of OpenAI's and vLLM's servers that this server does not have, with the values,
+besides null and empty ones, that ask for nothing."""
 ASKED_BY_EMPTY = frozenset({"web_search_options"})
 """Parameters that ask for something with an empty object."""
 
 
 class Strict(BaseModel):
-    """Takes known fields of the right type only, so that nothing asked for is passed over.
+    """Accepts known fields of the right type only, so that nothing asked for is ignored.
 
-    What asks for nothing is taken under any name: null, and of a parameter that is not offered
-    an empty value or one of ``not_offered``.
+    A value that asks for nothing is accepted under any name: null, and for a parameter that is
+    not offered an empty value or one of ``not_offered``.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -71,7 +71,7 @@ class Strict(BaseModel):
 
 
 class Sampling(Strict):
-    """Fields of ``SamplingSpec``; what is left out or null is the server's own."""
+    """Fields of ``SamplingSpec``; one that is left out or null takes the server's value."""
 
     max_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
     min_tokens: TokenCount | None = None
@@ -90,7 +90,7 @@ class Sampling(Strict):
     seed: Seed | None = None
 
     def over(self, default: SamplingSpec, **more: Any) -> SamplingSpec:
-        """The server's sampling with what the request says, and ``more``, laid over it."""
+        """The server's sampling, overridden by the request's fields and ``more``."""
         own = {name: getattr(self, name) for name in Sampling.model_fields}
         given = {key: value for key, value in {**own, **more}.items() if value is not None}
         if given.get("top_k") == -1:
@@ -105,7 +105,7 @@ class Sampling(Strict):
 
 
 class GenerateRequest(Strict):
-    """The original's request: a conversation to go on with."""
+    """The original's request: a conversation to continue."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     """Turns, oldest first, each ``{"user": TEXT}`` or ``{"role": "user", "content": TEXT}``."""
@@ -116,7 +116,7 @@ class GenerateRequest(Strict):
 class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
-    """Taken and passed over: nothing here is padded."""
+    """Accepted and ignored: nothing here is padded."""
 
 
 class OpenAIRequest(Sampling):
@@ -125,11 +125,11 @@ class OpenAIRequest(Sampling):
     not_offered = NOT_OFFERED
 
     model: str | None = None
-    """The name that ``/v1/models`` tells; null takes the one there is."""
+    """The name that ``/v1/models`` lists; null takes the only model."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    """Taken for OpenAI's clients, as are the next ones; no effect."""
+    """Accepted for OpenAI's clients, as are the next fields; without effect."""
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -149,7 +149,7 @@ class ChatRequest(OpenAIRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     def sampling(self, default: SamplingSpec) -> SamplingSpec:
-        """The server's sampling with the request's laid over it. Raises Refused."""
+        """The server's sampling, overridden by the request's. Raises Refused."""
         if self.top_logprobs and not self.logprobs:
             message = f"top_logprobs={self.top_logprobs} needs logprobs=true"
             raise Refused(400, message, "top_logprobs")
