@@ -47,7 +47,7 @@ class Plan:
 
         ``starts`` and ``lengths`` [documents] are in tokens. Where some are ``repeated``, an
         order is drawn in which the copies of each have a distance and as few rows as possible
-        hold two of them; ``best_fit`` takes at most a row, or a twentieth of all rows, more for
+        hold two of them; ``best_fit`` takes at most a row, or a tenth of all rows, more for
         it. ``rng`` also draws the order of the rows that ``best_fit`` fills from the longest
         piece down.
         """
