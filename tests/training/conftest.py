@@ -106,31 +106,62 @@ class Trained:
     ranks: int
 
     def metrics(self, case: str, run: str = "") -> list[dict[str, Any]]:
+        self.check(case, run)
         lines = (self.root / (run or case) / "run" / "metrics.jsonl").read_text("utf-8")
         return [json.loads(line) for line in lines.splitlines()]
 
     def seen(self, case: str, run: str = "") -> list[dict[str, Any]]:
         """By rank: ``samples`` read, the ``report`` or the ``error``."""
+        self.check(case, run)
         folder = self.root / (run or case)
         return [
             json.loads((folder / f"{case}.rank-{rank}.json").read_text("utf-8"))
             for rank in range(self.ranks)
         ]
 
+    def log(self, rank: int) -> str:
+        logs = sorted(self.root.glob(f"logs-*/rank-{rank}.log"))
+        return "".join(log.read_text("utf-8") for log in logs)
+
+    def check(self, case: str, run: str = "") -> None:
+        """Fail the test that asks for a case which ended the ranks."""
+        failed = self.root / (run or case) / f"{case}.failed"
+        if failed.is_file():
+            pytest.fail(f"{case} ended the ranks:\n{failed.read_text('utf-8')}")
+
+
+RELAUNCHES = 3
+"""Cases that may end the ranks before the whole launch fails."""
+
 
 def launch(root: Path, ranks: int, cases: list[dict[str, Any]], expected: int = 0) -> Trained:
     """Train ``cases`` on one set of ranks, which end with the status that is ``expected``. A case
-    trains in ``root/<run>``, by default its own."""
+    trains in ``root/<run>``, by default its own. One that ends the ranks fails the tests that ask
+    for it; those after it are trained by other ranks."""
     for case in cases:
         case["folder"] = str(root / case.get("run", case["name"]))
         Path(case["folder"]).mkdir(parents=True, exist_ok=True)
-    (root / "cases.json").write_text(json.dumps(cases), "utf-8")
-    command = [sys.executable, "-m", "tests.training.ranks", str(root / "cases.json")]
-    logs = root / "logs"
-    status = Local().launch(command, ranks, logs, {"OMP_NUM_THREADS": "1"})
-    output = "\n".join(log.read_text("utf-8")[-3000:] for log in sorted(logs.iterdir()))
-    assert status == expected, output
-    return Trained(root, ranks)
+    left = cases
+    for number in range(1 + RELAUNCHES):
+        (root / "cases.json").write_text(json.dumps(left), "utf-8")
+        command = [sys.executable, "-m", "tests.training.ranks", str(root / "cases.json")]
+        logs = root / f"logs-{number}"
+        status = Local().launch(command, ranks, logs, {"OMP_NUM_THREADS": "1"})
+        if status == expected:
+            return Trained(root, ranks)
+        output = "\n".join(log.read_text("utf-8")[-3000:] for log in sorted(logs.iterdir()))
+        place = next((n for n, case in enumerate(left) if not _ended(case, ranks)), None)
+        if expected or place is None:
+            break
+        case, left = left[place], left[place + 1 :]
+        (Path(case["folder"]) / f"{case['name']}.failed").write_text(output, "utf-8")
+    pytest.fail(f"the ranks ended with status {status}:\n{output}")
+
+
+def _ended(case: dict[str, Any], ranks: int) -> bool:
+    """Whether all ranks have written what they saw of a case."""
+    written = (f"{case['name']}.rank-{rank}.json" for rank in range(ranks))
+    return all((Path(case["folder"]) / name).is_file() for name in written)
 
 
 def layouts(ranks: int) -> dict[str, dict[str, Any]]:

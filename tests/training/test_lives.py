@@ -121,7 +121,7 @@ def test_bfloat16_trains_nearly_the_same(lives: Trained, layout: str) -> None:
 def test_a_damaged_checkpoint_is_passed_over(lives: Trained) -> None:
     samples = lives.seen("damaged", "often")[0]["samples"]
     assert min(samples) == (STEPS - 1) * GLOBAL_BATCH
-    log = (lives.root / "logs" / "rank-0.log").read_text("utf-8")
+    log = lives.log(0)
     assert f"step-{STEPS:08} is damaged: weights/model" in log
     assert f"bytes; going on from step {STEPS - 1}" in log
 
@@ -157,7 +157,7 @@ def test_more_steps_go_on(lives: Trained) -> None:
 def test_a_damaged_share_of_the_state_is_passed_over(lives: Trained, case: str, told: str) -> None:
     samples = lives.seen(case, "often")[0]["samples"]
     assert min(samples) == STEPS * GLOBAL_BATCH
-    log = (lives.root / "logs" / "rank-0.log").read_text("utf-8")
+    log = lives.log(0)
     assert f"step-{STEPS + 1:08} is damaged: {told}; going on from step {STEPS}" in log
     before, after = (
         lives.seen(name, "often")[0]["report"]["last_loss"] for name in ("longer", case)

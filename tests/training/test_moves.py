@@ -41,7 +41,7 @@ def test_the_samples_stay_in_order(moved: tuple[Trained, Trained], chain: str) -
 
 
 def test_a_moved_run_says_so(moved: tuple[Trained, Trained]) -> None:
-    log = (moved[1].root / "logs" / "rank-0.log").read_text("utf-8")
+    log = moved[1].log(0)
     assert "parallelism.zero_stage: then 0, now 3" not in log
     assert "parallelism.zero_stage: then 1, now 3" in log
     assert "parallelism.data_parallel: then 2, now 1" in log
