@@ -44,7 +44,7 @@ def _section(cls: type, prefix: str) -> Iterator[str]:
     below = []
     for field in dataclasses.fields(cls):
         key, hint = f"{prefix}.{field.name}".lstrip("."), hints(cls)[field.name]
-        if inner := _group(hint):
+        if inner := group_of(hint):
             below.append((inner, key))
         if inner is None or type(None) in typing.get_args(hint):
             yield _entry(cls, field, key)
@@ -107,7 +107,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return "must be given"
 
 
-def _group(hint: Any) -> Any:
+def group_of(hint: Any) -> Any:
     """The dataclass of the spec, not a component, that ``hint`` or ``hint | None`` is."""
     for arm in (hint, *typing.get_args(hint)):
         if inspect.isclass(arm) and dataclasses.is_dataclass(arm):

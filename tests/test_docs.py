@@ -294,7 +294,7 @@ def test_every_recipe_is_in_the_readme():
 
 
 def test_memory_and_mfu_are_those_of_the_page():
-    from easyllm.training.metrics.metrics_log import flops_per_token
+    from easyllm.training.metrics.step_metrics import flops_per_token
 
     page = TEXTS[ROOT / "docs/measures.md"]
     run = _checked("+recipe=llama13b_pipe", "stages=[]")
@@ -313,7 +313,7 @@ def test_the_reference_has_every_key_with_its_meaning():
 
     def check(cls: type, prefix: str) -> None:
         for name, hint in hints(cls).items():
-            if (group := keys._group(hint)) is not None:
+            if (group := keys.group_of(hint)) is not None:
                 check(group, f"{prefix}{name}.")
             else:
                 assert f"\n`{prefix}{name}`\n: " in page, f"{prefix}{name}"

@@ -117,7 +117,7 @@ def composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any
     if library.user is not None:
         words.append(f"hydra.searchpath=['file://{library.user}']")
     try:
-        config, chosen = copy.deepcopy(_by_hydra(library.own, tuple(words)))
+        config, chosen = copy.deepcopy(composed_by_hydra(library.own, tuple(words)))
     except Exception as error:  # Hydra, OmegaConf and YAML have many, ValueError among them
         raise SpecError(diagnosis.problems(error, groups, library)) from error
     if library.user is not None and (several := diagnosis.several(groups, library)):
@@ -129,7 +129,9 @@ def composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any
 
 
 @functools.cache
-def _by_hydra(folder: Path, words: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+def composed_by_hydra(
+    folder: Path, words: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Cached, since a command composes more than once, with other values of the same groups."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir

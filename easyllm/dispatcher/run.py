@@ -42,7 +42,7 @@ def dispatch(run: RunSpec) -> int:
             file = _file(run)
             runfile.save(run, file)
             with stoppable():
-                return _on_machines(run, file)
+                return run_on_machines(run, file)
     except Occupied as error:
         raise SpecError(
             [
@@ -79,7 +79,7 @@ def _missing(run: RunSpec) -> list[Problem]:
     return found
 
 
-def _on_machines(run: RunSpec, file: Path) -> int:
+def run_on_machines(run: RunSpec, file: Path) -> int:
     """The stages, which read ``file``, with all machines of the run at hand; the status, which
     all end with."""
     status = FAILED

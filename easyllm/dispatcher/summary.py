@@ -67,7 +67,7 @@ def table(run: RunSpec, made: Sequence[tuple[Record, bool]], seconds: float) -> 
     for record, passed in made:
         rows.add_row(
             record["stage"],
-            escape(_made(record["stage"], record["metrics"])),
+            escape(made_by(record["stage"], record["metrics"])),
             escape(_where(run, record["stage"])),
             "skipped" if passed else _seconds(record["seconds"]),
         )
@@ -85,7 +85,7 @@ def table(run: RunSpec, made: Sequence[tuple[Record, bool]], seconds: float) -> 
         console.print(f"  {what:<28} {escape(command)}", highlight=False, soft_wrap=True)
 
 
-def _made(stage: str, metrics: Mapping[str, Any]) -> str:
+def made_by(stage: str, metrics: Mapping[str, Any]) -> str:
     """A stage's result in a few words."""
     if stage == "train" and metrics.get("first_loss") is not None:
         text = f"loss {metrics['first_loss']:.3f} -> {metrics['last_loss']:.3f}"

@@ -57,6 +57,10 @@ class Engine(Protocol):
         """Number of answers that were requested and have no token yet."""
 
     @property
+    def unfinished(self) -> int:
+        """Answers that the engine works on, those included that it is about to abort."""
+
+    @property
     def failed(self) -> bool:
         """Whether the engine has failed and gives no more answers."""
 

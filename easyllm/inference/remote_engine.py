@@ -120,5 +120,9 @@ class RemoteEngine:
     def waiting(self) -> int:
         return sum(not arriving.begun for arriving in self._answers.values())
 
+    @property
+    def unfinished(self) -> int:
+        return len(self._answers)
+
     def close(self) -> None:
         """The other process closes it."""

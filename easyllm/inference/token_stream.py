@@ -30,6 +30,11 @@ class StreamReader:
         self._came: Step | EngineFailed | None = None
         self._reader: asyncio.Future[None] | None = None
 
+    @property
+    def ready(self) -> bool:
+        """Whether a step waits to be read."""
+        return self._came is not None
+
     def hand_over(self, step: Step | EngineFailed) -> None:
         """Give the reader a step; steps that come while it is busy are joined."""
         before, self.begun = self._came, True

@@ -116,16 +116,16 @@ class Service:
         Raises Refused."""
         await self.loaded()
         self.ready()
-        return await self._beside(self._messages, messages)
+        return await self.encode_beside(self._messages, messages)
 
     async def texts(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
         """Tokens of texts to continue; those that are tokens already are only checked.
         Raises Refused."""
         await self.loaded()
         self.ready()
-        return [await self._beside(self._text, text) for text in texts]
+        return [await self.encode_beside(self._text, text) for text in texts]
 
-    async def _beside(self, encode: Callable[[Any], list[int]], given: Any) -> list[int]:
+    async def encode_beside(self, encode: Callable[[Any], list[int]], given: Any) -> list[int]:
         """Encode in a thread, or here where the text is short.
 
         A megabyte takes a second to encode, in which other requests must continue; a short text

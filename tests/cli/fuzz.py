@@ -121,7 +121,7 @@ def tried(words: list[str], folder: Path) -> Outcome:
             contextlib.redirect_stderr(err),
             mock.patch.object(command, "refuse", refused),
             mock.patch.object(hydra_app, "inspect", lambda *asked: 0),
-            mock.patch("easyllm.dispatcher.run._on_machines", lambda run, file: 0),
+            mock.patch("easyllm.dispatcher.run.run_on_machines", lambda run, file: 0),
         ):
             status: Any = command.main(words)
     except (Exception, Hangs, SystemExit) as error:
@@ -136,7 +136,7 @@ def tried(words: list[str], folder: Path) -> Outcome:
 def run(count: int, seed: int, folder: Path) -> tuple[dict[str, Any], list[Outcome]]:
     """Try ``count`` specs in ``folder``, the current one; what they came to, and the faults."""
     prepare(folder)
-    compose._by_hydra.cache_clear()
+    compose.composed_by_hydra.cache_clear()
     faults: list[Outcome] = []
     counts: Counter[str] = Counter()
     begun, slowest = time.monotonic(), 0.0

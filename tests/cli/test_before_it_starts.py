@@ -40,7 +40,7 @@ def test_wandb_without_a_key(empty: Path, capsys: Any, monkeypatch: Any) -> None
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_CONFIG_DIR", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(empty))
-    monkeypatch.setattr("easyllm.dispatcher.run._on_machines", lambda run, file: 0)
+    monkeypatch.setattr("easyllm.dispatcher.run.run_on_machines", lambda run, file: 0)
     words = ["+recipe=demo", "+tracker=wandb", "stages=[tokenize,shuffle,repartition,train]"]
     said = refused(words, capsys)
     assert "training.trackers.wandb.mode = online there is no key for https://api.wandb.ai" in said

@@ -143,8 +143,8 @@ def test_gigatoken_forgets_words_before_they_fill_the_memory(
     small_qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads = []
-    load_engine = backends._gigatoken
-    monkeypatch.setattr(backends, "_gigatoken", lambda f: loads.append(f) or load_engine(f))
+    load_engine = backends.load_gigatoken
+    monkeypatch.setattr(backends, "load_gigatoken", lambda f: loads.append(f) or load_engine(f))
     monkeypatch.setattr(backends, "WATCHED", 1 << 20)
     monkeypatch.setattr(backends, "REMEMBERED", 16 << 20)
     folder = choose(None, small_qwen, "qwen", tmp_path).folder
@@ -157,7 +157,7 @@ def test_gigatoken_forgets_words_before_they_fill_the_memory(
         letters[::9] = 32  # words of eight letters, no two the same
         text = letters.tobytes().decode()
         encode([text])
-        held.append(backends._resident())
+        held.append(backends.resident_bytes())
     assert loads
     assert max(held) - held[0] < 128 << 20
     assert difference(HuggingFace().load(folder), encode, [text[:10_000]]) is None
@@ -199,7 +199,7 @@ def test_a_wrong_engine_is_told_by_the_vocabulary(store: Path, tmp_path: Path) -
     tokenizer = store / "store/tokenizer"
     words = r"WrongAt cannot be.*it encodes 'The quick.* as .* encode it as"
     with pytest.raises(UserError, match=words):
-        select_backend._make(tokenizer, tmp_path, [WrongAt(word="")], WrongAt(word=""))
+        select_backend.select(tokenizer, tmp_path, [WrongAt(word="")], WrongAt(word=""))
 
 
 def made(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -23,7 +23,7 @@ from easyllm.data.sources.readers import (
 )
 from easyllm.data.sources.tables import CSV, TSV, HFDatasets, Parquet
 from easyllm.data.sources.work_units import checked
-from easyllm.dispatcher.summary import _made
+from easyllm.dispatcher.summary import made_by
 from easyllm.errors import UserError
 from easyllm.spec.problems import SpecError
 from tests.data.conftest import Spec, work
@@ -273,7 +273,7 @@ def test_rejected_records_are_listed_and_limited(spec: Spec, tmp_path: Path) -> 
         data = {"sources": sources, "workers": workers, "rows_per_file": 1}
         (metrics,) = work(spec(tmp_path / str(workers), data=data), "tokenize")
         assert metrics["rejected"] == 3
-        assert "3 rejected (rejected.jsonl)" in _made("tokenize", metrics)
+        assert "3 rejected (rejected.jsonl)" in made_by("tokenize", metrics)
         made.append((tmp_path / str(workers) / "store/tokens/rejected.jsonl").read_text())
     assert made[0] == made[1]
     entries = [json.loads(line) for line in made[0].splitlines()]

@@ -51,7 +51,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
         runs.append(run)
         return 0
 
-    monkeypatch.setattr("easyllm.dispatcher.run._on_machines", instead)
+    monkeypatch.setattr("easyllm.dispatcher.run.run_on_machines", instead)
     monkeypatch.setattr("easyllm.stages.train.Train.require", lambda self, run: None)
     return runs
 

@@ -92,9 +92,9 @@ def test_one_who_leaves_ends_the_generation(engine, end) -> None:
             aclosing(remote.generate([1, 2, 3], LONG)) as steps,
         ):
             assert (await anext(steps)).tokens
-            assert len(engine._answers) == 1
+            assert engine.unfinished == 1
         deadline = time.monotonic() + 1
-        while engine._answers:  # the message is on its way
+        while engine.unfinished:  # the message is on its way
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
 

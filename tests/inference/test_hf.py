@@ -160,13 +160,13 @@ def test_closing_aborts(folder: Path) -> None:
             begun = (await anext(steps)).tokens  # several, where this thread was late
             assert begun and begun == whole.tokens[: len(begun)]
         for _ in range(100):
-            if not engine._manager.batch_processor.has_pending_requests():
+            if not engine.unfinished:
                 return
             await asyncio.sleep(0.01)
         raise AssertionError("the answer goes on")
 
     asyncio.run(leave())
-    assert not engine._answers and engine.waiting == 0
+    assert not engine.unfinished and engine.waiting == 0
     assert generate(engine, [encode(engine)[0]], GREEDY) == [whole]
 
 

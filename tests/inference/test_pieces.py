@@ -9,7 +9,7 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 
 from easyllm.inference.engine_protocol import EngineFailed, Step
 from easyllm.inference.hf import engine
-from easyllm.inference.hf.engine import _Answer, _Router
+from easyllm.inference.hf.engine import Answer, StepRouter
 from easyllm.inference.token_stream import InLoop, StreamReader
 from easyllm.spec.inference import SamplingSpec
 
@@ -19,11 +19,11 @@ def output(name: str, tokens: int, **more: object) -> GenerationOutput:
     return GenerationOutput(name, generated_tokens=list(range(tokens)), status=status, **more)  # type: ignore[arg-type]
 
 
-def answers(*names: str) -> tuple[dict[str, _Answer], dict[str, StreamReader]]:
+def answers(*names: str) -> tuple[dict[str, Answer], dict[str, StreamReader]]:
     """As the generation has them, and as their readers do."""
     take, readers = InLoop(asyncio.get_running_loop()), {name: StreamReader() for name in names}
     return {
-        name: _Answer(SamplingSpec(), 1, frozenset(), take, reader)
+        name: Answer(SamplingSpec(), 1, frozenset(), take, reader)
         for name, reader in readers.items()
     }, readers
 
@@ -35,11 +35,11 @@ def test_many_answers_come_in_fewer_pieces(monkeypatch: pytest.MonkeyPatch) -> N
 
     async def told() -> list[Step]:
         waiting, readers = answers("a", "b")
-        router, found = _Router(waiting), []
+        router, found = StepRouter(waiting), []
         for tokens in (1, 2, 3):
             router.deliver_batch([output("a", tokens), output("aborted", tokens)])
             await asyncio.sleep(0)
-            if readers["a"]._came:
+            if readers["a"].ready:
                 found.append(await readers["a"].next())
         router.deliver_batch([output("b", 1), output("a", 4, status=RequestStatus.FINISHED)])
         await asyncio.sleep(0)
@@ -56,7 +56,7 @@ def test_one_answer_comes_token_by_token(monkeypatch: pytest.MonkeyPatch) -> Non
 
     async def told() -> list[list[int]]:
         (waiting, readers), found = answers("a"), []
-        router = _Router(waiting)
+        router = StepRouter(waiting)
         for tokens in range(1, 6):
             router.deliver_batch([output("a", tokens)])
             found.append((await readers["a"].next()).tokens)
@@ -84,7 +84,7 @@ def test_what_comes_while_the_reader_is_busy_is_one_step() -> None:
 def test_a_failure_is_not_lost_behind_steps() -> None:
     async def read() -> None:
         waiting, readers = answers("a")
-        router = _Router(waiting)
+        router = StepRouter(waiting)
         router.deliver(output("a", 1, error="out of memory"))
         router.deliver(output("a", 2))
         await asyncio.sleep(0)

@@ -136,10 +136,10 @@ def test_a_client_that_leaves_ends_the_work(served: serving.Served) -> None:
         extra_body={"ignore_eos": True},
     )  # fmt: skip
     next(iter(stream))
-    assert served.engine._llm.get_num_unfinished_requests() == 1
+    assert served.engine.unfinished == 1
     stream.close()
     serving.wait_for(served.idle, 1)
-    serving.wait_for(lambda: served.engine._llm.get_num_unfinished_requests() == 0, 1)
+    serving.wait_for(lambda: served.engine.unfinished == 0, 1)
     begun = served.service.tokens
     time.sleep(0.3)
     assert served.service.tokens == begun

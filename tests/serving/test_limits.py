@@ -181,9 +181,7 @@ def test_a_client_that_leaves_ends_the_work_within_a_second(
     wait_for(lambda: served.metric("easyllm_running_answers") == (1 if path == "/generate" else 2))
     time.sleep(0.1)
     connection.close()
-    wait_for(lambda: served.idle() and not served.engine._answers, 1)
-    batch = served.engine._manager.batch_processor
-    wait_for(lambda: not batch.has_pending_requests(), 1)
+    wait_for(lambda: served.idle() and not served.engine.unfinished, 1)
 
 
 def test_a_slow_reader_holds_nobody_up(served: Served) -> None:
@@ -293,4 +291,4 @@ def test_memory_of_requests_does_not_grow(served: Served) -> None:
     for _ in range(20):
         served.text(max_tokens=1)
     assert threading.active_count() <= threads
-    assert served.idle() and not served.engine._answers
+    assert served.idle() and not served.engine.unfinished

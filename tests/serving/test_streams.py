@@ -82,14 +82,14 @@ def test_no_two_texts_are_encoded_at_once(model: Path, tmp_path: Path) -> None:
         return [len(text)]
 
     async def all_of(*texts: str) -> list[list[int]]:
-        return await asyncio.gather(*(service._beside(encode, text) for text in texts))
+        return await asyncio.gather(*(service.encode_beside(encode, text) for text in texts))
 
     long = "x" * SHORT
     assert asyncio.run(all_of("a", long, "bc")) == [[1], [SHORT], [2]]
     assert threads == [True, False, False], "short ones in the loop, but not beside a long one"
 
     async def cancelled() -> list[list[int]]:
-        left = asyncio.ensure_future(service._beside(encode, long))
+        left = asyncio.ensure_future(service.encode_beside(encode, long))
         await asyncio.sleep(0.01)
         left.cancel()
         return await all_of("a")

@@ -106,8 +106,8 @@ class Gigatoken(Encoder):
     def load(self, folder: Path) -> Encode:
         import numpy as np
 
-        tokenizer = _gigatoken(folder)
-        text, begun = 0, _resident()
+        tokenizer = load_gigatoken(folder)
+        text, begun = 0, resident_bytes()
 
         @_newer_apart(folder)
         def encode(texts: list[str]) -> tuple[Int32, Int64]:
@@ -116,10 +116,10 @@ class Gigatoken(Encoder):
             text += size
             if text >= WATCHED:
                 # it keeps every word that it has met for its lifetime
-                if _resident() - begun > REMEMBERED:
+                if resident_bytes() - begun > REMEMBERED:
                     del tokenizer
-                    tokenizer = _gigatoken(folder)
-                    begun = min(begun, _resident())
+                    tokenizer = load_gigatoken(folder)
+                    begun = min(begun, resident_bytes())
                 text = 0
             if size >= LONG * len(texts):
                 # the result of a batch needs the package awkward, whose import takes 0.2 s
@@ -246,7 +246,7 @@ def _newer() -> tuple[int, Any]:
     return int(np.flatnonzero(newer)[0]), newer
 
 
-def _gigatoken(folder: Path) -> Any:
+def load_gigatoken(folder: Path) -> Any:
     from gigatoken import Tokenizer
 
     try:
@@ -255,7 +255,7 @@ def _gigatoken(folder: Path) -> Any:
         raise UserError(f"gigatoken does not take this tokenizer: {_said(error)}") from None
 
 
-def _resident() -> int:
+def resident_bytes() -> int:
     """Bytes of memory that this process holds; 0 where the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])

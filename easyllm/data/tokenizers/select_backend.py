@@ -181,13 +181,15 @@ def choose(named: Encoder | None, tokenizer: Path, identity: str, cache: Path) -
         with file_lock(cache / "encoders" / f".{place.name}.lock"):
             if not (place / "engine.json").exists():
                 with atomic_dir(place) as aside:
-                    _make(tokenizer, aside, candidates, named)
+                    select(tokenizer, aside, candidates, named)
     facts = read_json(place / "engine.json")
     taken = {target_of(type(each)): each for each in (*candidates, HuggingFace())}
     return Engine(place, taken.get(facts.pop("encoder")), named=named is not None, **facts)
 
 
-def _make(folder: Path, aside: Path, candidates: Sequence[Encoder], named: Encoder | None) -> None:
+def select(folder: Path, aside: Path, candidates: Sequence[Encoder], named: Encoder | None) -> None:
+    """Write to ``aside`` the engine for a tokenizer's folder: the first candidate that encodes as
+    Hugging Face's does. Raises UserError where ``named`` does not."""
     tokenizer = load_tokenizer(folder)
     eos = end_of_sequence(tokenizer)
     encoder: Encoder | None = None

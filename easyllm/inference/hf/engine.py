@@ -41,7 +41,7 @@ PAGE = {"cpu": 32, "cuda": 256}
 
 
 @dataclass
-class _Answer:
+class Answer:
     """An answer under way, in the thread that generates."""
 
     sampling: SamplingSpec
@@ -71,7 +71,7 @@ class _Answer:
         return Step(tokens, logprobs, "length")
 
 
-class _Router(OutputRouter):
+class StepRouter(OutputRouter):
     """Gives a step's outputs to their receivers, to each all of its outputs at once.
 
     Sending a piece delays the generation where an event loop shares Python with it, and uses the
@@ -79,7 +79,7 @@ class _Router(OutputRouter):
     tokens of an output that is skipped are in the next output too.
     """
 
-    def __init__(self, answers: dict[str, _Answer]):
+    def __init__(self, answers: dict[str, Answer]):
         super().__init__()
         self._answers = answers
         self._due = 0.0
@@ -130,7 +130,7 @@ class HFEngine:
             ) from error
         self.model = model.to(device).eval()
         self._generation_config = model.generation_config
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[str, Answer] = {}
         self._ids = map(str, itertools.count())
         self._manager = self._started(model, run, fields)
         cache = self._manager.batch_processor.cache
@@ -159,7 +159,7 @@ class HFEngine:
                 ),
             )
             manager.logit_processor = Sampler(self._answers.get)
-            manager.output_router = _Router(self._answers)
+            manager.output_router = StepRouter(self._answers)
             manager.warmup()
         except (ValueError, AttributeError, NotImplementedError) as error:
             raise UserError(
@@ -190,7 +190,7 @@ class HFEngine:
         Raises as ``generate``."""
         limit = room(self, prompt, sampling)
         stops = ends(self.tokenizer, self._generation_config, sampling)
-        self._answers[request] = _Answer(sampling, len(prompt), stops, take, to)
+        self._answers[request] = Answer(sampling, len(prompt), stops, take, to)
         added = not self.failed and self._manager.add_request(
             list(prompt),
             request_id=request,
@@ -211,6 +211,10 @@ class HFEngine:
     @property
     def waiting(self) -> int:
         return sum(not answer.sent for answer in list(self._answers.values()))
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._answers) or int(self._manager.batch_processor.has_pending_requests())
 
     @property
     def failed(self) -> bool:

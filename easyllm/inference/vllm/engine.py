@@ -99,6 +99,10 @@ class VLLMEngine:
             await outputs.aclose()
 
     @property
+    def unfinished(self) -> int:
+        return int(self._llm.get_num_unfinished_requests())
+
+    @property
     def waiting(self) -> int:
         return sum(not begun for begun in self._begun.values())
 
