@@ -128,7 +128,7 @@ REFUSED_WORDS = {
     ),
     "a name that no folder can have": (
         ["+recipe=demo", f"name={'x' * 300}"],
-        ["name = xxx", "… (command line) names a folder", "at most 150 bytes"],
+        ["name = xxx", "… (command line) cannot be the name of a folder", "at most 150 bytes"],
     ),
     "a path that no file can have": (
         ["+recipe=demo", f"run_dir=here/{'x' * 300}"],
@@ -148,7 +148,7 @@ REFUSED_WORDS = {
     ),
     "heads of an odd dimension": (
         ["+recipe=demo", "model.overrides.head_dim=33"],
-        ["head_dim = 33", "rotary positions take them in pairs", "give an even head_dim"],
+        ["head_dim = 33", "rotary positions need pairs of them", "give an even head_dim"],
     ),
     "heads that do not divide": (
         ["+recipe=demo", "model.overrides.num_attention_heads=6"],

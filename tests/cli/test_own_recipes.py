@@ -114,7 +114,7 @@ WRONG = {
     "# @package _global_\nx: " + "[" * 500 + "]" * 500: "within each other without end",
     "# @package _global_\nname: 1_0\n": "must be text quote it: '1_0'",
     "# @package _global_\nname: ${nope}\n": "name = ${nope} ({file}) nothing here gives nope",
-    "training: {steps: 3}\n": "recipe ({file}) a recipe's keys must stand at the top",
+    "training: {steps: 3}\n": "recipe ({file}) a recipe's keys must be at the top",
 }
 
 
