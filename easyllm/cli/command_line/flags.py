@@ -151,7 +151,7 @@ def _not_an_override(word: str) -> Problem:
 
 
 def _of_recipe(arguments: Arguments) -> Arguments:
-    """Read ``FOLDER/recipe/NAME.yaml`` as ``+recipe=NAME --config-dir FOLDER``; keep other files."""
+    """Read ``FOLDER/recipe/NAME.yaml`` as ``+recipe=NAME --config-dir FOLDER``; else keep it."""
     file = arguments.spec_file
     if file is None or not _composes(file):
         return arguments
