@@ -33,7 +33,7 @@ def check(arguments: Arguments, file: Path, overrides: list[Override]) -> None:
     configs = [from_file(file, overrides)]
     if overrides:
         # the run that the file itself describes is found by reading it without them
-        with contextlib.suppress(SpecError):  # by hand, and whole with them only
+        with contextlib.suppress(SpecError):  # it may be handwritten and complete only with them
             configs.append(from_file(file, []))
     homes = [Path.cwd(), *filter(None, [arguments.config_dir]), *map(Path, _given(overrides))]
     foreign = {folder: config for config in reversed(configs) for folder in _foreign(config, homes)}

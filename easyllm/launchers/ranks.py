@@ -49,7 +49,7 @@ Output = Path | Callable[[bytes], None]
 
 
 class Rank(abc.ABC):
-    """One rank, here or on another machine."""
+    """One rank, on this or on another machine."""
 
     index: int
     node: str

@@ -21,7 +21,7 @@ FOLDER = f"give letters, digits, '-' and '_', at most {LONGEST_NAME} bytes"
 
 
 def problems(run: RunSpec) -> Iterator[Problem]:
-    """Every cross-field problem of a spec that was read without problems of its own."""
+    """Every cross-field problem of a spec whose fields were read without problems."""
     yield from _stages(run)
     yield from _batch(run)
     yield from _training(run)

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Absent:
-    """Stands for 'no value was given' where None is itself a value."""
+    """The type of ABSENT, which means that no value was given where None is itself a value."""
 
     def __repr__(self) -> str:
         return "ABSENT"

@@ -2,7 +2,7 @@
 
 ``read`` turns nested dicts into a ``RunSpec`` and collects every problem on the way:
 unknown keys, wrong types, values out of range, components that may not be named.
-The parent process, every rank and whatever reads a ``run.yaml`` use it. ``write`` is its inverse.
+The parent process, every rank and every reader of a ``run.yaml`` use it. ``write`` is its inverse.
 """
 
 from __future__ import annotations

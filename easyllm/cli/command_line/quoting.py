@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
-"""What ``\\n``, ``\\t`` and ``\\r`` are between double quotes, as in YAML."""
+"""What ``\\n``, ``\\t`` and ``\\r`` mean between double quotes, as in YAML."""
 PIECES = re.compile(r"""\\.|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|.""", re.DOTALL)
 """A quoted text, a character after a backslash, or one character."""
 CLOSING = {"[": "]", "{": "}", "(": ")"}
@@ -30,7 +30,7 @@ def with_line_breaks(text: str) -> str:
 
 
 def plain_escape(text: str) -> bool:
-    """Whether ``\\n`` stands in a typed value other than between double quotes."""
+    """Whether a typed value has ``\\n`` outside double quotes."""
     return "\\n" in text and any(
         "\\n" in piece for piece in PIECES.findall(text) if not piece.startswith('"')
     )

@@ -1,9 +1,9 @@
-"""The optimizer's state on disk, by parameter name: any layout can take it up.
+"""The optimizer's state on disk, by parameter name, so that any layout can load it.
 
-``optimizer/rank-00003.safetensors``, ``rank-00003-00001.safetensors`` and so on hold what rank 3
-held of it, under ``KEY/BEGIN/PARAMETER``:
-``exp_avg/4096/model.norm.weight`` are elements 4096 and on of that flattened parameter's mean
-gradient. No rank gathers anything, and a rank that loads reads only the bytes of its own share.
+``optimizer/rank-00003.safetensors``, ``rank-00003-00001.safetensors`` and so on hold rank 3's part
+of it, under ``KEY/BEGIN/PARAMETER``: ``exp_avg/4096/model.norm.weight`` holds the elements from
+4096 on of that flattened parameter's mean gradient. No rank gathers anything, and a rank that loads
+reads only the bytes of its own share.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def export(
     read: Callable[[str], torch.Tensor],
 ) -> dict[str, Any]:
     """Write ``target/<run.name>.gguf`` from the tokenizer beside ``weights``, ``config`` and the
-    parameters. ``shapes`` are theirs by name, and ``read`` reads one at a time.
+    parameters. ``shapes`` has the parameters' shapes by name, and ``read`` reads one parameter at a
+    time.
 
     Returns the stage's metrics. Raises UserError for a model that llama.cpp would compute
     differently.
