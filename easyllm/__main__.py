@@ -1,4 +1,4 @@
-"""The command: Hydra in, a checked spec to the dispatcher. Imports nothing heavy."""
+"""The command: composes a spec with Hydra, checks it and runs it. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from easyllm.spec.run import RunSpec
 
 
 def main(words: list[str]) -> int:
-    """Carry out a command line; returns the exit status."""
+    """Run a command line; returns the exit status."""
     try:
         with stoppable():
             return _carried_out(words)
@@ -81,7 +81,7 @@ def _composed(arguments: Arguments, overrides: list[Override]) -> RunSpec:
 
 
 def _again(arguments: Arguments, file: Path, overrides: list[Override]) -> RunSpec:
-    """The run in a run.yaml; with other values it is another run, and lands elsewhere."""
+    """Run the spec of a run.yaml; with other values it is another run in another directory."""
     from easyllm.cli import trust
     from easyllm.cli.check import check
     from easyllm.cli.compose import from_file
@@ -96,7 +96,9 @@ def _again(arguments: Arguments, file: Path, overrides: list[Override]) -> RunSp
         return run
     try:
         before = check(from_file(file, []), arguments.library)
-    except SpecError:  # a spec by hand that only the words make whole: no run of it can be
+    except (
+        SpecError
+    ):  # a handwritten spec that is complete only with the overrides: it cannot have a run
         return run
     return moved(resolved(before), run)
 
@@ -138,7 +140,7 @@ def _start(run: RunSpec) -> int:
 
 
 def _follows(run: RunSpec) -> bool:
-    """Whether another machine, on which the same command was given, owns the run."""
+    """Whether the run is owned by another machine, on which the same command was given."""
     return bool(run.stages) and run.hardware.launcher.follows(run.hardware.nodes)
 
 

@@ -1,8 +1,8 @@
 """The only place that turns a ``_target_`` into a class.
 
-A word without a dot is a shipped class of the role that the key asks for, in letters of either
-case: ``cosine`` is ``easyllm.training.schedules.Cosine``. Else only modules under ``easyllm`` and
-the prefixes that ``components.allow`` names are imported, and only classes of that role are taken.
+A word without a dot is a shipped class of the key's role, in upper or lower case: ``cosine`` is
+``easyllm.training.schedules.Cosine``. Otherwise only modules under ``easyllm`` and the prefixes in
+``components.allow`` are imported, and only classes of that role are accepted.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ RENAMED = {
 
 
 def resolver(allow: Iterable[str] = (), path: Iterable[str] = ()) -> Resolve:
-    """A function from ``_target_`` and role to the class, for a spec's ``components``."""
+    """A function that gives the class of a ``_target_`` and a role, for a spec's ``components``."""
     prefixes = ("easyllm", *allow)
     for folder in path:
         if folder not in sys.path:
@@ -86,7 +86,7 @@ def resolver(allow: Iterable[str] = (), path: Iterable[str] = ()) -> Resolve:
                 near_target(target, role)
                 or "put its folder into components.path or give --config-dir",
             ) from None
-        except Exception as error:  # the user's own module may raise anything
+        except Exception as error:  # the user's module may raise anything
             raise UnknownComponent(
                 f"cannot be imported: {type(error).__name__}: {error}", f"fix {module_name}"
             ) from error
@@ -101,7 +101,7 @@ def resolver(allow: Iterable[str] = (), path: Iterable[str] = ()) -> Resolve:
 
 
 def outside(folders: Iterable[str], homes: Iterable[Path]) -> list[str]:
-    """The folders that lie below none of ``homes``, links followed."""
+    """The folders that are not below any of ``homes``, with links resolved."""
     real = [home.expanduser().resolve() for home in homes]
     return [
         folder
@@ -134,6 +134,6 @@ def named(word: str, role: type[Component]) -> type[Component]:
 
 
 def near_target(target: str, role: type[Component]) -> str:
-    """The shipped component that was probably meant, or all there are of the role."""
+    """The shipped component that was probably meant, or all shipped ones of the role."""
     targets = [target_of(cls) for cls in shipped(role)]
     return near(target, targets) or (f"one of {', '.join(targets)}" if targets else "")

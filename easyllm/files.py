@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, flushed, then renamed."""
+"""Files that are complete or absent: written to a temporary file, flushed, then renamed."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from easyllm.errors import UserError
 from easyllm.heartbeat import beat
 
 DIGEST = "digest"
-"""The key of a record under which its own digest lies."""
+"""The key of a record that holds the record's digest."""
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says of a disk that takes no more."""
+"""The system's error numbers for a full disk."""
 
 CHECKSUM = ', "crc32": '
-"""What stands in a line of JSON Lines before its checksum."""
+"""The text before the checksum in a line of JSON Lines."""
 
 
 def full_disk(error: BaseException) -> str | None:
-    """What to say of an error whose cause is a full disk or a spent quota; None for another."""
+    """The message about an error whose cause is a full disk or an exceeded quota; None for another
+    error."""
     cause: BaseException | None = error
     while cause is not None:
         if _says_full(cause):
             file = getattr(cause, "filename", None)
             what = f"{file} cannot be written" if file else "a file cannot be written"
             return (
-                f"{what}: the disk is full, or a quota is spent; make room and give the same "
+                f"{what}: the disk is full, or a quota is exceeded; make room and give the same "
                 "command again, which keeps what is finished"
             )
         cause = cause.__cause__ or cause.__context__
@@ -50,8 +51,8 @@ def _says_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in FULL:
         return True
     text = str(error)
-    # libraries in other languages (safetensors, arrow, torch) raise kinds of their own, which hold
-    # the system's words; numpy tells only that fewer numbers were written than it had
+    # libraries in other languages (safetensors, arrow, torch) raise their own kinds of errors, with
+    # the system's words; numpy reports only that fewer numbers were written than it had
     short = isinstance(error, OSError) and text.endswith(" written")
     return short or any(os.strerror(code) in text for code in FULL)
 
@@ -66,15 +67,16 @@ def flush(path: Path) -> None:
 
 
 def _beside(path: Path, kind: str = "part") -> Path:
-    """A name of this process's own: on a disk that machines share each may have its number."""
+    """A name that only this process uses: on a shared disk, a process of another machine may have
+    the same number."""
     return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.{kind}")
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A path to write to; it becomes ``path`` when the block ends well and goes otherwise.
+    """A path to write to; it becomes ``path`` when the block succeeds, and is removed otherwise.
 
-    What is not ``durable`` may be lost when the machine loses power.
+    A file that is not ``durable`` may be lost when the machine loses power.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _beside(path)
@@ -86,7 +88,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
         if durable:
             flush(path.parent)
     except OSError as error:
-        if error.filename is None:  # that of writing to an open file names none
+        if error.filename is None:  # an error of writing to an open file has no file name
             error.filename = str(path)
         raise
     finally:
@@ -102,19 +104,19 @@ class AtomicDir:
         self.aside.mkdir(parents=True)
 
     def install(self) -> None:
-        """Give it its name. A folder that stands at ``path`` already is replaced only then."""
+        """Give the folder its name. An existing folder at ``path`` is replaced only then."""
         _install(self.aside, self.path)
 
     def discard(self) -> None:
-        """Remove what has not been given its name."""
+        """Remove the folder if it has not been given its name."""
         shutil.rmtree(self.aside, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """An empty folder to fill; it becomes ``path`` when the block ends well.
+    """An empty folder to fill; it becomes ``path`` when the block succeeds.
 
-    A folder that stands at ``path`` already is replaced only then.
+    An existing folder at ``path`` is replaced only then.
     """
     folder = AtomicDir(path)
     try:
@@ -125,8 +127,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove what processes of this machine that are no more left beside ``path`` when they
-    were to replace it."""
+    """Remove temporary files beside ``path`` that ended processes of this machine left."""
     for left in path.parent.glob(f".{path.name}.{platform.node()}-*.part"):
         number = left.suffixes[-2].rpartition("-")[2]
         if number.isdigit() and not _runs(int(number)):
@@ -135,32 +136,32 @@ def clear_leftovers(path: Path) -> None:
 
 def _runs(process: int) -> bool:
     try:
-        os.kill(process, 0)  # asks, and sends nothing
+        os.kill(process, 0)  # signal 0 only asks whether the process exists
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # a process of another user
         return True
     return True
 
 
 def removed(folder: Path) -> bool:
-    """Remove a folder that nobody needs; whether it is gone.
+    """Remove a folder that is no longer needed; returns whether it is gone.
 
-    What the disk does not let go (a file open on a network file system, a folder of another user)
-    is said and left: no work is lost over it.
+    A folder that cannot be removed (a file open on a network file system, a folder of another user)
+    is reported and kept, without an error.
     """
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:
         pass
     except OSError as error:
-        print(f"{folder} could not be removed and stays: {error}", file=sys.stderr, flush=True)
+        print(f"{folder} could not be removed and is kept: {error}", file=sys.stderr, flush=True)
         return False
     return True
 
 
 def _install(aside: Path, path: Path) -> None:
-    """Give a folder its final name, in place of what may stand there."""
+    """Give a folder its final name, and replace what may be there."""
     for file in aside.rglob("*"):
         flush(file)
     flush(aside)
@@ -175,10 +176,10 @@ def _install(aside: Path, path: Path) -> None:
 
 
 class Workshop:
-    """A folder filled piece by piece, whose finished pieces outlive the process.
+    """A folder that is filled piece by piece, whose finished pieces are kept when the process ends.
 
-    They gather in ``.<name>.work``, and what each was made from and gave in
-    ``.<name>.pieces``. One process at a time may own a workshop; those it starts may make
+    They are collected in ``.<name>.work``, and the input and the result of each in
+    ``.<name>.pieces``. One process at a time may own a workshop; processes that it starts may make
     pieces in it.
     """
 
@@ -188,9 +189,9 @@ class Workshop:
         self._pieces = path.with_name(f".{path.name}.pieces")
 
     def piece(self, name: str, made_from: Any, make: Callable[[Path], Any]) -> Any:
-        """The plain data that ``make(aside)`` returns on writing the file ``name``.
+        """The plain data that ``make(aside)`` returns when it writes the file ``name``.
 
-        Nothing is done where that file was finished before from the same ``made_from``.
+        ``make`` is not called if that file was finished before from the same ``made_from``.
         """
         target, key = self.folder / name, stable_hash(made_from)
         note = self._pieces / f"{stable_hash(name)}.json"
@@ -200,17 +201,17 @@ class Workshop:
                 return there["gave"]
         with atomic_write(target, durable=False) as aside:
             gave = make(aside)
-            flush(aside)  # before the note, which says that it is whole
-        # without a note, or with half of one, the piece is only made again
+            flush(aside)  # before the note, which says that the file is complete
+        # without a complete note, the piece is only made again
         size = target.stat().st_size
         write_json(note, {"made_from": key, "bytes": size, "gave": gave}, durable=False)
         return gave
 
     def finish(self, names: set[str]) -> None:
-        """Give the folder, holding the files ``names`` only, its final name."""
+        """Give the folder its final name; it then holds the files ``names`` only."""
         for file in sorted(self.folder.rglob("*"), reverse=True):
             if file.is_dir():
-                with contextlib.suppress(OSError):  # what is empty goes
+                with contextlib.suppress(OSError):  # empty folders are removed
                     file.rmdir()
             elif str(file.relative_to(self.folder)) not in names:
                 file.unlink()
@@ -229,7 +230,7 @@ def try_lock(file: IO[Any]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # NFS without its lock service, some FUSE mounts
+    except OSError as error:  # NFS without its lock service, and some FUSE mounts
         raise UserError(
             f"{file.name}: this file system has no locks ({error.strerror}), which keep two "
             "processes from writing the same; give a run_dir and a data.dir on another one"
@@ -239,7 +240,8 @@ def try_lock(file: IO[Any]) -> bool:
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold a lock on the file ``path``; waits while another process holds it, which is alive."""
+    """Hold a lock on the file ``path``; waits while another process holds it, which counts as
+    progress."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         pause = 0.01
@@ -260,35 +262,35 @@ def read_json(path: Path) -> Any:
 
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a map of plain data with a digest of itself, by which damage to it is noticed."""
+    """Write a map of plain data with a digest of itself, so that damage is noticed."""
     plain = json.loads(json.dumps(content))
     write_json(path, {**plain, DIGEST: stable_hash(plain)})
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What ``write_record`` wrote. Raises OSError where there is none, ValueError where its
-    content is not what was written."""
+    """Read what ``write_record`` wrote. Raises OSError if there is no file, ValueError if its
+    content has changed."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} does not hold a map of keys")  # noqa: TRY004  (it is damaged)
-    # written by a version before there were digests, it has none
+    # a file that was written before there were digests has none
     if content.pop(DIGEST, None) not in (None, stable_hash(content)):
         raise ValueError(f"{path} is damaged: its content is not what was written")
     return content
 
 
 def json_line(content: Mapping[str, Any]) -> str:
-    """A line of JSON Lines, without its line break, that ends with a checksum of what is before
-    it, so that a damaged line is noticed even where it can be read."""
+    """A line of JSON Lines, without its line break, that ends with a checksum of the text before
+    it, so that a damaged line is noticed even if it can be parsed."""
     text = json.dumps(content, ensure_ascii=False)[:-1]
     return f"{text}{CHECKSUM}{zlib.crc32(text.encode())}}}"
 
 
 def read_json_line(text: str) -> dict[str, Any]:
-    """What ``json_line`` wrote, without its checksum. Raises ValueError where the line is not what
-    was written."""
+    """Read what ``json_line`` wrote, without its checksum. Raises ValueError if the line has
+    changed."""
     content, found, checksum = text.rstrip().rpartition(CHECKSUM)
-    # written by a version before there were checksums, it has none
+    # a line that was written before there were checksums has none
     if found and checksum != f"{zlib.crc32(content.encode())}}}":
         raise ValueError("its content is not what was written")
     line = json.loads(content + "}" if found else text)
@@ -310,15 +312,15 @@ def sha256(file: Path) -> str:
 
 
 def fingerprint(path: Path | str) -> str:
-    """What identifies a file's content: size and modification time, or the hash of a
-    small JSON file; for a URL what its file system says of it. 'absent' where there is none."""
+    """A value that identifies a file's content: size and modification time, or the hash of a small
+    JSON file; for a URL the description of its file system. 'absent' where there is no file."""
     if isinstance(path, str):
         from fsspec.core import url_to_fs
 
         try:
             system, name = url_to_fs(path)
             return str(system.ukey(name))
-        except Exception:  # every file system raises its own
+        except Exception:  # every file system raises its own errors
             return "absent"
     try:
         stat = path.stat()

@@ -1,4 +1,4 @@
-"""What takes long tells that it goes on, so that it is not taken for a hang. Light."""
+"""Long work reports its progress here, so that it is not taken for a hang. Light."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ _listener: Callable[[], None] | None = None
 
 
 def listen(listener: Callable[[], None] | None) -> None:
-    """Have ``listener`` called at each beat of this process; None ends that."""
+    """Call ``listener`` at each beat of this process; None ends that."""
     global _listener
     _listener = listener
 
 
 def beat() -> None:
-    """Another part of a long piece of work is done: a file, a layer, a second of waiting for a
+    """Report that another part of long work is done: a file, a layer, or a second of waiting for a
     process that is itself watched."""
     if _listener is not None:
         _listener()

@@ -1,4 +1,4 @@
-"""Where the parts of a run lie."""
+"""The paths of a run's files."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from easyllm.spec.run import RunSpec
 
 RUNS = "runs"
-"""The folder, below the current one, that holds what no key names a place for."""
+"""The folder, below the current one, for files whose place no key gives."""
 
 RUN_FILE, RECORDS = "run.yaml", "stages"
-"""Of a run's directory: its resolved spec, and the folder with a record of each stage."""
+"""Names in a run's directory: its resolved spec, and the folder with a record of each stage."""
 
 
 @dataclass(frozen=True)
 class StorePaths:
-    """The token store: what each data stage writes, all under one folder.
+    """The token store, a folder with the files of each data stage.
 
-    ``<stage>/manifest.json`` is written last; a stage's output is whole when it is there.
+    ``<stage>/manifest.json`` is written last; a stage's output is complete when this file exists.
     """
 
     root: Path
@@ -69,7 +69,7 @@ class RunPaths:
 
     @property
     def command(self) -> Path:
-        """The spec of a command that uses what the run has trained, and trains nothing."""
+        """The spec of a command that uses the trained model of the run, and does not train."""
         return self.records / RUN_FILE
 
     @property
@@ -88,7 +88,7 @@ class RunPaths:
 
     @property
     def deepspeed(self) -> Path:
-        """DeepSpeed's settings in the last start of training, its defaults included."""
+        """DeepSpeed's settings in the last start of training, including its defaults."""
         return self.root / "deepspeed.json"
 
     @property
@@ -98,7 +98,8 @@ class RunPaths:
 
     @property
     def heldout(self) -> Path:
-        """What evaluation ran on, JSON Lines of ``input_ids`` and ``labels``, a document each."""
+        """The held-out documents of evaluation: JSON Lines with ``input_ids`` and ``labels``, a
+        document a line."""
         return self.root / "heldout.jsonl"
 
     @property
@@ -127,6 +128,6 @@ class RunPaths:
 
     @property
     def results(self) -> Path:
-        """What batch inference wrote."""
+        """The results of batch inference."""
         output = self.run.inference.output
         return Path(output) if output else self.root / "inference" / "results.jsonl"

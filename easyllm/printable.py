@@ -1,16 +1,16 @@
-"""Text from elsewhere, as it may be printed on a terminal."""
+"""Makes text from files and models safe to print on a terminal."""
 
 from __future__ import annotations
 
 import re
 
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that a terminal obeys instead of showing, that change the order of others, or that
-no encoding has."""
+"""Characters that control a terminal, that change the order of others, or that cannot be
+encoded."""
 
 
 def printable(text: str, keep: str = "\n") -> str:
-    """``text`` with escapes such as ``\\x1b`` for such characters, those in ``keep`` aside."""
+    """``text`` with escapes such as ``\\x1b`` for such characters, except for those in ``keep``."""
 
     def shown(match: re.Match[str]) -> str:
         return match[0] if match[0] in keep else ascii(match[0])[1:-1]

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 ON_TERMINAL = "EASYLLM_ON_TERMINAL"
-"""Set for ranks, whose output goes through a pipe, when the parent has a terminal, to its
-columns."""
+"""Variable with the columns of the parent's terminal, if it has one. It is set for ranks, whose
+output goes through a pipe."""
 WIDTH, NARROWEST = 80, 20
-"""Columns of a line where no terminal says, and those below which none is believed."""
+"""Columns of a line where no terminal gives them, and the smallest number that is accepted."""
 
 SCALED = ("B", "char", "tok")
-"""Units that come in millions."""
+"""Units with large numbers, which are shown scaled."""
 
 
 def on_terminal() -> bool:
@@ -29,7 +29,7 @@ def columns(otherwise: int = WIDTH) -> int:
     """Columns of the terminal that standard error reaches; ``otherwise`` where there is none."""
     try:
         found = os.get_terminal_size(sys.stderr.fileno()).columns
-    except (OSError, ValueError):  # a pipe, a file, or what stands in for one
+    except (OSError, ValueError):  # a pipe, a file, or an object in its place
         text = os.environ.get(ON_TERMINAL, "")
         found = int(text) if text.isdecimal() else 0
     return found if found > NARROWEST else otherwise
@@ -38,8 +38,8 @@ def columns(otherwise: int = WIDTH) -> int:
 def progress(label: str, total: float | None, unit: str, visible: bool = True) -> tqdm[Any]:
     """A bar to be used as a context manager, with ``update(amount)``.
 
-    What takes under two seconds shows nothing; without a terminal a line comes every
-    ten seconds. Each update is a heartbeat, of a bar that is not visible too.
+    Work of less than two seconds shows nothing; without a terminal a line is printed every ten
+    seconds. Each update is a heartbeat, even if the bar is not visible.
     """
     from tqdm import tqdm
 

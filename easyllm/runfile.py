@@ -1,4 +1,4 @@
-"""A resolved spec on disk: what the parent writes and every rank reads."""
+"""A resolved spec on disk, which the parent writes and every rank reads."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from easyllm.spec.schema import read, write
 
 
 def read_config(config: Mapping[str, Any]) -> tuple[RunSpec, list[Problem]]:
-    """The spec in plain configuration, its components found where ``components`` says."""
+    """The spec in plain configuration, with its components imported as ``components`` says."""
     return read(config, resolver(*places(config)))
 
 
 def places(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The modules that ``components.allow`` names and the folders that ``components.path`` does."""
+    """The modules in ``components.allow`` and the folders in ``components.path``."""
     components = config.get("components")
     components = components if isinstance(components, Mapping) else {}
 

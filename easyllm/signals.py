@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, by which people and schedulers ask a process to stop. Light."""
+"""SIGTERM and SIGUSR1, with which users and schedulers ask a process to stop. Light."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Asked(BaseException):
-    """This process was asked to stop where it had nothing to save first. As with Ctrl-C, no
-    handler of errors is meant."""
+    """This process was asked to stop where it had nothing to save. As with Ctrl-C, error handlers
+    must not catch it."""
 
 
 @contextlib.contextmanager
 def handled(handler: Callable[[], None]) -> Iterator[None]:
-    """Within the block the signals call ``handler``, in the main thread: in another one, where
+    """Within the block the signals call ``handler``. In threads other than the main thread, where
     Python allows no handlers, the block changes nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield

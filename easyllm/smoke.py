@@ -1,4 +1,5 @@
-"""``+smoke=cpu``: any run, the same stages and kinds of parallelism, shrunk to this machine."""
+"""``+smoke=cpu``: any run with the same stages and kinds of parallelism, reduced to fit this
+machine."""
 
 from __future__ import annotations
 
@@ -33,9 +34,9 @@ def shrink(run: RunSpec) -> RunSpec:
         data=replace(
             run.data,
             tokenizer=ByteLevelBPE(vocab_size=limits.vocab_size),
-            template=TokenizerTemplate(),  # another may need tokens that this vocabulary lacks
+            template=TokenizerTemplate(),  # another may need tokens that are not in this vocabulary
             seq_len=min(run.data.seq_len, limits.seq_len),
-            long_conversations="cut_at_turns",  # in such short rows few would be left
+            long_conversations="cut_at_turns",  # few would be left in such short rows
             partitions=min(run.data.partitions, 2),
             engine=engines.Local(),
             max_documents=min(run.data.max_documents or limits.documents, limits.documents),
@@ -79,7 +80,7 @@ def _layout(run: RunSpec, limits: SmokeSpec) -> tuple[Parallelism, int]:
     if layout.stages > 1 and "pipeline_stages" in fields:
         changes["pipeline_stages"] = stages
     if "stage_boundaries" in fields:
-        changes["stage_boundaries"] = ()  # of layers that are no longer there
+        changes["stage_boundaries"] = ()  # patterns of layers that no longer exist
     return replace(layout, **changes), stages * replicas
 
 
@@ -102,7 +103,7 @@ def _model(run: RunSpec, limits: SmokeSpec) -> ModelSpec:
     config = {**published, **model.overrides}
     try:
         large = family.shape(config)
-    except KeyError:  # of a hub id nothing is known yet
+    except KeyError:  # nothing is known yet about a hub id
         large = family.shape(ASSUMED | config)
     heads = min(large.heads, limits.heads)
     shape = ModelShape(
@@ -131,4 +132,5 @@ ASSUMED = {
     "vocab_size": 32000,
     "max_position_embeddings": 4096,
 }
-"""Of a model whose configuration is not at hand; all of it is about to be shrunk."""
+"""Dimensions that are assumed for a model whose configuration is not available; all of them are
+then reduced."""

@@ -1,8 +1,8 @@
 """A rank's entry: ``python -m easyllm.worker RUN_DIR/run.yaml STAGE``.
 
-Launchers start it with RANK, WORLD_SIZE and LOCAL_RANK set. It never sees Hydra. Rank 0
-leaves what the stage returned, or why it stopped, beside its log, every rank why it failed; the
-dispatcher records it.
+Launchers start it with RANK, WORLD_SIZE and LOCAL_RANK set. It does not use Hydra. Rank 0 writes
+the stage's result, or why it stopped, beside its log, and every rank writes why it failed; the
+dispatcher records that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from easyllm.stages.base import Interrupted, Rank
 
 def main(file: Path, stage: str) -> int:
     _die_with_parent()
-    faulthandler.enable()  # the launcher asks a rank that hangs for its stacks by SIGABRT
+    faulthandler.enable()  # the launcher asks a hung rank for its stacks with SIGABRT
     run = runfile.load(file)
     rank = Rank(
         index=int(os.environ.get("RANK", 0)),
@@ -43,7 +43,7 @@ def main(file: Path, stage: str) -> int:
     except Interrupted as stopped:
         if rank.first:
             write_json(rank.reports / "stopped.json", {"message": str(stopped)})
-        return STOPPED  # it has saved, asked by a signal or since its time was spent
+        return STOPPED  # it has saved, because of a signal or because its time was used up
     except UserError as error:
         _leave(rank, str(error), fixable=True)
         return FAILED
@@ -53,7 +53,7 @@ def main(file: Path, stage: str) -> int:
             return FAILED
         last = traceback.format_exception_only(error)[-1].strip()
         if reports.kind_of(last) == "lost_peer":
-            # the cause is another rank's, and is to be seen first
+            # the cause is in another rank, whose report must be seen first
             print(f"rank {rank.index} has lost another rank: {last}", file=sys.stderr)
         else:
             traceback.print_exc()
@@ -71,7 +71,7 @@ def _leave(rank: Rank, message: str, fixable: bool = False) -> None:
 
 
 def _die_with_parent() -> None:
-    """Have Linux kill this rank when its launcher is killed without a chance to end it."""
+    """Make Linux kill this rank when its launcher is killed without a chance to end it."""
     if sys.platform == "linux":
         set_death_signal = 1
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
@@ -81,5 +81,5 @@ if __name__ == "__main__":
     status = main(Path(sys.argv[1]), sys.argv[2])
     sys.stdout.flush()
     sys.stderr.flush()
-    # Engines leave threads and process groups behind that can hang an ordinary exit.
+    # Engines leave threads and process groups behind that can make an ordinary exit hang.
     os._exit(status)

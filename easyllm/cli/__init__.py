@@ -1,1 +1,2 @@
-"""The command line: arguments in, a checked spec to the dispatcher; nothing heavy is imported."""
+"""The command line: reads arguments and passes a checked spec to the dispatcher. No heavy
+imports."""

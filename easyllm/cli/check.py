@@ -1,4 +1,4 @@
-"""From plain configuration to a spec that may run, or every problem in it at once."""
+"""Makes a spec that may run from plain configuration, or reports every problem in it at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from easyllm.spec.run import RunSpec
 
 
 def check(config: dict[str, Any], library: Library) -> RunSpec:
-    """The spec in ``config``, shrunk where it asks for that, every check passed.
+    """The spec in ``config``, reduced where it asks for that, after every check.
 
     Raises SpecError with all problems. Reads small files, writes nothing.
     """
@@ -32,7 +32,7 @@ def check(config: dict[str, Any], library: Library) -> RunSpec:
 
 
 def _add_user_folder(config: dict[str, Any], folder: str) -> None:
-    """Classes that lie beside the user's YAML files can be named from them."""
+    """Make classes beside the user's YAML files importable, so that the files can name them."""
     places = config.setdefault("components", {})
     if isinstance(places, dict):
         path = places.setdefault("path", [])

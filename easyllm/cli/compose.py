@@ -19,15 +19,15 @@ from easyllm.spec.problems import ABSENT, Problem, SpecError
 from easyllm.spec.schema import flatten
 
 MODEL = "model"
-"""The group that is chosen for a run that names none of its options."""
+"""The group whose option is chosen for the user where none is given."""
 FROM_PATH, SMALLEST = "from_path", "tiny"
-"""What is chosen where ``model.path`` is given, and where it is not."""
+"""The options that are chosen where ``model.path`` is given, and where it is not."""
 
 
 def compose(overrides: list[Override], library: Library) -> dict[str, Any]:
     """The configuration of the root file, the chosen groups and the overrides.
 
-    Raises SpecError with all that keeps it from being made.
+    Raises SpecError with all problems because of which it cannot be made.
     """
     config, _ = composed(overrides, library)
     found: list[Problem] = []
@@ -38,18 +38,17 @@ def compose(overrides: list[Override], library: Library) -> dict[str, Any]:
 
 
 def complete(overrides: list[Override], library: Library) -> list[Override]:
-    """``overrides`` with what they leave open: the model group, and that groups chosen on the
-    command line win over a recipe. Raises SpecError as ``compose`` does."""
+    """``overrides`` completed with the model group, and so that groups chosen on the command line
+    replace those of a recipe. Raises SpecError as ``compose`` does."""
     return with_groups(with_model(overrides, library), library)
 
 
 def with_model(overrides: list[Override], library: Library) -> list[Override]:
-    """``overrides`` with the model group that they leave open, where no recipe chooses one.
+    """``overrides`` with a model group, if neither they nor a recipe choose one.
 
-    A model at ``model.path`` is described by its own files, so that no other model's
-    configuration applies to it; ``~model.config`` then deletes nothing that is there, and is
-    left out. Of a sweep over groups each point chooses by itself. Raises SpecError as
-    ``compose`` does.
+    A model at ``model.path`` is described by its own files, so no other model's configuration
+    applies to it. ``~model.config`` would then delete a key that is not there, and is left out. In
+    a sweep over groups each point chooses its own group. Raises SpecError as ``compose`` does.
     """
     if any(o.group and (o.key == MODEL or o.choices) for o in overrides):
         return overrides
@@ -74,10 +73,10 @@ def _chosen(option: str) -> Override:
 
 
 def with_groups(overrides: list[Override], library: Library) -> list[Override]:
-    """``overrides`` with the keys of the groups chosen among them that a recipe gives as well.
+    """``overrides`` with the keys of their chosen groups that a recipe gives as well.
 
-    Hydra lays a recipe over all groups, those of the command line too, whose values would be
-    lost without a word. Raises SpecError as ``compose`` does.
+    Hydra merges a recipe over all groups, including those of the command line, whose values would
+    be lost without a message. Raises SpecError as ``compose`` does.
     """
     chosen = [
         o for o in overrides
@@ -102,7 +101,7 @@ def with_groups(overrides: list[Override], library: Library) -> list[Override]:
 
 
 def composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration, not yet interpolated, and the option that was chosen of each group."""
+    """The configuration, not yet interpolated, and the chosen option of each group."""
     absent = [
         absent_option(library, o.key, "null" if option is None else str(option))
         for o in overrides
@@ -118,7 +117,7 @@ def composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any
         words.append(f"hydra.searchpath=['file://{library.user}']")
     try:
         config, chosen = copy.deepcopy(composed_by_hydra(library.own, tuple(words)))
-    except Exception as error:  # Hydra, OmegaConf and YAML have many, ValueError among them
+    except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds, including ValueError
         raise SpecError(diagnosis.problems(error, groups, library)) from error
     if library.user is not None and (several := diagnosis.several(groups, library)):
         raise SpecError(several)
@@ -132,7 +131,7 @@ def composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any
 def composed_by_hydra(
     folder: Path, words: tuple[str, ...]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Cached, since a command composes more than once, with other values of the same groups."""
+    """Cached, because a command composes the same groups more than once, with other values."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf, open_dict
@@ -146,13 +145,13 @@ def composed_by_hydra(
 
 
 def from_file(file: Path, overrides: list[Override]) -> dict[str, Any]:
-    """The configuration in a resolved spec with the overrides laid over it. Raises SpecError."""
+    """The configuration in a resolved spec, with the overrides applied. Raises SpecError."""
     config = relocated(_loaded(file), file)
     path = _at(config, "path")
     found = [problem for o in overrides if (problem := lay(config, o))]
     revised = any(has(tree(o), f"{MODEL}.revision") for o in overrides)
     if _at(config, "path") != path and _at(config, "revision") and not revised:
-        config[MODEL]["revision"] = None  # it was the other model's
+        config[MODEL]["revision"] = None  # it belonged to the other model
     config = interpolation.resolved(config, found)
     if found:
         raise SpecError(found)
@@ -175,10 +174,10 @@ def _loaded(file: Path) -> dict[str, Any]:
         raise wrong("no such file")
     try:
         plain: Any = OmegaConf.to_container(OmegaConf.load(file))
-    except Exception as error:  # of YAML, OmegaConf, the file system
+    except Exception as error:  # from YAML, OmegaConf or the file system
         raise SpecError([diagnosis.of_file(file, error)]) from error
     if isinstance(plain, list):
-        raise wrong("holds a list, and a spec is a map of keys")
+        raise wrong("holds a list, but a spec is a map of keys")
     if not isinstance(plain, Mapping):
         raise wrong("holds no map of keys, which a spec is")
     if any(map(texts.deep, plain.values())):

@@ -1,7 +1,7 @@
 """Why the chosen files cannot be composed: by file, entry and remedy.
 
-Hydra's own messages name its inner steps. What keeps a file from being composed is looked for
-in the files themselves: in what is chosen, and in what its ``defaults`` name.
+Hydra's own messages name its internal steps. So the cause is searched for in the files themselves:
+in the chosen files, and in those that their ``defaults`` name.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from easyllm.cli.library import Library, absent_option
 from easyllm.spec.problems import ABSENT, Problem, near
 
 SELF = "_self_"
-SEVERAL = "is several options, and a run has one of this group"
+SEVERAL = "is several options, but a run has one of this group"
 ENTRY = re.compile(r"((?:override|optional)\s+)?(/?)([\w./-]+?)(@[\w.:]+)?")
 """A key of ``defaults``: a keyword, a slash for a group of the root, the group, its package."""
 
 
 def problems(error: Exception, groups: list[Override], library: Library) -> list[Problem]:
-    """What is wrong with the groups that were chosen, where Hydra raised ``error``."""
+    """The problems with the chosen groups, for which Hydra raised ``error``."""
     found = list(_in_files(groups, library))
     return found or [_of_words(error, groups, library)]
 
 
 def several(groups: list[Override], library: Library) -> list[Problem]:
-    """Entries of ``defaults`` that choose several options where a run has one, which Hydra lays
-    over each other."""
-    found = _in_files(groups, library, library.user)  # those of the package are sound
+    """Entries of ``defaults`` that choose several options where a run has one; Hydra would merge
+    them."""
+    found = _in_files(groups, library, library.user)  # those of the package are valid
     return [problem for problem in found if problem.message == SEVERAL]
 
 
 def _in_files(
     groups: list[Override], library: Library, below: Path | None = None
 ) -> Iterator[Problem]:
-    """What is wrong with the files that are chosen, of those ``below`` a folder."""
+    """What is wrong with the chosen files ``below`` a folder."""
     seen: set[Path] = set()
     for override in groups:
         if override.group and not (override.delete or override.choices):
@@ -47,23 +47,23 @@ def _in_files(
 
 
 def _of_words(error: Exception, groups: list[Override], library: Library) -> Problem:
-    """What is wrong with the words themselves, whose files are sound."""
+    """What is wrong with the words themselves, whose files are valid."""
     for override in groups:
         key, typed = override.key, override.typed or ABSENT
         if of_hydra(key):
             return Problem(
-                key, typed, "is none of Hydra's settings, or takes no such value",
+                key, typed, "is not a Hydra setting, or does not take this value",
                 "leave it out; python -m easyllm --cfg hydra shows them",
             )  # fmt: skip
         if override.delete:
             return Problem(
-                f"~{key}", typed, "takes out a group that is not chosen so",
-                f"leave it out, or give ~{key} alone for whatever is chosen",
+                f"~{key}", typed, "removes an option that is not chosen",
+                f"leave it out, or give ~{key} alone to remove any option",
             )  # fmt: skip
         if "@" in key:
             group = key.partition("@")[0]
             return Problem(
-                key, typed, f"{group} has no second place", f"give {group}={override.typed}"
+                key, typed, f"{group} cannot be placed elsewhere", f"give {group}={override.typed}"
             )  # fmt: skip
     missing = getattr(error, "missing_cfg_file", None)
     if missing:
@@ -73,7 +73,7 @@ def _of_words(error: Exception, groups: list[Override], library: Library) -> Pro
     return Problem(
         last.key if last else "defaults", last.typed if last else ABSENT,
         "cannot be composed with the rest",
-        "leave one group or recipe after the other out to see which; groups are maps of keys",
+        "leave out one group or recipe after the other to find which; groups are maps of keys",
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def _in_file(name: str, library: Library, seen: set[Path], below: Path | None) -
         is_override = isinstance(entry, dict) and any(str(k).startswith("override") for k in entry)
         if overriding and not is_override and entry != SELF and not problem:
             problem = _entry_problem(
-                file, entry, "stands after an override", "put the overrides at the end of defaults"
+                file, entry, "is after an override", "put the overrides at the end of defaults"
             )
         overriding = overriding or is_override
         if problem:
@@ -122,14 +122,14 @@ def _in_file(name: str, library: Library, seen: set[Path], below: Path | None) -
 def _of_entry(
     entry: Any, name: str, file: Path, library: Library
 ) -> tuple[Problem | None, list[str]]:
-    """What is wrong with an entry of ``defaults``, and the files that a sound one names."""
+    """What is wrong with an entry of ``defaults``, and the files that a valid one names."""
     group = name.rpartition("/")[0]
     if entry == SELF or entry is None:
         return None, []
     if isinstance(entry, str):
         return _of_option(file, entry, group if not entry.startswith("/") else "", [entry], library)
     if not isinstance(entry, dict) or len(entry) != 1:
-        why = "is none of: a name, or one 'group: option'"
+        why = "is neither a name nor one 'group: option'"
         return _entry_problem(file, entry, why, "begin each entry with its own '-'"), []
     ((key, value),) = entry.items()
     match = ENTRY.fullmatch(str(key))
@@ -201,7 +201,7 @@ def of_file(file: Path, error: Exception) -> Problem:
         return Problem(
             key, ABSENT, f"cannot be read: {error.strerror}", "give a file that can be read"
         )
-    if isinstance(error, OSError):  # OmegaConf's, of a number
+    if isinstance(error, OSError):  # OmegaConf's, for a number
         return Problem(key, ABSENT, "holds no map of keys", "write <key>: <value> lines")
     if isinstance(error, GrammarParseError):
         return Problem(

@@ -1,4 +1,4 @@
-"""What ``python -m easyllm`` says when nothing is asked of it."""
+"""The texts that ``python -m easyllm`` prints when no run is given."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from easyllm.cli.library import Library
 from easyllm.progress import columns
 from easyllm.spec.run import STAGES, RunSpec
 
-FIRST = (("python -m easyllm +recipe=demo", "the whole way, offline, on 2 CPU cores"),)
+FIRST = (("python -m easyllm +recipe=demo", "all stages, offline, on 2 CPU cores"),)
 THEN = (
     ("python -m easyllm +recipe=NAME key=value ...", "a recipe with your own values"),
     ("python -m easyllm +recipe=NAME stages=[]", "check the spec, start nothing"),
-    ("python -m easyllm +recipe=NAME +smoke=cpu", "the same run, shrunk to this machine"),
+    ("python -m easyllm +recipe=NAME +smoke=cpu", "the same run, reduced to fit this machine"),
     ("python -m easyllm -m +recipe=NAME key=1,2", "one run for each value"),
     ("python -m easyllm RUN_DIR/run.yaml", "a run again"),
     ("python -m easyllm --cfg job +recipe=NAME", "every key of a spec"),
 )
 FLAGS = (
     ("-m", "run each combination of the values that keys are given, as in seed=1,2"),
-    ("--config-dir FOLDER", "recipes and groups of your own, beside these"),
-    ("--trust", "import the code that a run.yaml names, wherever it lies; look at it before"),
-    ("--cfg job", "print the configuration; --package KEY a part of it"),
-    ("--info defaults", "print the files that it is composed of"),
-    ("--hydra-help", "what else Hydra, which composes it, can be asked"),
+    ("--config-dir FOLDER", "your own recipes and groups, besides these"),
+    ("--trust", "import the code that a run.yaml names from any folder; look at it first"),
+    ("--cfg job", "print the configuration; with --package KEY only a part"),
+    ("--info defaults", "print the files of which it is composed"),
+    ("--hydra-help", "print other options of Hydra, which composes it"),
     ("--version", "print the version"),
 )
 WIDEST = 100
-"""Columns of a line at most, on a wide terminal."""
+"""Most columns of a line, on a wide terminal."""
 
 
 def page(library: Library) -> str:
@@ -46,7 +46,7 @@ def page(library: Library) -> str:
 
 
 def help_page(library: Library) -> str:
-    """What ``--help`` says: the page, the groups with their options, the flags."""
+    """The text of ``--help``: the commands, the groups with their options, the flags."""
     groups = [(name, ", ".join(library.options(name))) for name in library.groups()]
     shown = [(f"{name}=", options) for name, options in groups if name != "recipe"]
     return "\n".join(
@@ -78,7 +78,7 @@ def _wrapped(first: str, text: str, indent: str = "  ") -> list[str]:
 
 
 def valid(run: RunSpec) -> str:
-    """What is said of a spec that was only checked."""
+    """The message about a spec that was only checked."""
     layout, hardware = run.parallelism, run.hardware
     ranks = hardware.ranks
     return (

@@ -26,7 +26,7 @@ from easyllm.spec.schema import flatten
 
 
 def inspect(arguments: Arguments, overrides: Sequence[Override]) -> int:
-    """Answer ``--cfg``, ``--info``, ``--help`` and their like."""
+    """Answer ``--cfg``, ``--info``, ``--help`` and similar flags."""
     flags = arguments.hydra_flags
     asked = [flag for flag in flags if SHELL.fullmatch(flag)]
     if "--cfg" in flags and "job" in flags:
@@ -37,8 +37,8 @@ def inspect(arguments: Arguments, overrides: Sequence[Override]) -> int:
 
 
 def _print_job(overrides: Sequence[Override], arguments: Arguments) -> int:
-    """The whole configuration, defaults included, which Hydra does not know; ``???`` stands for
-    what must be given."""
+    """Print the whole configuration with its defaults, which Hydra does not know; ``???`` marks
+    keys that must be given."""
     import yaml
 
     from easyllm.cli import interpolation
@@ -53,15 +53,14 @@ def _print_job(overrides: Sequence[Override], arguments: Arguments) -> int:
             config = config[name]
         print(f"# @package {package}")
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=1000)
-    print(text.removesuffix("...\n"), end="")  # which ends a value that stands alone
+    print(text.removesuffix("...\n"), end="")  # this mark ends a value that is alone
     return 0
 
 
 def sweep(arguments: Arguments, overrides: Sequence[Override]) -> int:
-    """One run for each combination of the values given, each as if typed by itself.
+    """Make one run for each combination of the given values, each as if typed by itself.
 
-    A point that fails or is refused does not keep the others from running. Returns 0 when
-    all were done, 1 otherwise.
+    If a point fails or is refused, the others still run. Returns 0 when all were done, 1 otherwise.
     """
     absent = _absent_choices(arguments, overrides)
     failed = [f"{group}={value}" for group, value in absent]
@@ -96,7 +95,7 @@ def _run_point(arguments: Arguments, words: list[str]) -> int:
     while True:
         try:
             return process.wait()
-        except KeyboardInterrupt:  # the point has had it too, and ends its ranks
+        except KeyboardInterrupt:  # the point got it too, and ends its ranks
             continue
         except Asked:
             process.send_signal(signal.SIGTERM)
@@ -117,7 +116,7 @@ def _absent_choices(arguments: Arguments, overrides: Sequence[Override]) -> list
 
 
 def _words(override: Override, absent: list[tuple[str, str]]) -> list[str]:
-    """The word of each point, in the order of its values, absent options left out."""
+    """The word of each point, in the order of its values, without absent options."""
     if not override.choices:
         return [override.text]
     key = override.text.partition("=")[0]
@@ -129,7 +128,7 @@ def _hydra(flags: list[str], words: list[str], arguments: Arguments, task: Any) 
 
     names = ["hydra.job.name=easyllm", "hydra.help.app_name='python -m easyllm'"]
     folder = [] if arguments.config_dir is None else ["--config-dir", str(arguments.config_dir)]
-    # "--": else argparse takes the first override for the value of a flag such as --info
+    # without "--" argparse takes the first override for the value of a flag such as --info
     sys.argv = [sys.argv[0], *folder, *flags, "--", *names, *words]
     decorate = hydra.main(
         config_path=str(arguments.library.own), config_name=ROOT, version_base="1.3"
@@ -164,4 +163,4 @@ def _absent_package(flags: list[str], config: dict[str, Any]) -> list[Problem]:
     if name is None or "job" not in flags or has(config, name):
         return []
     remedy = near(name, flatten(config)) or "give --package model, or another key that it has"
-    return [Problem("--package", name, "is no part of this configuration", remedy)]
+    return [Problem("--package", name, "is not a part of this configuration", remedy)]

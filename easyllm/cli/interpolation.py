@@ -1,4 +1,4 @@
-"""``${key}`` within values: replaced, or why it cannot be."""
+"""Replaces ``${key}`` within values, or reports why that is not possible."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ RESOLVERS = (ENVIRONMENT, "oc.select", "oc.decode", "oc.create", "oc.dict.keys",
 
 
 def resolved(config: dict[str, Any], found: list[Problem]) -> dict[str, Any]:
-    """``config`` with what its interpolations mean; what is wrong with them goes to ``found``,
-    and stays as it is."""
+    """``config`` with its interpolations replaced. Problems with them are added to ``found``, and
+    the values with problems are not changed."""
     if not _holds(config):
         return config
     from omegaconf import OmegaConf
@@ -84,7 +84,7 @@ def _without(plain: Any, keys: set[str], at: str = "") -> Any:
 def _problem(key: str, text: str, error: str, config: dict[str, Any]) -> Problem:
     itself = "\\${ is the characters themselves"
     if "Recursive" in error or "recursion" in error:
-        return Problem(key, text, "leads back to itself", f"give the value itself; {itself}")
+        return Problem(key, text, "refers to itself", f"give the value itself; {itself}")
     for name, rest in RESOLVER.findall(text):
         if name == ENVIRONMENT:
             variable = rest.partition(",")[0].strip()
@@ -94,8 +94,8 @@ def _problem(key: str, text: str, error: str, config: dict[str, Any]) -> Problem
             )  # fmt: skip
         known = near(name, RESOLVERS)
         return Problem(
-            key, text, f"{name} cannot be worked out from {rest}" if name in RESOLVERS
-            else f"there is no {name} that works out a value",
+            key, text, f"{name} cannot be computed from {rest}" if name in RESOLVERS
+            else f"there is no resolver {name}",
             f"{known} there are {', '.join(RESOLVERS)}; {itself}".strip(),
         )  # fmt: skip
     there = flatten(config)
@@ -103,7 +103,7 @@ def _problem(key: str, text: str, error: str, config: dict[str, Any]) -> Problem
         if name not in there:
             known = near(name, there)
             return Problem(
-                key, text, f"nothing here gives {name}",
+                key, text, f"no key {name} is given",
                 f"{known} give {name}=<value>, or name a key that is given; {itself}".strip(),
             )  # fmt: skip
-    return Problem(key, text, "cannot be worked out", f"name keys that are given; {itself}")
+    return Problem(key, text, "cannot be computed", f"name keys that are given; {itself}")

@@ -1,4 +1,4 @@
-"""The YAML files that can be composed: ours, and those of a user's ``--config-dir``."""
+"""The YAML files that can be composed: easyllm's, and those of a user's ``--config-dir``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from easyllm.spec.problems import ABSENT, Problem
 
 ROOT = "config"
-"""The file every run begins with."""
+"""The file with which every composition begins."""
 
 
 PACKAGE = "# @package "
-"""Begins the line that says where a file's keys are placed."""
+"""The beginning of the line that says where a file's keys are placed."""
 
 
 def shipped_folder() -> Path:
@@ -36,7 +36,7 @@ class Library:
         return [self.own] if self.user is None else [self.own, self.user]
 
     def is_group(self, key: str) -> bool:
-        """Whether an override of ``key`` chooses a file rather than setting a value."""
+        """Whether an override of ``key`` chooses a file instead of setting a value."""
         parts = [part for part in re.split(r"[./]", key.partition("@")[0]) if part]
         try:
             return bool(parts) and any(f.joinpath(*parts).is_dir() for f in self.folders)
@@ -96,15 +96,15 @@ class Library:
             if (self.own / name).is_file():
                 clashes.append(
                     Problem(
-                        "--config-dir", str(file), f"bears the name of a shipped {name}",
-                        "give it a name of its own; it may build on ours with "
+                        "--config-dir", str(file), f"has the name of a shipped {name}",
+                        "give it another name; it can build on easyllm's with "
                         f"'defaults: [{name.stem}]'",
                     )
                 )  # fmt: skip
         return clashes
 
     def line(self, group: str, option: str) -> str:
-        """What an option is, from the first sentence of the first comment of its file."""
+        """The description of an option: the first sentence of the first comment of its file."""
         text = ""
         for line in self.file(f"{group}/{option}").read_text("utf-8").splitlines():
             if line.startswith("#") and not line.startswith("# @package"):

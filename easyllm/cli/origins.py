@@ -1,5 +1,5 @@
-"""Where a key's value came from, and how it was written there. Worked out only when something
-has to be reported."""
+"""Where a key's value came from, and how it was written there. It is computed only when a problem
+is reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMAND_LINE = "command line"
 
 
 class Origin:
-    """From a dotted key to words such as 'command line'; empty where nothing gave it."""
+    """Gives the origin of a dotted key, such as 'command line'; empty where nothing gave it."""
 
     def __init__(self, overrides: list[Override] | None = None):
         self.overrides = overrides or []
@@ -25,7 +25,7 @@ class Origin:
         return COMMAND_LINE if self._on_command_line(key) else self._file(key)[0]
 
     def typed(self, key: str) -> str | None:
-        """The text of which a plain value was read; None where that is not known."""
+        """The text from which a plain value was read; None where that is not known."""
         given = self._on_command_line(key)
         if given is None:
             return _scalar(self._file(key)[1], key)
@@ -37,8 +37,8 @@ class Origin:
         return listed[int(number)] if listed is not None and within else None
 
     def quoted(self, key: str) -> str | None:
-        """How the text at ``key`` is written so that it is taken for text; None where the text is
-        not known."""
+        """How to write the text at ``key`` so that it is read as text; None where the text is not
+        known."""
         typed = self.typed(key)
         if typed is None:
             return None
@@ -62,20 +62,19 @@ class Origin:
         return None
 
     def _file(self, key: str) -> tuple[str, Any]:
-        """The file as it is shown, and the YAML node that stands at its top, placed in the spec
-        as (package, path)."""
+        """The file's name as it is shown, and its place in the spec as (package, path)."""
         return "", None
 
 
 class OfWords(Origin):
-    """Of what is wrong with the words themselves."""
+    """Origins for problems with the words themselves."""
 
     def __call__(self, key: str) -> str:
         return COMMAND_LINE
 
 
 class OfComposition(Origin):
-    """Origins for what ``compose`` made."""
+    """Origins for a configuration that ``compose`` made."""
 
     def __init__(self, overrides: list[Override], library: Library):
         super().__init__(overrides)
@@ -89,7 +88,7 @@ class OfComposition(Origin):
     def __call__(self, key: str) -> str:
         given = self._on_command_line(key)
         if given is not None and given.key == key and given.group:
-            return self._file(key)[0] or COMMAND_LINE  # what is wrong may be what the file holds
+            return self._file(key)[0] or COMMAND_LINE  # the problem may be in the file
         return super().__call__(key)
 
     def _file(self, key: str) -> tuple[str, Any]:
@@ -163,7 +162,7 @@ def _layers(words: tuple[str, ...], library: Library) -> list[tuple[str, Any, An
             for part in reversed([p for p in package.split(".") if p]):
                 tree = {part: tree}
             layers.append((_shown(file, library), tree, (package, file)))
-    except Exception:  # of Hydra, OmegaConf and YAML: what is wrong with the files is reported then
+    except Exception:  # from Hydra, OmegaConf and YAML: problems with the files are reported then
         return []
     return layers
 

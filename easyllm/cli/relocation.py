@@ -10,15 +10,15 @@ from typing import Any
 from easyllm.paths import RECORDS, RUN_FILE
 
 PLACES = (("data", "dir"), ("model", "cache"), ("model", "path"))
-"""Keys of what may have been moved along."""
+"""Keys of files that may have been moved together with the directory."""
 
 
 def relocated(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The configuration in ``file``, where that is the run.yaml of the directory it lies in,
-    for that directory and not for the one where it was written.
+    """The configuration in ``file``. If that is the run.yaml of its own directory, it is changed
+    for this directory, instead of the one where it was written.
 
-    A store, a cache and a model that are no longer where they were, and are in the same place
-    beside the directory, are taken from there.
+    A store, a cache or a model that is no longer at its old path, but is in the same place relative
+    to the directory, is taken from there.
     """
     found, written = dict(config), config.get("run_dir")
     folder = Path(os.path.abspath(file)).parent

@@ -1,4 +1,4 @@
-"""Problems as the user reads them."""
+"""How problems are shown to the user."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from easyllm.progress import columns
 from easyllm.spec.problems import ABSENT, TEXT, UNKNOWN, Problem
 
 LONGEST = 120
-"""Characters of a value that are shown."""
+"""Most characters of a value that are shown."""
 WIDEST = 96
-"""Columns of a line."""
+"""Most columns of a line."""
 
 
 def refuse(problems: Sequence[Problem], origin: Origin) -> int:

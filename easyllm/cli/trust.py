@@ -1,7 +1,8 @@
 """Whether code may be imported from the folders that a spec file names.
 
-A run.yaml that comes from elsewhere says in ``components.path`` where modules lie, and whoever
-runs it runs their code. Folders that its user works in or names are taken without a word.
+A run.yaml from another person names folders of modules in ``components.path``, and a user who runs
+it runs their code. Folders in which the user works, or which the user names, are accepted without a
+message.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ KEY = "components.path"
 
 
 def check(arguments: Arguments, file: Path, overrides: list[Override]) -> None:
-    """Nothing has been imported yet. Raises SpecError where ``file`` names a folder that is not
-    below the current one or ``--config-dir``, nor on the command line, and ``--trust`` is not
-    given."""
+    """Check the folders before anything is imported. Raises SpecError where ``file`` names a folder
+    that is not below the current one or ``--config-dir``, nor on the command line, and ``--trust``
+    is not given."""
     configs = [from_file(file, overrides)]
     if overrides:
-        # which run the file itself describes is found out by reading it without them
-        with contextlib.suppress(SpecError):  # by hand, and whole with them only
+        # the run that the file itself describes is found by reading it without them
+        with contextlib.suppress(SpecError):  # it may be handwritten and complete only with them
             configs.append(from_file(file, []))
     homes = [Path.cwd(), *filter(None, [arguments.config_dir]), *map(Path, _given(overrides))]
     foreign = {folder: config for config in reversed(configs) for folder in _foreign(config, homes)}
@@ -48,9 +49,9 @@ def _foreign(config: Mapping[str, Any], homes: list[Path]) -> list[str]:
 
 
 def _given(overrides: list[Override]) -> Iterator[str]:
-    """The folders that stand on the command line."""
+    """The folders that are given on the command line."""
     for override in overrides:
-        if override.key.startswith(f"{KEY}."):  # one of the list
+        if override.key.startswith(f"{KEY}."):  # one item of the list
             yield str(override.value)
         elif isinstance(laid := tree(override), Mapping):
             yield from places(laid)[1]
@@ -68,11 +69,11 @@ def _problem(folder: str, config: Mapping[str, Any]) -> Problem:
 
 
 def _names(config: Mapping[str, Any]) -> str:
-    """What the spec names of the modules that it allows."""
+    """The names in the spec that are from the modules it allows."""
     allow, _ = places(config)
     values = [value for value in flatten(config).values() if isinstance(value, str)]
     found = {v for v in values if any(v.startswith(f"{prefix}.") for prefix in allow)}
-    return ", ".join(sorted(found)) or "modules that are found nowhere else"
+    return ", ".join(sorted(found)) or "modules that are not found elsewhere"
 
 
 def _real(folder: str) -> Path:

@@ -1,1 +1,1 @@
-"""Runs the stages of a spec in order: the only writer of records."""
+"""Runs the stages of a spec in order. Nothing else writes records."""

@@ -1,4 +1,4 @@
-"""Whether a run may land in its directory."""
+"""Whether a run may use its directory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from easyllm.spec.run import STAGES, RunSpec
 from easyllm.stages import load
 
 OUTPUTS = ("export.output", "inference.output")
-"""Keys by which a run has several results of one kind."""
+"""Keys by which a run can have several results of one kind."""
 
 ENDS = ("export", "infer")
-"""Stages on whose keys no later one depends."""
+"""Stages whose keys no later stage depends on."""
 
 
 def problems(run: RunSpec) -> list[Problem]:
-    """Why ``run`` must not go into the directory it names: another run's work lies there."""
+    """Why ``run`` must not use the directory that it names: it holds another run's work."""
     paths = RunPaths(run)
     if not paths.root.is_dir():
         return []
@@ -55,12 +55,12 @@ def problems(run: RunSpec) -> list[Problem]:
 
 
 def _spoiled(run: RunSpec) -> dict[str, tuple[Any, Any]]:
-    """Keys, with their values then and now, that were read by a stage which has left something
-    behind and cannot go on from it."""
+    """Keys, with their old and new values, that were read by a stage whose results are in the
+    directory and which cannot continue from them."""
     found = {}
     for name in STAGES:
         if name in ENDS and name not in run.stages:
-            continue  # it has what it was asked for
+            continue  # it already has its result
         stage = load(name)
         record = records.read(run, stage)
         if record is None or not left_something(run, name, record):
@@ -72,7 +72,7 @@ def _spoiled(run: RunSpec) -> dict[str, tuple[Any, Any]]:
 
 
 def left_something(run: RunSpec, stage: str, record: Mapping[str, Any]) -> bool:
-    """Whether a stage with this record has made something that lies in the run's directory."""
+    """Whether a stage with this record has made something that is in the run's directory."""
     if record.get("status") == records.DONE and record.get("outputs"):
         return True
     return stage == "train" and _has_entries(RunPaths(run).checkpoints)

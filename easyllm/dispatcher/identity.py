@@ -1,4 +1,4 @@
-"""What makes two runs the same run, and two stores the same store."""
+"""How runs and stores are identified: names and addresses derived from the spec."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from easyllm.spec.types import Location
 
 
 def resolved(run: RunSpec) -> RunSpec:
-    """``run`` with every place named and absolute, so that it means the same from any folder."""
+    """``run`` with every path given and absolute, so that it means the same from any folder."""
     run = _absolute(run)
     runs = Path.cwd() / RUNS
     if run.model.cache is None:
@@ -35,12 +35,12 @@ def resolved(run: RunSpec) -> RunSpec:
 
 
 def moved(before: RunSpec, after: RunSpec) -> RunSpec:
-    """``after``, which is the resolved ``before`` with some keys changed, in places of its own.
+    """``after``, which is the resolved ``before`` with some keys changed, with its own paths.
 
-    A place that was derived from what ``before`` holds is derived anew beside the old one;
-    a place that was given stays. Both are named by what was typed: without ``model.revision``,
-    where the run found that by itself. In a new directory the model that ``before`` trained
-    answers. Raises SpecError where that is not exported.
+    A path that was derived from the keys of ``before`` is derived again, beside the old one; a path
+    that was given is kept. Both are named by what was typed: without ``model.revision``, where the
+    run found that by itself. In a new directory the model that ``before`` trained generates the
+    answers. Raises SpecError if that model is not exported.
     """
     assert before.data.dir and before.run_dir and after.data.dir and after.run_dir
     if after.data.dir == before.data.dir:
@@ -58,7 +58,7 @@ def moved(before: RunSpec, after: RunSpec) -> RunSpec:
 
 
 def _beside(place: str, name: Callable[[RunSpec], str], before: RunSpec, after: RunSpec) -> str:
-    """The place of ``after`` beside that of ``before``, where that was derived by ``name``; else
+    """The path of ``after`` beside that of ``before``, if that was derived by ``name``; otherwise
     the same."""
     pairs = [(before, after)]
     if before.model.revision is not None:
@@ -76,8 +76,8 @@ def _unpinned(run: RunSpec) -> RunSpec:
 
 
 def _trained(run: RunSpec) -> str:
-    """The model that a run has made. Raises SpecError where it is not exported."""
-    from easyllm.inference.prompts import model_path  # not on the way of every command
+    """The model that a run has made. Raises SpecError if it is not exported."""
+    from easyllm.inference.prompts import model_path  # not needed by every command
 
     try:
         return model_path(run)
@@ -87,11 +87,11 @@ def _trained(run: RunSpec) -> str:
 
 
 def run_folder(run: RunSpec) -> str:
-    """``<name>-<hash>``: where a run lands by default.
+    """``<name>-<hash>``, the default folder of a run.
 
-    Places, the engines of the data stages and of the tokenizer, workers and memory, how ranks
-    are started, which stages are asked for and how the model is exported and served do not make
-    another run; the content of the sources does.
+    Paths, the engines of the data stages and of the tokenizer, workers and memory, how ranks are
+    started, the chosen stages, and how the model is exported and served do not make another run.
+    The content of the sources does.
     """
     plain = write(run)
     for key in ("run_dir", "stages", "export", "serving"):
@@ -101,16 +101,17 @@ def run_folder(run: RunSpec) -> str:
     for key in ("cache", "encoder", "engine", "workers", "memory_gb") + (("dir",) * derived):
         del plain["data"][key]
     if run.model.revision is None:
-        del plain["model"]["revision"]  # the names of older runs stay
+        del plain["model"]["revision"]  # so that the names of older runs do not change
     del plain["model"]["cache"], plain["training"]["resume"]
     del plain["hardware"]["launcher"], plain["hardware"]["timeout_s"]
     return f"{run.name}-{stable_hash([plain, address], 8)}"
 
 
 def store_address(run: RunSpec) -> str:
-    """A hash of everything that decides what the token store holds, the sources' files included."""
+    """A hash of everything that decides what the token store holds, including the sources'
+    files."""
     revision = run.model.revision if run.data.tokenizer.of_model(run) else None
-    given = [revision] if revision else []  # the names of older stores stay
+    given = [revision] if revision else []  # so that the names of older stores do not change
     return stable_hash([tokens_identity(run), run.data.partitions, run.seed, *given], 12)
 
 
@@ -143,5 +144,5 @@ def _located(value: Any, mark: Location) -> Any:
         return tuple(_located(v, mark) for v in value)
     if not isinstance(value, str) or "://" in value:
         return value
-    absolute = Path(os.path.abspath(Path(value).expanduser()))  # a link stays a link
+    absolute = Path(os.path.abspath(Path(value).expanduser()))  # a link is not resolved
     return value if mark.or_hub and not absolute.exists() else str(absolute)

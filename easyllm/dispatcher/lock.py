@@ -1,4 +1,4 @@
-"""One live run a directory."""
+"""Allows one running process in a run's directory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Occupied(Exception):
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process; it is made if need be, and goes again when nothing
-    was put into it. Raises Occupied naming the process that holds it.
+    """Lock ``folder`` for this process. It is made if necessary, and removed again if it is still
+    empty. Raises Occupied, which names the process that holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"

@@ -1,4 +1,4 @@
-"""Which commit of a model on the hub a run takes: settled once, before anything is started."""
+"""Chooses the commit of a model on the hub that a run uses, once, before anything is started."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def pinned(run: RunSpec) -> RunSpec:
     """``run`` with the commit of its model, where ``model.path`` is on the hub and no revision is
     given.
 
-    A run that has begun keeps the commit that it began with. Else it is what the hub's main branch
-    is at or, where the hub does not answer, what its cache on this machine holds. A run of which
-    no stage takes the model asks nobody. Raises SpecError where there is no such revision, or none
-    can be found out.
+    A run that has started keeps its first commit. Otherwise it takes the commit of the hub's main
+    branch or, if the hub does not answer, the one in the hub's cache on this machine. A run whose
+    stages do not use the model does not ask the hub. Raises SpecError if there is no such revision,
+    or if none can be found.
     """
     path, revision = run.model.path, run.model.revision
     if path is None or _is_local(path):
@@ -37,7 +37,7 @@ def pinned(run: RunSpec) -> RunSpec:
     if not any(load(name).fetches(run) for name in run.stages):
         return run
     if revision is not None and source.snapshot(path, revision) is not None:
-        return run  # given, and fetched before
+        return run  # given, and already downloaded
     try:
         found = source.commit(path, revision)
     except WrongValue as error:
@@ -47,7 +47,7 @@ def pinned(run: RunSpec) -> RunSpec:
         message = what.removeprefix(f"{path}: ")
         raise SpecError([Problem("model.path", path, message, remedy)]) from None
     if revision is not None:
-        return run  # stays as it was typed
+        return run  # kept as it was typed
     summary.say(f"model.revision: {path} is at {found}")
     return _at(run, found)
 
@@ -64,8 +64,8 @@ def _at(run: RunSpec, revision: str | None) -> RunSpec:
 
 
 def _begun_with(run: RunSpec, path: str) -> tuple[bool, str | None]:
-    """Whether a run with this model lies in the directory already, and its revision: None where it
-    is older than revisions, or began without the model."""
+    """Whether the directory already holds a run with this model, and its revision: None where it is
+    older than revisions, or began without the model."""
     for keys in _told(run):
         if keys.get("model.path") == path and keys.get("model.revision"):
             return True, str(keys["model.revision"])
@@ -78,9 +78,11 @@ def _begun_with(run: RunSpec, path: str) -> tuple[bool, str | None]:
 
 
 def _told(run: RunSpec) -> Iterator[Mapping[str, Any]]:
-    """The keys of the run in the directory by what says them: its run.yaml, and where that is
-    gone the records of its stages."""
-    with contextlib.suppress(Exception):  # of YAML, OmegaConf, the disk: a damaged one says nothing
+    """The keys of the run in the directory, from its run.yaml, or from the records of its stages if
+    that is missing."""
+    with contextlib.suppress(
+        Exception
+    ):  # from YAML, OmegaConf or the disk: a damaged file gives nothing
         yield flatten(runfile.load_plain(RunPaths(run).spec))
     for name in STAGES:
         record = records.read(run, load(name)) or {}

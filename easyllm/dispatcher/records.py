@@ -1,4 +1,4 @@
-"""What became of each stage, and whether it has to run again."""
+"""The results of stages, and whether a stage has to run again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
 
 
 def read(run: RunSpec, stage: Stage) -> dict[str, Any] | None:
-    """The stage's record; None where there is none that can be read."""
+    """The stage's record; None where no readable record exists."""
     try:
         return read_record(RunPaths(run).record(stage.record(run)))
     except (OSError, ValueError):
@@ -52,7 +52,7 @@ def save(
 
 
 def changed(run: RunSpec, stage: Stage, record: Mapping[str, Any] | None) -> str:
-    """Why the stage has to run; empty when what it made still stands."""
+    """Why the stage has to run; empty when its results are still valid."""
     if record is None:
         return "not run yet"
     if record.get("status") != DONE:
@@ -63,27 +63,29 @@ def changed(run: RunSpec, stage: Stage, record: Mapping[str, Any] | None) -> str
         return "its inputs have changed"
     outputs = stage.outputs(run)
     if not outputs:
-        return "runs each time"
+        return "runs every time"
     made = record.get("outputs") or {}
     root = RunPaths(run).root
-    # a path that is absolute stays what it is; what a user has put beside it does not count
+    # an absolute path is not changed; files that a user has put beside it do not count
     there = all(fingerprint(root / name) == was for name, was in made.items())
     if not there or _name(run, outputs[0]) not in made or not stage.whole(run):
-        return "what it made is gone or has changed"
+        return "its results are missing or have changed"
     return ""
 
 
 def differences(
     run: RunSpec, stage: Stage, record: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """The keys that the stage reads whose values differ, with the record's and the run's.
+    """The keys read by the stage whose values differ, with the value of the record and that of the
+    run.
 
-    A key that the record lacks has its default there: the field did not exist yet.
+    A key that is not in the record counts as its default there, because the field did not exist
+    yet.
     """
     old, new = record.get("spec") or {}, keys_read(run, stage)
     found = {}
     for key in [*new, *(key for key in old if key not in new)]:
-        # a damaged record without any key says nothing
+        # a damaged record without any key gives nothing
         before = old[key] if key in old else default(run, key) if old else ABSENT
         after = new.get(key, ABSENT)
         if before != after:
@@ -105,7 +107,7 @@ def _fingerprints(run: RunSpec, paths: Sequence[Path | str]) -> dict[str, str]:
 
 
 def _name(run: RunSpec, path: Path | str) -> str:
-    """A path in the run's directory from there on, so that the directory may be moved."""
+    """A path in the run's directory relative to it, so that the directory may be moved."""
     root = RunPaths(run).root
     if isinstance(path, Path) and path.is_relative_to(root):
         return str(path.relative_to(root))

@@ -1,4 +1,4 @@
-"""Stages in order, each in processes of its own, each leaving one record."""
+"""Runs stages in order, each in its own processes; each one writes one record."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from easyllm.stages.base import Stage
 def dispatch(run: RunSpec) -> int:
     """Run the stages of a resolved spec in its directory; returns the exit status.
 
-    Raises SpecError, with nothing started, where the directory belongs to another run.
+    Raises SpecError before anything is started if the directory belongs to another run.
     """
     run = pinned(run)
     paths = RunPaths(run)
@@ -55,20 +55,20 @@ def dispatch(run: RunSpec) -> int:
 
 
 def _file(run: RunSpec) -> Path:
-    """Where the stages read the spec. A command that trains nothing leaves alone what ``run.yaml``
-    says of a training."""
+    """The file from which the stages read the spec. A command that does not train leaves the
+    ``run.yaml`` of a training unchanged."""
     paths = RunPaths(run)
     if "train" in run.stages or not paths.spec.exists():
         return paths.spec
     try:
         stages = runfile.load_plain(paths.spec).get("stages")
-    except Exception:  # of YAML, OmegaConf, the disk: a damaged one is written anew
+    except Exception:  # from YAML, OmegaConf or the disk: a damaged file is written again
         return paths.spec
     return paths.command if isinstance(stages, list) and "train" in stages else paths.spec
 
 
 def _missing(run: RunSpec) -> list[Problem]:
-    """What the stages stand on and no stage of the run makes."""
+    """Problems with files that the stages need and that no stage of the run makes."""
     found = []
     for name in run.stages:
         try:
@@ -80,8 +80,8 @@ def _missing(run: RunSpec) -> list[Problem]:
 
 
 def run_on_machines(run: RunSpec, file: Path) -> int:
-    """The stages, which read ``file``, with all machines of the run at hand; the status, which
-    all end with."""
+    """Run the stages, which read ``file``, with all machines of the run; returns the exit status of
+    all."""
     status = FAILED
     try:
         with run.hardware.launcher.opened(run.hardware.nodes, lambda: status) as launcher:
@@ -120,12 +120,12 @@ def _stages(run: RunSpec, file: Path, launcher: Launch) -> int:
     if status == DONE:
         summary.table(run, made, time.monotonic() - begun)
     elif status in (STOPPED, INTERRUPTED):
-        summary.say(f"to go on, run the same command again, or: {summary.again(run, file)}")
+        summary.say(f"to resume, run the same command again, or: {summary.again(run, file)}")
     return status
 
 
 def _run(run: RunSpec, file: Path, stage: Stage, launcher: Launch) -> tuple[int, dict[str, Any]]:
-    """One stage through the launcher; its exit status and record."""
+    """Run one stage with the launcher; returns its exit status and record."""
     paths = RunPaths(run)
     logs, started = paths.logs(stage.name), datetime.now(UTC)
     ranks = stage.ranks(run)
@@ -156,8 +156,8 @@ def _run(run: RunSpec, file: Path, stage: Stage, launcher: Launch) -> tuple[int,
         summary.say(summary.line(record))
         return DONE, record
     if code in (STOPPED, TERMINATED):
-        # without words it was not the first rank that stopped
-        why = _saved(logs) or "stopped by a signal; what it had is saved"
+        # without a message it was not the first rank that stopped
+        why = _saved(logs) or "stopped by a signal; its progress is saved"
         summary.say(f"{stage.name}: {why}")
         return STOPPED, records.save(run, stage, records.INTERRUPTED, started, error=why)
     error, fixable = reports.cause(logs, code)
@@ -166,7 +166,7 @@ def _run(run: RunSpec, file: Path, stage: Stage, launcher: Launch) -> tuple[int,
 
 
 def _saved(logs: Path) -> str:
-    """What the first rank said of what it saved before it stopped; empty where it did not."""
+    """The first rank's message about what it saved before it stopped; empty where there is none."""
     try:
         return str(read_json(logs / "stopped.json")["message"])
     except (OSError, ValueError, KeyError):
@@ -174,7 +174,7 @@ def _saved(logs: Path) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Ranks import the same easyllm as this process, wherever it was started."""
+    """The environment in which ranks import the same easyllm as this process, from any folder."""
     package = str(Path(__file__).resolve().parents[2])
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return {"PYTHONPATH": os.pathsep.join([package, *filter(None, known)])}

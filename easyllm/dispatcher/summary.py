@@ -1,4 +1,4 @@
-"""What a run says while it goes and when it is done."""
+"""The messages of a run while it runs and when it is done."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def failure(stage: str, error: str, logs: Path | None) -> None:
 
 
 def shown(path: Path | str) -> str:
-    """A path as short as it can be from here."""
+    """The shortest form of a path from the current folder."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
 
 def again(run: RunSpec, file: Path) -> str:
-    """The command that runs a spec on disk from here, in which code of the user's own that lies
-    elsewhere has to be trusted once more."""
+    """The command that runs a spec on disk from the current folder. User code in other folders has
+    to be trusted again with a flag."""
     trust = " --trust" if outside(run.components.path, [Path.cwd()]) else ""
     return f"{command()} {shlex.quote(shown(file))}{trust}"
 
@@ -55,7 +55,7 @@ def line(record: Record) -> str:
 
 
 def table(run: RunSpec, made: Sequence[tuple[Record, bool]], seconds: float) -> None:
-    """The closing table: what was made, where it lies, how it went, what to try next."""
+    """Print the closing table: the results, their places, the metrics, and what to try next."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -137,7 +137,7 @@ def _next(run: RunSpec) -> list[tuple[str, str]]:
     if not paths.metrics.exists():
         ideas.clear()
     written = paths.gguf if paths.gguf.is_file() else paths.export
-    if written.is_file() or (written / "config.json").is_file():  # an adapter has none
+    if written.is_file() or (written / "config.json").is_file():  # an adapter cannot be served
         ideas += [
             ("serve the model", f"{rerun} stages=[serve]"),
             ("ask it something", f"{command()} stages=[infer]{_like(run)} "
@@ -150,7 +150,7 @@ def _next(run: RunSpec) -> list[tuple[str, str]]:
 
 
 def _like(run: RunSpec) -> str:
-    """Words that make another run use this one's kind of device and prompt."""
+    """Words with which another run uses this one's kind of device and prompt."""
     words = " inference.chat=true" if run.inference.chat else ""
     return words + (" hardware=h100 model.dtype=bfloat16" if run.hardware.device == "cuda" else "")
 

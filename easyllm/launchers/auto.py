@@ -1,4 +1,4 @@
-"""The launcher that fits where a run is started."""
+"""The launcher that is chosen by the environment in which a run is started."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Auto(Launcher):
         if found is None:
             yield Problem(
                 "hardware.nodes", run.hardware.nodes,
-                "nothing here tells how to reach the other machines: no NODE_RANK and MASTER_ADDR, "
+                "it is not known how to reach the other machines: no NODE_RANK and MASTER_ADDR, "
                 f"no Slurm job, no {HOSTFILE}",
                 f"name a launcher in {key}._target_, e.g. easyllm.launchers.ssh.Ssh with "
                 f"{key}.hostfile=<file>, or choose hardware of one node",
@@ -41,7 +41,7 @@ class Auto(Launcher):
             yield from found.missing(key, run)
 
     def chosen(self, nodes: int) -> Launcher | None:
-        """The launcher for ``nodes`` machines; None where nothing tells."""
+        """The launcher for ``nodes`` machines; None where it is not known."""
         own = {"env": self.env, "pass_env": self.pass_env, "grace": self.grace}
         there = os.environ.keys()
         if nodes == 1:
@@ -55,7 +55,7 @@ class Auto(Launcher):
 
     def _sure(self, nodes: int) -> Launcher:
         if (found := self.chosen(nodes)) is None:
-            raise UserError(f"hardware.nodes={nodes}: nothing tells how to reach them")
+            raise UserError(f"hardware.nodes={nodes}: it is not known how to reach them")
         return found
 
     def follows(self, nodes: int) -> bool:
@@ -68,7 +68,7 @@ class Auto(Launcher):
     @contextlib.contextmanager
     def opened(self, nodes: int, status: Callable[[], int]) -> Iterator[Launch]:
         found = self.chosen(nodes)
-        if found is None:  # stages of one rank need nothing of it
+        if found is None:  # stages of one rank do not need it
             yield self
             return
         with found.opened(nodes, status) as launch:

@@ -15,11 +15,11 @@ from easyllm.spec.run import RunSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Local(Launcher):
-    """Starts every rank on this machine, each in a session of its own.
+    """Starts every rank on this machine, each in its own session.
 
-    SIGTERM and SIGUSR1 to this process are passed on to the ranks as SIGTERM; they save and
-    end with status 75. So does a first Ctrl-C, after which KeyboardInterrupt is raised; a second
-    one ends the ranks at once.
+    SIGTERM and SIGUSR1 to this process are passed on to the ranks as SIGTERM; they save and end
+    with status 75. A first Ctrl-C does the same, and then KeyboardInterrupt is raised. A second
+    Ctrl-C ends the ranks at once.
     """
 
     def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:

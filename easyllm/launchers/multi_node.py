@@ -1,4 +1,4 @@
-"""Several machines as one: the one that owns the run, and an agent on each other.
+"""Launching on several machines: one machine owns the run, and each other machine has an agent.
 
 The owner listens, the agents (``easyllm.launchers.remote.agent``) connect to it; each launch is
 sent to them, and their ranks are watched like its own.
@@ -43,7 +43,7 @@ from easyllm.spec.roles import Launcher
 from easyllm.spec.types import PositiveFloat
 
 HELLO = 5.0
-"""Seconds who connects has for each answer until it is known."""
+"""Seconds that a new connection has for each answer until it is admitted."""
 
 
 class Agent:
@@ -71,7 +71,7 @@ class Agent:
     def _listen(self) -> None:
         while (message := self.channel.receive()) is not None:
             if "asked" in message:
-                # what asks one machine to stop asks the run
+                # a request to one machine to stop is a request to the run
                 os.kill(os.getpid(), signal.SIGTERM)
             elif rank := self.ranks.get(message["rank"]):
                 if "output" in message:
@@ -164,13 +164,13 @@ class Machines:
         return watch(starting(), logs, self.grace)
 
     def close(self, status: int) -> None:
-        """Tell the agents how the run ended, so that they end as it did."""
+        """Send the agents the run's exit status, so that they end with the same."""
         for agent in self.agents:
             agent.channel.send({"bye": status})
 
 
 class AgentRendezvous:
-    """A port at which the agents of a run are awaited."""
+    """A port on which the owner waits for the agents of a run."""
 
     def __init__(self, address: str, port: int, token: str):
         self.token = token
@@ -222,18 +222,17 @@ class AgentRendezvous:
         return [found[index] for index in range(len(names))]
 
     def _admitted(self, channel: Channel, count: int, found: Mapping[int, Agent]) -> int | None:
-        """The number of the machine that has connected; None for one that is not wanted."""
+        """The number of the machine that has connected; None for one that is not part of the
+        run."""
         channel.connection.settimeout(HELLO)
         facts = admit(channel, self.token)
         if facts is None:
-            return None  # which gets no messages
+            return None  # it gets no messages
         index, version = facts.get("node"), facts.get("version")
         if version != __version__:
             refusal = f"this machine has easyllm {version}, the run {__version__}"
         elif not isinstance(index, int) or not 0 <= index < count:
-            refusal = (
-                f"the run is on {count + 1} machines, and this one calls itself number {index}"
-            )
+            refusal = f"the run is on {count + 1} machines, but this one has number {index}"
         elif index in found:
             refusal = f"another machine is number {index + 1} already"
         else:
@@ -285,20 +284,20 @@ class AgentLauncher(Launcher):
         """The names of the machines, this one's first. Raises UserError."""
 
     def address(self, name: str) -> str:
-        """A name or address that machines reach each other under."""
+        """A name or address by which machines reach each other."""
         return name
 
     @abc.abstractmethod
     def start(
         self, names: Sequence[str], gathering: AgentRendezvous, env: Mapping[str, str], logs: Path
     ) -> list[subprocess.Popen[bytes]]:
-        """Start an agent on each of the other machines; their words go to ``node-<n>.log``."""
+        """Start an agent on each of the other machines; their output goes to ``node-<n>.log``."""
 
     def look(
         self, started: Sequence[subprocess.Popen[bytes]], names: Sequence[str], logs: Path
     ) -> None:
-        """Raises UserError where an agent has ended before it connected, Asked where that was
-        asked to stop."""
+        """Raises UserError if an agent has ended before it connected, or Asked if it was asked to
+        stop."""
         for number, process in enumerate(started, 1):
             if process.poll() == STOPPED:
                 raise Asked
@@ -327,13 +326,13 @@ def own_address(name: str) -> str:
                 return address
     raise UserError(
         f"{name}, the first machine of the run, is not this one or has no address that others can "
-        "reach: a run is owned by its first machine. Start it there, or put this machine's name "
+        "reach: the first machine owns the run. Start it there, or put this machine's name "
         "or address first"
     )
 
 
 def _ended(process: subprocess.Popen[bytes]) -> None:
-    """Wait for what started an agent, which ends with it."""
+    """Wait for the process that started an agent, which ends with the agent."""
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:

@@ -28,7 +28,7 @@ LOST = 255
 """Status of a rank whose machine is out of reach."""
 
 FEW_THREADS = "EASYLLM_FEW_THREADS"
-"""Variable that is set where a rank has one thread since nobody said how many."""
+"""Variable that is set where a rank has one thread because no number was given."""
 
 POLL = 0.05
 """Seconds between looks at the ranks."""
@@ -37,19 +37,19 @@ SETTLE = 0.3
 """Seconds for the other ranks to end after one has failed."""
 
 CAUSE = 3.0
-"""Seconds to wait for the cause where what is known is but the loss of another rank."""
+"""Seconds to wait for the cause where only the loss of another rank is known."""
 
 HURRY = 2.0
 """Seconds for ranks to end after a second Ctrl-C."""
 
 STACKS = 5.0
-"""Seconds for all ranks to notice a hang, and then for the stacks of those that did not."""
+"""Seconds for all ranks to notice a hang, and then for the stacks of the ranks that did not."""
 
 Output = Path | Callable[[bytes], None]
 
 
 class Rank(abc.ABC):
-    """One rank, here or on another machine."""
+    """One rank, on this or on another machine."""
 
     index: int
     node: str
@@ -61,7 +61,7 @@ class Rank(abc.ABC):
 
     @abc.abstractmethod
     def send(self, number: int) -> None:
-        """Send a signal to the rank and what it has started."""
+        """Send a signal to the rank and the processes that it has started."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -82,7 +82,7 @@ class Position:
     node: str = ""
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """``base`` and what a rank needs to find the others."""
+        """``base`` and the variables with which a rank finds the others."""
         own = {
             **base,
             "RANK": str(self.rank),
@@ -98,9 +98,9 @@ class Position:
             own[reports.NODE] = self.node
         if self.ranks > 1 and "OMP_NUM_THREADS" not in own:
             own["OMP_NUM_THREADS"] = own[FEW_THREADS] = "1"
-        # Threads that wait by spinning slow each other down 5 to 10 times on a busy machine.
+        # Threads that wait by spinning slow each other down by 5 to 10 times on a busy machine.
         own.setdefault("OMP_WAIT_POLICY", "passive")
-        # of the bars of other libraries too, which see a pipe and not how wide the terminal is
+        # also for the bars of other libraries, which see a pipe and not the terminal's width
         own.setdefault("TQDM_NCOLS", str(columns() - 1))
         if sys.stderr.isatty():
             own[ON_TERMINAL] = str(columns())
@@ -108,10 +108,10 @@ class Position:
 
 
 class Process(Rank):
-    """A rank of this machine: a process group of its own.
+    """A rank on this machine, in its own process group.
 
-    To be made in the main thread: a rank that ties its life to its parent's
-    (PR_SET_PDEATHSIG) dies with the thread that forked it.
+    It must be made in the main thread: a rank that is to end with its parent (PR_SET_PDEATHSIG) is
+    killed when the thread that forked it ends.
     """
 
     def __init__(
@@ -141,8 +141,8 @@ class Process(Rank):
 
     def look(self) -> int | None:
         if self.status is None:
-            # The group goes before its leader is reaped, while its number cannot be
-            # another's: what a rank leaves behind would hold its output open.
+            # The group is killed before its leader is reaped, while its number cannot be reused.
+            # Processes that a rank leaves behind would keep its output open.
             ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
             if os.waitid(os.P_PID, self.process.pid, ended) is not None:
                 self._kill()
@@ -174,7 +174,7 @@ def _read(stream: IO[bytes], take: Callable[[bytes], None]) -> None:
 
 
 class Tee:
-    """Copies output to a log and to the terminal as it comes, byte for byte."""
+    """Copies output to a log and to the terminal as it arrives, byte for byte."""
 
     def __init__(self, log: Path, shown: bool):
         self.log, self.file = log, log.open("wb", buffering=0)
@@ -185,25 +185,26 @@ class Tee:
         if self.written:
             try:
                 self.file.write(chunk)
-            except OSError as error:  # the disk is full: the stage may end well all the same
+            except OSError as error:  # the disk is full, but the stage may still succeed
                 self.written = False
                 print(f"{self.log} ends here: {error}", file=sys.stderr, flush=True)
         if self.terminal is not None:
             try:
                 self.terminal.write(chunk)
                 self.terminal.flush()
-            except (OSError, ValueError):  # the terminal has gone, the log stays
+            except (OSError, ValueError):  # the terminal is closed, but the log continues
                 self.terminal = None
 
 
 def watch(starting: Iterable[Rank], logs: Path, grace: float) -> int:
-    """Run ranks, which are started as they are taken, until all have ended or one has failed.
+    """Run ranks, which start as they are taken from the iterable, until all have ended or one has
+    failed.
 
-    SIGTERM, SIGUSR1 and the first Ctrl-C reach the ranks as SIGTERM, and they may save for as
-    long as that takes; a second Ctrl-C ends them at once. When one rank fails the others are
-    ended: asked first, ``grace`` seconds later killed. Reports lie in ``logs``.
-    Returns 0, STOPPED, or the status of the rank that failed first. Raises KeyboardInterrupt
-    once all have ended after a Ctrl-C.
+    SIGTERM, SIGUSR1 and the first Ctrl-C reach the ranks as SIGTERM, and they may save for as long
+    as that takes; a second Ctrl-C ends them at once. When one rank fails, the others get SIGTERM,
+    and ``grace`` seconds later they are killed. Reports are in ``logs``. Returns 0, STOPPED, or the
+    status of the rank that failed first. Raises KeyboardInterrupt once all have ended after a
+    Ctrl-C.
     """
     ranks: list[Rank] = []
     with stop_signals() as asked, ctrl_c(asked) as pressed:
@@ -243,9 +244,9 @@ def _failed(ranks: list[Rank]) -> int | None:
 
 
 def _cause(ranks: list[Rank], logs: Path, status: int, terminated: bool) -> int:
-    """The status that tells most. A rank that is killed takes the others, which lose their
-    connection to it, along within moments, and they may be seen first. One that was ``terminated``
-    to stop before it could hear ends by the signal."""
+    """The status of the rank that is the cause. After a rank is killed, the others lose their
+    connection to it and soon fail too, and they may be seen first. A rank that was ``terminated``
+    before it handled the signal ends by it."""
     _await(ranks, SETTLE)
     if terminated and TERMINATED in [rank.look() for rank in ranks]:
         return TERMINATED
@@ -264,31 +265,31 @@ def _cause(ranks: list[Rank], logs: Path, status: int, terminated: bool) -> int:
 
 
 def _reported(ranks: list[Rank], logs: Path) -> bool:
-    """Whether the cause is known; writes the reports of those that could not."""
+    """Whether the cause is known; writes the reports of ranks that could not write them."""
     for rank in ranks:
         code = rank.look()
         if code == TERMINATED:
-            return True  # whoever asked for that knows
+            return True  # the sender of the signal knows the cause
         if code not in (None, 0, STOPPED):
             reports.leave(logs, reports.silent(rank.index, rank.node, int(code or 0)))
     return any(report.kind in reports.CAUSES for report in reports.left(logs))
 
 
 def _stacks(ranks: list[Rank], logs: Path) -> None:
-    """Have every rank write its stacks into its log, those that did not notice the hang
-    themselves included."""
+    """Make every rank write its stacks into its log, including ranks that did not notice the
+    hang."""
     _await(ranks, STACKS)
     deaf = [rank for rank in ranks if rank.look() is None]
     for rank in deaf:
         rank.send(signal.SIGABRT)
     _await(ranks, STACKS / 2)
     for rank in deaf:
-        said = "did not answer: it is stopped, or busy in code that never comes back to Python"
+        said = "did not answer: it is stopped, or busy in code that does not return to Python"
         reports.leave(logs, Report(rank.index, said, "hung", node=rank.node))
 
 
 def _await(ranks: list[Rank], seconds: float) -> bool:
-    """Wait for all ranks to end; whether any still runs."""
+    """Wait for all ranks to end; returns whether any still runs."""
     deadline = time.monotonic() + seconds
     while (runs := any(rank.look() is None for rank in ranks)) and time.monotonic() < deadline:
         time.sleep(POLL)
@@ -296,7 +297,7 @@ def _await(ranks: list[Rank], seconds: float) -> bool:
 
 
 def _end(ranks: list[Rank], grace: float) -> None:
-    """End the ranks that still run; a Ctrl-C meanwhile cuts the grace short."""
+    """End the ranks that still run; a Ctrl-C during that time ends the grace period."""
     try:
         for rank in ranks:
             rank.send(signal.SIGTERM)
@@ -307,7 +308,7 @@ def _end(ranks: list[Rank], grace: float) -> None:
 
 
 def fresh(logs: Path) -> None:
-    """Make ``logs`` ready for another launch."""
+    """Prepare ``logs`` for another launch."""
     logs.mkdir(parents=True, exist_ok=True)
     for old in logs.glob("rank-*.log"):
         old.unlink()
@@ -315,7 +316,7 @@ def fresh(logs: Path) -> None:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine on which no process listens."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])

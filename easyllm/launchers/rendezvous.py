@@ -28,14 +28,14 @@ JOB = ("PET_RDZV_ID", "SLURM_JOB_ID")
 
 @dataclass(frozen=True, kw_only=True)
 class Rendezvous(Launcher):
-    """For the same command on every machine, as a cluster's job controller starts it.
+    """For a command that is started on every machine, for example by a cluster's job controller.
 
-    Machine 0 owns the run: it does the data stages, writes ``run_dir`` and sends the
-    resolved spec to the others, which serve it and end with its exit status. Fields that
-    are null are read from the environment. Machine 0 and the others take nothing from each other
-    unless both know the job and EASYLLM_SECRET of the environment. Without that variable, as with
-    torchrun, whoever can reach the port and knows the job can take part, and whoever listens at
-    machine 0's address can start commands on the others: set it, or keep it within the cluster.
+    Machine 0 owns the run: it does the data stages, writes ``run_dir`` and sends the resolved spec
+    to the others, which serve it and end with its exit status. Fields that are null are read from
+    the environment. Machine 0 and the others accept nothing from each other unless both know the
+    job and the environment variable EASYLLM_SECRET. Without that variable, as with torchrun, anyone
+    who can reach the port and knows the job can take part, and anyone who listens at machine 0's
+    address can start commands on the others: set it, or keep the port within the cluster.
     """
 
     node_rank: NonNegativeInt | None = None
@@ -44,10 +44,11 @@ class Rendezvous(Launcher):
     """Name or address of machine 0; MASTER_ADDR, PET_MASTER_ADDR or the first node of
     SLURM_STEP_NODELIST when null."""
     port: Port | None = None
-    """At which machine 0 awaits the others; MASTER_PORT, PET_MASTER_PORT or 29400 when null."""
+    """Port on which machine 0 waits for the others; MASTER_PORT, PET_MASTER_PORT or 29400 when
+    null."""
     job: str | None = None
-    """What tells this run's machines from another's; PET_RDZV_ID, SLURM_JOB_ID or ``easyllm``
-    when null."""
+    """A name that distinguishes this run's machines from another run's; PET_RDZV_ID, SLURM_JOB_ID
+    or ``easyllm`` when null."""
     join_timeout_s: PositiveFloat = 600.0
     """Seconds that the machines wait for each other at the start."""
 

@@ -1,8 +1,8 @@
-"""What ranks leave when they fail, and which of it was the cause.
+"""The reports of ranks that fail, and which of them is the cause.
 
-A rank that fails writes ``error-<rank>.json``; one that could not, because it was killed or
-its machine went away, has it written by the launcher. A rank often fails only because another
-has gone: such reports are consequences, whatever order they come in.
+A rank that fails writes ``error-<rank>.json``. The launcher writes it for a rank that could not,
+because it was killed or its machine was lost. A rank often fails only because another has ended:
+such reports are consequences, in whatever order they are written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 from easyllm.files import read_json, write_json
 
 FOLDER = "EASYLLM_REPORTS"
-"""Variable that names the folder for reports; a rank's logs folder where it is not set."""
+"""Variable that names the folder for reports; if it is not set, a rank's logs folder."""
 
 NODE = "EASYLLM_NODE"
 """Variable that names the machine a rank runs on, as the launcher knows it."""
@@ -26,8 +26,8 @@ Kind = Literal["error", "killed", "hung", "ended", "aborted", "lost_peer"]
 ORDER: dict[Kind, int] = {
     "error": 0, "killed": 0, "hung": 1, "ended": 2, "aborted": 3, "lost_peer": 4
 }  # fmt: skip
-"""Causes before consequences. A rank that ended without a word may have had either; NCCL
-aborts a rank that has lost another."""
+"""Causes before consequences. A rank that ended without a report may be either. NCCL aborts a rank
+that has lost another."""
 
 CAUSES = ("error", "killed", "hung")
 
@@ -42,7 +42,7 @@ LOST_PEER = (
     "Timed out waiting",
     "failed to connect",
 )
-"""What gloo, NCCL and torch's store say of a connection that went away."""
+"""Error texts of gloo, NCCL and torch's store for a lost connection."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Report:
     message: str
     kind: Kind = "error"
     fixable: bool = False
-    """Whether the message says all, so that no log need be read."""
+    """Whether the message is complete, so that the user need not read a log."""
     node: str = ""
     waiting: bool = False
-    """Of a hung rank: whether it was waiting for others."""
+    """For a hung rank, whether it was waiting for others."""
 
 
 def kind_of(message: str) -> Kind:
-    """Whether an error is the loss of another rank."""
+    """The kind of an error: whether it is the loss of another rank."""
     return "lost_peer" if any(words in message for words in LOST_PEER) else "error"
 
 
@@ -69,7 +69,7 @@ def file(folder: Path, rank: int) -> Path:
 
 
 def leave(folder: Path, report: Report) -> None:
-    """Write the report of a rank. The first one stands."""
+    """Write the report of a rank, unless it has one already."""
     target = file(folder, report.rank)
     if not target.exists():
         named = report.node or os.environ.get(NODE, "")
@@ -104,7 +104,7 @@ def silent(rank: int, node: str, status: int) -> Report:
 
 
 def cause(folder: Path, code: int) -> tuple[str, bool]:
-    """Why a launch failed with ``code``, in a sentence, and whether that says it all."""
+    """Why a launch failed with ``code``, in a sentence, and whether that is all the user needs."""
     reports = left(folder)
     if not reports:
         return f"a rank {silent(0, '', code).message}", False
@@ -120,7 +120,7 @@ def cause(folder: Path, code: int) -> tuple[str, bool]:
 
 
 def _hang(reports: Iterable[Report]) -> str:
-    """Which ranks did not arrive where the others waited, if that can be known."""
+    """The ranks that did not arrive where the others waited, if that can be known."""
     reports = sorted(reports, key=lambda report: report.rank)
     absent = [report for report in reports if not report.waiting]
     waiting = [report for report in reports if report.waiting]

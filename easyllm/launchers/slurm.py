@@ -20,22 +20,22 @@ from easyllm.spec.run import RunSpec
 
 KEPT = ("SLURM_*", "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TMPDIR",
         "LD_LIBRARY_PATH")  # fmt: skip
-"""What srun needs of this environment, and any login would have."""
+"""Variables of this environment that srun needs and that every login has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm(AgentLauncher):
     """Starts ranks on this node and, by srun, on the others of its Slurm job.
 
-    For a batch script (``sbatch``), which runs on the job's first node, with the command
-    given once. Where srun itself starts the command on every node, use
+    For a batch script (``sbatch``), which runs on the job's first node and gives the command once.
+    Where srun itself starts the command on every node, use
     ``easyllm.launchers.rendezvous.Rendezvous``.
     """
 
     srun: tuple[str, ...] = ("srun", "--overlap")
     """The srun command and its options, e.g. ``[srun, --overlap, --gres=gpu:8]``."""
     python: str | None = None
-    """The interpreter on the other nodes; null is the path of this one's."""
+    """The Python interpreter on the other nodes; null takes the same path as on this one."""
 
     def missing(self, key: str, run: RunSpec) -> Iterator[Problem]:
         given = os.environ.get("SLURM_JOB_NUM_NODES", "")
@@ -68,7 +68,7 @@ class Slurm(AgentLauncher):
         here = os.environ.get("SLURMD_NODENAME", socket.gethostname())
         if found[0] != here:
             raise UserError(
-                f"a run is owned by the first node of its Slurm job, {found[0]}, and this is {here}"
+                f"the first node of the Slurm job, {found[0]}, must own the run, but this is {here}"
             )
         return found
 
@@ -85,7 +85,7 @@ class Slurm(AgentLauncher):
             self.python or sys.executable, "-m", "easyllm.launchers.remote.agent",
             gathering.address, str(gathering.port),
         ]  # fmt: skip
-        # what srun exports is all of this, and this is not all of what we have
+        # srun exports this environment, which is a part of the launcher's
         own = {**named(KEPT), **passed(self, needed=True), **env, TOKEN: gathering.token}
         with (logs / "node-1.log").open("wb") as file:
             return [
@@ -97,7 +97,7 @@ class Slurm(AgentLauncher):
 
 
 def hostnames(nodelist: str) -> list[str]:
-    """The nodes that a list such as ``gpu[01-04,7]`` stands for."""
+    """The nodes in a list such as ``gpu[01-04,7]``."""
     done = subprocess.run(
         ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True
     )
@@ -107,7 +107,7 @@ def hostnames(nodelist: str) -> list[str]:
 
 
 def node_address(name: str) -> str:
-    """The address under which Slurm reaches a node, which DNS may not know."""
+    """The address by which Slurm reaches a node; DNS may not have it."""
     done = subprocess.run(["scontrol", "show", "node", name], capture_output=True, text=True)
     words = [word.partition("=") for word in done.stdout.split()]
     return next((value for key, _, value in words if key == "NodeAddr"), name)

@@ -20,16 +20,16 @@ from easyllm.spec.run import RunSpec
 from easyllm.spec.types import Place
 
 HOSTFILE = "/job/hostfile"
-"""Where DeepSpeed looks for a hostfile."""
+"""The path at which DeepSpeed looks for a hostfile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ssh(AgentLauncher):
     """Starts ranks on this machine and, by ssh, on the others of a DeepSpeed hostfile.
 
-    A line of the hostfile is ``host slots=N``; the first host is the machine on which the
-    command is given, by a name or address that the others reach it under. They must let
-    this user in without a password and have the same Python environment at ``python``.
+    A line of the hostfile is ``host slots=N``. The first host is the machine on which the command
+    is given, by a name or address by which the others reach it. They must let this user log in
+    without a password, and have the same Python environment at ``python``.
     """
 
     hostfile: Place = HOSTFILE
@@ -37,11 +37,11 @@ class Ssh(AgentLauncher):
     hosts: tuple[str, ...] = ()
     """The hosts themselves, instead of a hostfile."""
     by: Literal["ssh", "pdsh"] = "ssh"
-    """``pdsh`` starts all from one process, with ssh below it."""
+    """``ssh`` uses one process for each machine; ``pdsh`` uses one for all, which runs ssh."""
     ssh: tuple[str, ...] = ("ssh", "-o", "BatchMode=yes")
     """The ssh command and its options; pdsh takes the options."""
     python: str | None = None
-    """The interpreter on the other machines; null is the path of this one's."""
+    """The Python interpreter on the other machines; null takes the same path as on this one."""
 
     def missing(self, key: str, run: RunSpec) -> Iterator[Problem]:
         nodes = run.hardware.nodes
@@ -81,7 +81,7 @@ class Ssh(AgentLauncher):
                 )  # fmt: skip
 
     def machines(self) -> dict[str, int | None]:
-        """Slots by host, None where the file tells none. Raises UserError."""
+        """Slots by host, None where the file gives none. Raises UserError."""
         if self.hosts:
             return dict.fromkeys(self.hosts)
         try:
@@ -117,7 +117,7 @@ class Ssh(AgentLauncher):
         words = ["env", *(f"{name}={value}" for name, value in env.items()), python]
         words += ["-m", "easyllm.launchers.remote.agent", gathering.address, str(gathering.port)]
         if self.by == "pdsh":
-            # pdsh passes no standard input on; the token admits one agent a machine, once
+            # pdsh does not pass standard input on; the token admits one agent on each machine, once
             words.insert(1, f"{TOKEN}={gathering.token}")
             remote = f"{shlex.join(words)} %n"
             pdsh = ["pdsh", "-S", "-R", "ssh", "-f", str(len(names)), "-w", ",".join(names), remote]
@@ -145,6 +145,6 @@ def _started(
     try:
         process.stdin.write(token.encode() + b"\n")
         process.stdin.flush()
-    except BrokenPipeError:  # it has ended already, which its status tells
+    except BrokenPipeError:  # it has ended already, which its status shows
         pass
     return process

@@ -1,4 +1,4 @@
-"""How a launcher is asked to stop: by a signal, or by Ctrl-C."""
+"""How a launcher is asked to stop: by a signal or by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def stop_signals() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def ctrl_c(asked: threading.Event) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, and ``asked`` with it, while the block runs; the
-    second one raises KeyboardInterrupt."""
+    """An event that the first Ctrl-C sets, together with ``asked``, while the block runs; the
+    second Ctrl-C raises KeyboardInterrupt."""
     pressed = threading.Event()
     ordinary = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not ordinary or threading.current_thread() is not threading.main_thread():
-        yield pressed  # the caller has its own way
+        yield pressed  # the caller handles Ctrl-C itself
         return
 
     def press(*_: object) -> None:
@@ -36,7 +36,7 @@ def ctrl_c(asked: threading.Event) -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         pressed.set()
         asked.set()
-        # a print could come in the middle of another one, which Python refuses
+        # a print could interrupt another one, which Python refuses
         with contextlib.suppress(OSError):
             os.write(2, SAVING)
 

@@ -1,4 +1,4 @@
-"""A model of which only a part, or an adapter beside it, is trained."""
+"""Models in which only a part, or only an adapter beside the weights, is trained."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from easyllm.spec.run import RunSpec
 
 
 def adapted(run: RunSpec, layers: Sequence[LayerSpec]) -> list[LayerSpec]:
-    """The layers as ``training.adapter`` and ``training.freeze`` have them trained.
+    """The layers, changed so that they are trained as ``training.adapter`` and ``training.freeze``
+    say.
 
-    Raises UserError where a pattern of theirs matches nothing of the model.
+    Raises UserError where one of their patterns matches nothing in the model.
     """
     adapter = run.training.adapter
     if adapter is None and not run.training.freeze:
@@ -80,7 +81,7 @@ class AdaptedWeights:
 
 
 class FreshAdapter:
-    """An adapter that has learnt nothing; each part is drawn from the seed and its own name."""
+    """An untrained adapter; each part is drawn from the seed and its own name."""
 
     bytes_read = 0
 
@@ -99,7 +100,7 @@ class FreshAdapter:
 
 
 class MergedWeights:
-    """The weights of a model with what an adapter of its adds to them."""
+    """The weights of a model, with the values that an adapter adds to them."""
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class MergedWeights:
         }
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
-        weight = self.base.tensor(name, shape).to(self.dtype)  # as it was trained with
+        weight = self.base.tensor(name, shape).to(self.dtype)  # the type that it was trained with
         if name not in self.beside:
             return weight
         delta: torch.Tensor = self.adapter.delta(
@@ -127,5 +128,5 @@ class MergedWeights:
 
 
 def adapter_files(folder: Path) -> WeightFiles:
-    """The adapter that a checkpoint's weights are. Raises UserError where there is none."""
+    """The adapter in a checkpoint's weights. Raises UserError where there is none."""
     return WeightFiles(folder, stem=tensor_files.ADAPTER)

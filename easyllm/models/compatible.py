@@ -1,8 +1,8 @@
-"""Files of a model that transformers 4, vLLM beside it, and transformers 5 read alike.
+"""Files of a model that transformers 4, vLLM with it, and transformers 5 read in the same way.
 
 Version 5 writes some keys under new names only, and readers of the old names take their own
-defaults without a word: transformers 4.57.6 reads 10,000 for a ``rope_theta`` that stands in
-``rope_parameters`` alone, and refuses the tokenizer class ``TokenizersBackend``. Written here
+defaults without a warning: transformers 4.57.6 reads 10,000 for a ``rope_theta`` that is only in
+``rope_parameters``, and refuses the tokenizer class ``TokenizersBackend``. This module was written
 from the sources of transformers 4.57.6 and 5.19.0.
 """
 
@@ -17,25 +17,25 @@ from easyllm.files import atomic_write
 
 ROPE = ("rope_parameters", "rope_scaling", "rope_theta")
 BESIDE_ROPE = ("rope_theta", "partial_rotary_factor")
-"""What version 5 keeps among ``rope_parameters`` and version 4 beside ``rope_scaling``."""
+"""Keys that version 5 has in ``rope_parameters`` and version 4 beside ``rope_scaling``."""
 LOCAL = frozenset(
     "_commit_hash _from_auto _name_or_path device_map files_loaded is_local "  # noqa: SIM905
     "local_files_only name_or_path special_tokens_map_file tokenizer_file vocab_file".split()
 )
-"""Keys that say how one machine loaded the files."""
+"""Keys that describe how one machine loaded the files."""
 GENERIC = "PreTrainedTokenizerFast"
 """The class, known to versions 4 and 5, that takes a ``tokenizer.json`` as it is."""
 NEW_CLASSES = ("TokenizersBackend", "TokenizersBackendFast")
-"""Names that version 5 has for it."""
+"""Version 5's names of this class."""
 
 
 def older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys about rotary positions as version 4 spells them; empty where there are none.
 
-    Read with the precedence of version 5: ``rope_scaling`` before ``rope_parameters``, and a
-    ``rope_theta`` within either before the one beside it. Where layers of a type have positions
-    of their own, the full-attention layers' are named, and those of the sliding-window layers by
-    ``rope_local_base_freq``, as Gemma 3 has them.
+    They are read with the precedence of version 5: ``rope_scaling`` before ``rope_parameters``, and
+    a ``rope_theta`` within either before the one beside it. Where each type of layer has its own
+    positions, those of the full-attention layers are given, and those of the sliding-window layers
+    as ``rope_local_base_freq``, as in Gemma 3.
     """
     given = config.get("rope_scaling") or config.get("rope_parameters")
     beside = {key: config[key] for key in BESIDE_ROPE if config.get(key) is not None}
@@ -61,22 +61,22 @@ def _older(parameters: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str
 
 
 def with_older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``config.json`` with the names of version 4 beside those of 5, sorted, without what only
-    this machine knows. Both versions read the same values out of it."""
+    """A ``config.json`` with the names of version 4 beside those of 5, sorted, without keys about
+    this machine. Both versions read the same values from it."""
     found = {key: value for key, value in config.items() if key not in LOCAL}
     found |= older_rope(config)
     if config.get("dtype") is not None:
         found["torch_dtype"] = config["dtype"]  # the name until 4.56
-    # where it is absent, version 4 ties by the class's default, which may be another
+    # where it is missing, version 4 ties by the class's default, which may be different
     found.setdefault("tie_word_embeddings", False)
     return dict(sorted(found.items()))
 
 
 def laid_over(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """``overrides`` over ``config``, whichever of the spellings either uses.
+    """``config`` updated with ``overrides``, whichever spellings they use.
 
-    Version 5 would pass over a ``rope_theta`` beside the ``rope_parameters`` of the files, and
-    take the default one where only ``rope_scaling`` is given anew.
+    Version 5 would ignore a ``rope_theta`` beside the ``rope_parameters`` of the files, and take
+    the default where only ``rope_scaling`` is overridden.
     """
     if not set(ROPE) & overrides.keys():
         return {**config, **overrides}
@@ -89,9 +89,9 @@ def laid_over(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
 
 
 def settle_tokenizer(folder: Path) -> None:
-    """Have ``tokenizer_config.json`` name what versions 4 and 5 and vLLM know.
+    """Make ``tokenizer_config.json`` name a class that versions 4 and 5 and vLLM know.
 
-    A published file that already does is left as it is, byte for byte.
+    A published file that already does is not changed.
     """
     file = folder / "tokenizer_config.json"
     try:
@@ -110,9 +110,9 @@ def _settled(config: dict[str, Any]) -> dict[str, Any]:
     if found.get("tokenizer_class") in NEW_CLASSES:
         found["tokenizer_class"] = GENERIC
     if found.get("tokenizer_class") == GENERIC:
-        # else version 4 gives token types too, which no decoder of text takes
+        # without this version 4 also gives token types, which no decoder model accepts
         found.setdefault("model_input_names", ["input_ids", "attention_mask"])
-    # version 5 has a list there, and version 4 a map of attributes, which 5 takes too
+    # version 5 has a list there, and version 4 a map of attributes, which 5 also reads
     extra = found.get("extra_special_tokens")
     if isinstance(extra, list):
         del found["extra_special_tokens"]

@@ -29,14 +29,14 @@ DESCRIPTIVE = frozenset(
     "architectures auto_map bos_token_id dtype eos_token_id pad_token_id torch_dtype "  # noqa: SIM905
     "transformers_version use_cache".split()
 )
-"""Keys that change no dimension; a group and the files it stands for may differ in them."""
+"""Keys that change no dimension; a group and the files of its model may differ in them."""
 
 AS_IT_IS = "give model=from_path to take the model as it is, or the group that belongs to it"
 """The remedy where ``model.config`` and ``model.path`` are of different models."""
 
 
 def model_folder(run: RunSpec) -> Path | None:
-    """The local folder of ``model.path``, fetched or converted first where need be."""
+    """The local folder of ``model.path``, which is downloaded or converted first if necessary."""
     if run.model.path is None:
         return None
     model = run.model
@@ -46,7 +46,7 @@ def model_folder(run: RunSpec) -> Path | None:
 
 @functools.cache
 def _fetched(path: str, models: Path, with_weights: bool, revision: str | None) -> Path:
-    """Asked for once a process: a hub that does not answer must not stop a running training."""
+    """Called once in each process: a hub that does not answer must not stop a running training."""
     return folder(path, models, with_weights, revision)
 
 
@@ -58,17 +58,17 @@ def family_of(run: RunSpec, model_type: str) -> Family:
         raise UserError(f"model.path: models of type {model_type} are not known; known: {known}")
     if family.model_type != model_type:
         raise UserError(
-            f"model.family reads models of type {family.model_type}, the configuration says "
+            f"model.family reads models of type {family.model_type}, but the configuration says "
             f"{model_type}; leave model.family out"
         )
     return family
 
 
 def hf_config(run: RunSpec) -> PretrainedConfig:
-    """``model.path``'s configuration, or ``model.config``, with ``model.overrides`` laid over.
+    """``model.path``'s configuration, or ``model.config``, updated with ``model.overrides``.
 
-    Raises UserError where the path's files contradict ``model.config``, the values make no
-    model, or no family trains it.
+    Raises UserError where the path's files contradict ``model.config``, the values do not make a
+    model, or no family supports it.
     """
     model, source = run.model, model_folder(run)
     published = json.loads((source / "config.json").read_text("utf-8")) if source else {}
@@ -85,8 +85,8 @@ def hf_config(run: RunSpec) -> PretrainedConfig:
             f"data.seq_len={run.data.seq_len}: the model has {config.max_position_embeddings} "
             f"positions; give at most that, or model.overrides.max_position_embeddings"
         )
-    # rows longer than Qwen's seq_length train its plain positions, which are then not to be
-    # stretched at inference
+    # rows longer than Qwen's seq_length train its plain positions, so they must not be stretched at
+    # inference
     if run.data.seq_len > getattr(config, "seq_length", run.data.seq_len):
         config.seq_length = run.data.seq_len
     return config
@@ -96,19 +96,19 @@ def _same(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         return ours.keys() == theirs.keys() and all(_same(ours[k], theirs[k]) for k in ours)
     if isinstance(ours, float) and isinstance(theirs, float):
-        return math.isclose(ours, theirs, rel_tol=1e-6)  # GGUF keeps them in fp32
+        return math.isclose(ours, theirs, rel_tol=1e-6)  # GGUF stores them in fp32
     return bool(ours == theirs)
 
 
 def write_description(
     run: RunSpec, config: PretrainedConfig, to: Path, conversations: bool
 ) -> None:
-    """Write what stands beside the weights: configuration, generation defaults, tokenizer.
+    """Write the files beside the weights: configuration, generation defaults, tokenizer.
 
-    Where ``conversations`` were trained, generation ends with the assistant's turn too.
+    If ``conversations`` were trained, generation also ends with the assistant's turn.
     """
     config.dtype = run.model.dtype
-    described(config).save_pretrained(to)  # with the class of a model that transformers lacks
+    described(config).save_pretrained(to)  # with the class of a model that is not in transformers
     write_config(to, json.loads((to / "config.json").read_text("utf-8")))
     tokenizer_files.copy(RunPaths(run).store.tokenizer, to)
     source = model_folder(run)
@@ -125,7 +125,7 @@ def write_description(
 
 
 def write_config(folder: Path, values: dict[str, Any]) -> None:
-    """Write ``config.json`` in the names of transformers 4 and 5."""
+    """Write ``config.json`` with the names of transformers 4 and 5."""
     text = json.dumps(with_older_keys(values), indent=2) + "\n"
     (folder / "config.json").write_text(text, "utf-8")
 
@@ -133,12 +133,12 @@ def write_config(folder: Path, values: dict[str, Any]) -> None:
 def _end_with_turns(run: RunSpec, config: PretrainedConfig, folder: Path) -> None:
     """Add the tokens that end the assistant's turn to those that end generation.
 
-    A base model names only its end of sequence, which ChatML, for one, never trains: whoever
-    generates from this folder would go on into a user's turn of the model's own.
+    A base model names only its end of sequence, which for example ChatML never trains. An engine
+    that generates from this folder would continue with a user's turn that the model makes up.
     """
     try:
         turn_ends = run.data.template.stop_tokens(AutoTokenizer.from_pretrained(folder))
-    except UserError:  # tokens that another program made: the run's template need not fit them
+    except UserError:  # tokens that another program made, which the run's template may not fit
         return
     file = folder / "generation_config.json"
     values = json.loads(file.read_text("utf-8"))
@@ -150,7 +150,7 @@ def _end_with_turns(run: RunSpec, config: PretrainedConfig, folder: Path) -> Non
 
 
 def described(config: PretrainedConfig) -> PretrainedConfig:
-    """``config`` with the name of the class that it makes."""
+    """``config`` with the name of its model class."""
     made: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     config.architectures = [made.__name__]
     return config
@@ -158,7 +158,7 @@ def described(config: PretrainedConfig) -> PretrainedConfig:
 
 def _built(model_type: str, values: dict[str, Any]) -> PretrainedConfig:
     try:
-        # a copy: transformers completes the maps that it is given
+        # a copy, because transformers changes the maps that it is given
         dimensions = {k: copy.deepcopy(v) for k, v in values.items() if k != "model_type"}
         return AutoConfig.for_model(model_type, **dimensions)
     except (TypeError, ValueError, StrictDataclassError) as error:
@@ -168,7 +168,7 @@ def _built(model_type: str, values: dict[str, Any]) -> PretrainedConfig:
 
 
 def _agree(run: RunSpec, published: dict[str, Any], source: Path) -> None:
-    """The group's dimensions must be those of the files, but for what overrides change."""
+    """The group's dimensions must be those of the files, except for what overrides change."""
     model = run.model
     if not model.config:
         return

@@ -57,12 +57,12 @@ BAICHUAN_KEYS = COMMON_KEYS | _keys(
     """
 )
 OF_THE_LARGE = _keys("bos_token_id eos_token_id layer_types max_window_layers pad_token_id")
-"""Keys whose values mean nothing in a smaller model: tokens and layers by number."""
+"""Keys whose values are not valid in a smaller model: tokens and layers by number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Declared(Family):
-    """What every family declares as constants of its class."""
+    """The constants that every family declares in its class."""
 
     type_: ClassVar[str]
     keys: ClassVar[frozenset[str]]
@@ -140,7 +140,7 @@ class _Declared(Family):
         return ""
 
     def normed(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
-        """Norms of a decoder layer beyond the usual two."""
+        """Norms of a decoder layer besides the usual two."""
         return {}
 
 
@@ -169,7 +169,7 @@ def _decoder(shape: ModelShape, biased: str) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Llama(_Declared):
-    """Llama 1 to 3 and whatever shares its layers, such as SmolLM2."""
+    """Llama 1 to 3 and models with the same layers, such as SmolLM2."""
 
     type_ = "llama"
     keys = LLAMA_KEYS
@@ -181,7 +181,7 @@ class Llama(_Declared):
 
 @dataclass(frozen=True, kw_only=True)
 class Mistral(_Declared):
-    """Mistral 7B and whatever shares its layers: Llama's, with a window where one is given."""
+    """Mistral 7B and models with the same layers, which are Llama's with an optional window."""
 
     type_ = "mistral"
     keys = MISTRAL_KEYS
@@ -206,7 +206,7 @@ class Qwen3(_Declared):
     keys = QWEN3_KEYS
 
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
-        # a size of its own, not hidden_size / heads; this is its configuration's default
+        # a separate size, not hidden_size / heads; this is its configuration's default
         return super().shape({**config, "head_dim": config.get("head_dim") or 128})
 
     def biased(self, config: Mapping[str, Any]) -> str:
@@ -220,7 +220,7 @@ class Qwen3(_Declared):
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen(_Declared):
-    """The first Qwen, ``QWenLMHeadModel``: Qwen2 by other names."""
+    """The first Qwen, ``QWenLMHeadModel``: Qwen2 with other names."""
 
     type_ = "qwen"
     keys = QWEN_KEYS
@@ -255,7 +255,7 @@ class Qwen(_Declared):
 @dataclass(frozen=True, kw_only=True)
 class Baichuan(_Declared):
     """Baichuan and Baichuan2, 7B (rotary positions) and 13B (ALiBi): Llama with one matrix
-    for queries, keys and values. Of Baichuan2 the head's rows are normalised."""
+    for queries, keys and values. The rows of Baichuan2's head are normalised."""
 
     type_ = "baichuan"
     keys = BAICHUAN_KEYS
@@ -266,7 +266,7 @@ class Baichuan(_Declared):
         return super().shape(config)
 
     def shaped(self, config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
-        # known from the published dimensions, which are about to change
+        # derived from the published dimensions, before they change
         extra = {"alibi": _alibi(config), "norm_head": _norm_head(config)}
         made = super().shaped(config, shape) | extra | {"model_max_length": shape.max_positions}
         if extra["alibi"]:
@@ -300,7 +300,7 @@ class Baichuan(_Declared):
     def modern_tensor(self, config: Any, name: str, tensor: Any) -> Any:
         from easyllm.models.custom.modeling_baichuan import normal_rows
 
-        # a plain head of rows already normalised computes the same
+        # a plain head whose rows are already normalised computes the same
         return normal_rows(tensor) if config.norm_head and name == "lm_head.weight" else tensor
 
 

@@ -1,10 +1,10 @@
-"""A model as one list of layers over transformers' own classes.
+"""A model as one list of layers that use transformers' own classes.
 
-Each layer takes the tensor the one before it gives: token ids ``(rows, tokens)`` into the
-embedding, hidden states ``(rows, tokens, hidden)`` through the decoder layers, logits
-``(rows, tokens, vocabulary)`` out of the head. Decoder layers also get where the
-documents lie. Parameters keep their Hugging Face names, so a pipeline stage, a ZeRO replica
-and a single process read and write the same tensors.
+Each layer takes the tensor that the one before it returns: token ids ``(rows, tokens)`` into the
+embedding, hidden states ``(rows, tokens, hidden)`` through the decoder layers, logits ``(rows,
+tokens, vocabulary)`` from the head. Decoder layers also get the places of the documents. Parameters
+keep their Hugging Face names, so a pipeline stage, a ZeRO replica and a single process read and
+write the same tensors.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class LayerSpec:
     """How to build one layer."""
 
     name: str
-    """What the names of its parameters begin with, e.g. ``model.layers.3``."""
+    """The prefix of its parameters' names, e.g. ``model.layers.3``."""
     build: Callable[[], nn.Module]
-    """Builds it with its parameters on the meta device, to be filled."""
+    """Builds the layer with its parameters on the meta device; they are filled later."""
     decoder: bool = False
-    """Whether it is called with ``Documents`` besides the tensor."""
+    """Whether the layer is called with ``Documents`` besides the tensor."""
     tied_to: str | None = None
-    """The layer whose ``weight`` it shares; it then has none of its own."""
+    """The layer whose ``weight`` it shares; it then has no own weight."""
     adapt: Callable[[nn.Module], None] | None = None
-    """Makes a built layer the one that is trained: freezes weights, puts adapters on it."""
+    """Changes a built layer into the trained one: freezes weights, puts adapters on it."""
 
     def trained(self) -> nn.Module:
-        """The layer built as it is trained, on the meta device."""
+        """The layer as it is trained, built on the meta device."""
         module = self.build()
         if self.adapt:
             self.adapt(module)
@@ -61,7 +61,7 @@ class LayerSpec:
 class Rotary(LlamaRotaryEmbedding):
     """Rotary positions whose frequencies stay in fp32 when the model is cast.
 
-    Rounded to bfloat16, as DeepSpeed would have them, they are radians off after a thousand
+    Rounded to bfloat16, as DeepSpeed would do, the positions are wrong by radians after a thousand
     tokens.
     """
 
@@ -74,7 +74,7 @@ class Rotary(LlamaRotaryEmbedding):
 
 
 class _Causal:
-    """Makes a decoder layer of transformers one from hidden states to hidden states, causal
+    """Wraps a decoder layer of transformers as a layer from hidden states to hidden states, causal
     within each document."""
 
     def __init__(self, config: PretrainedConfig, index: int, alibi: bool = False):
@@ -82,7 +82,7 @@ class _Causal:
             super().__init__(config, index)  # type: ignore[call-arg]
         self.config, self.alibi = config, alibi
         attention: Any = self.self_attn  # type: ignore[attr-defined]
-        # of Qwen the layer knows, of Mistral its configuration
+        # Qwen's layers have the window themselves, Mistral's configuration has it
         everywhere = getattr(config, "sliding_window", None)
         self.window = getattr(attention, "sliding_window", everywhere)
         self.rotary = NoRotary() if alibi else Rotary(cast(Any, config))
@@ -91,7 +91,7 @@ class _Causal:
         """``hidden`` and the result are ``(rows, tokens, hidden_size)``."""
         if "rotary" not in documents.shared:
             documents.shared["rotary"] = self.rotary(hidden, documents.positions)
-        # called at once: torch 2.11 compiles no name that super() is given first
+        # called directly: torch 2.11 cannot compile super() through a name
         return super().forward(  # type: ignore[misc,no-any-return]
             hidden,
             position_embeddings=documents.shared["rotary"],
@@ -121,7 +121,7 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     "qwen2": Qwen2Layer,
     "qwen3": Qwen3Layer,
 }
-"""Decoder layers by ``model_type``; around them all these models are alike."""
+"""Decoder layers by ``model_type``; the rest of these models is the same."""
 
 
 def decoder_layers(
@@ -129,7 +129,7 @@ def decoder_layers(
 ) -> list[LayerSpec]:
     """The layers of a model; ``attention`` is an implementation by its name in transformers.
 
-    With ``alibi`` positions are ALiBi's instead of rotary ones; with ``norm_head`` the head's
+    With ``alibi`` the model uses ALiBi instead of rotary positions; with ``norm_head`` the head's
     rows are normalised.
     """
     config = copy.copy(config)
@@ -199,7 +199,7 @@ def parameter_shapes(layers: Iterable[LayerSpec]) -> dict[str, torch.Size]:
 def chain(
     layers: Iterable[tuple[nn.Module, bool]], value: torch.Tensor, documents: Documents
 ) -> torch.Tensor:
-    """What consecutive layers, each with its ``LayerSpec.decoder``, make of ``value``."""
+    """The output of consecutive layers, each with its ``LayerSpec.decoder``, for ``value``."""
     for layer, decoder in layers:
         value = layer(value, documents) if decoder else layer(value)
     return value
@@ -207,13 +207,13 @@ def chain(
 
 Unprojected = tuple[torch.Tensor, torch.Tensor]
 """Logits that are not computed yet: hidden states ``(rows, tokens, hidden)``, and the matrix
-``(vocabulary, hidden)`` that makes logits of them."""
+``(vocabulary, hidden)`` that turns them into logits."""
 
 
 def unprojected(head: Any, hidden: torch.Tensor) -> Unprojected:
-    """What ``head(hidden)`` would compute, left to the loss. Raises UserError for a head that
-    is more than a matrix."""
-    module = head.args[0] if isinstance(head, partial) else head  # a tied one, in a pipeline
+    """The inputs of ``head(hidden)``, which the loss computes. Raises UserError for a head that is
+    more than a matrix."""
+    module = head.args[0] if isinstance(head, partial) else head  # a tied head in a pipeline
     if not isinstance(module, nn.Linear | nn.Embedding):
         raise UserError(
             f"training.loss=linear_cross_entropy takes a head that is one matrix, and this is a "
@@ -222,8 +222,8 @@ def unprojected(head: Any, hidden: torch.Tensor) -> Unprojected:
         )
     if isinstance(module, NormHead):
         return hidden, normal_rows(module.weight)
-    # a tensor of its own: DeepSpeed clears gradients when that of the first output arrives, and
-    # the weight's own may have been added up by then
+    # a separate tensor: DeepSpeed clears gradients when that of the first output arrives, and the
+    # weight's own may already have been summed by then
     return hidden, module.weight.view_as(module.weight)
 
 
@@ -235,14 +235,14 @@ def causal_loss(
     ``logits`` is ``(rows, tokens, vocabulary)``; ``labels`` ``(rows, tokens)`` holds at each
     position its own token, or -100 where that token is not trained.
     """
-    # labels move rather than logits, whose shifted copy would be the largest tensor of all
+    # labels are shifted instead of logits, whose shifted copy would be the largest tensor
     targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten()
     if isinstance(logits, torch.Tensor):
         return scale * nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), targets, reduction="sum"
         )
     hidden, weight = logits
-    # torch would add up bfloat16 losses in bfloat16
+    # torch would sum bfloat16 losses in bfloat16
     losses = nn.functional.linear_cross_entropy(
         hidden.flatten(0, 1), weight, targets, reduction="none",
         options=nn.LinearCrossEntropyOptions(),

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, the hub, a GGUF file, a file inside a package."""
+"""The sources of models: a folder, the hub, a GGUF file, a file inside a package."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ MERGED = "export it with export.adapter=merged, and give that folder"
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 """Configuration and tokenizer of a repository on the hub."""
 NO_TOKENIZER = "no_tokenizer.txt"
-"""Of a converted folder without tokenizer: why it has none."""
+"""The file in a converted folder without tokenizer that says why it has none."""
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-"""Weights of a repository on the hub; the first that it has are fetched."""
+"""Weights of a repository on the hub; the first kind that it has is downloaded."""
 
 
 def local(path: str) -> Path | None:
     """The file or folder that a model path means; None for a hub id.
 
-    Raises UserError where a file, a folder or a package is meant and is not there.
+    Raises UserError where a file, a folder or a package is meant but does not exist.
     """
     if path.startswith(PACKAGE):
         return _in_package(path)
@@ -46,7 +46,7 @@ def local(path: str) -> Path | None:
 
 
 def problem(path: str) -> str | None:
-    """What is wrong with a model path, as far as that shows without loading or downloading."""
+    """What is wrong with a model path, as far as that is known without loading or downloading."""
     try:
         _checked(path)
     except Unusable as error:
@@ -55,14 +55,14 @@ def problem(path: str) -> str | None:
 
 
 def tokenizer_problem(path: str) -> str | None:
-    """Why the tokenizer of a GGUF file cannot be made, as far as that shows at once."""
+    """Why the tokenizer of a GGUF file cannot be made, as far as that is quickly known."""
     rule = _rule(path)
     return rule.what if isinstance(rule, Unusable) else None
 
 
 def tokenizer_rule(path: str) -> str | None:
-    """The rule by which the text of a GGUF file's model becomes tokens, in words; None for
-    another format, whose tokenizer is taken as it is, or where there is none."""
+    """A description of the rule by which the text of a GGUF file's model becomes tokens; None for
+    another format, whose tokenizer is used as it is, or where there is none."""
     rule = _rule(path)
     return rule if isinstance(rule, str) else None
 
@@ -126,31 +126,31 @@ def folder(path: str, cache: Path, with_weights: bool = True, revision: str | No
 
 
 def commit(hub_id: str, revision: str | None = None) -> str:
-    """The commit of a model on the hub that ``revision``, by default its main branch, is at.
+    """The commit of a model on the hub at ``revision``, by default its main branch.
 
-    Its small files are fetched along. Where the hub does not answer, its cache on this machine
-    says which commit that was when it was fetched last. Raises UserError where neither knows it.
+    Its small files are downloaded as well. If the hub does not answer, the commit is taken from the
+    hub's cache on this machine, as of the last download. Raises UserError if neither has it.
     """
     return _downloaded(hub_id, revision).name
 
 
 def snapshot(hub_id: str, revision: str) -> Path | None:
     """The folder of the hub's cache with a model's files at ``revision``; None where it was not
-    fetched. Asks nobody."""
+    downloaded. It uses no network."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     home = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="model")
     try:
         found = (home / "refs" / revision).read_text("utf-8").strip()
-    except OSError:  # a commit has no entry of its own
+    except OSError:  # a commit has no own entry
         found = revision
     place = home / "snapshots" / found
     return place if found and place.is_dir() else None
 
 
 def _checked(path: str) -> Path | None:
-    """What ``local`` gives, when it can be read."""
+    """The result of ``local``, if it can be read."""
     place = local(path)
     if place is None:
         return None
@@ -221,7 +221,7 @@ def _downloaded(hub_id: str, revision: str | None, weights: Iterable[str] = ()) 
 
     try:
         place = fetched(*SMALL_FILES)
-        # the indexes are small files: only where safetensors do not come are .bin files wanted
+        # the indexes are small files: .bin files are needed only where there are no safetensors
         for pattern in weights:
             place = fetched(pattern)
             if tensor_files.paths(place) and any(place.glob(pattern)):
@@ -249,7 +249,7 @@ def _downloaded(hub_id: str, revision: str | None, weights: Iterable[str] = ()) 
 
 
 def _converted(file: Path, cache: Path) -> Path:
-    """The folder that holds the model of a GGUF file, made where it is not there yet."""
+    """The folder that holds the model of a GGUF file; made if it does not exist yet."""
     from easyllm.models.gguf import CONVERSION
 
     identity = files.stable_hash([file.name, files.fingerprint(file), CONVERSION])
@@ -269,8 +269,8 @@ def _converted(file: Path, cache: Path) -> Path:
 def _convert(file: Path, aside: Path) -> None:
     """Write model and tokenizer of a GGUF file into ``aside``. Raises UserError.
 
-    Where the tokenizer cannot be made, what keeps it stands in its place: with another, given
-    by ``data.tokenizer.path``, the model can be trained all the same.
+    If the tokenizer cannot be made, the reason is written instead: the model can still be trained
+    with another tokenizer, given by ``data.tokenizer.path``.
     """
     from easyllm.models.gguf import header, model, tokenizer
 

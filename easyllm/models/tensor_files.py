@@ -1,4 +1,4 @@
-"""Which files hold a model's weights, and whether they are whole. Standard library only."""
+"""The files that hold a model's weights, and whether they are complete. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from easyllm.errors import UserError
 from easyllm.printable import some_of
 
 MODEL, ADAPTER = "model", "adapter_model"
-"""What the names of files of weights begin with: those of a model, and of an adapter alone."""
+"""The prefixes of the names of weight files: those of a model, and of an adapter alone."""
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 ALONE = "holds an adapter without the model that it was trained on"
 SAMPLES, SAMPLE_BYTES = 16, 4096
-"""What ``identity`` reads of a file: so many places, so many bytes at each."""
+"""The number of places in a file that ``identity`` reads, and the bytes at each."""
 
 
 def find(folder: Path, stem: str = MODEL) -> dict[str, Path] | Path:
     """The file of each tensor by an index, or the one file that holds all of them.
 
-    Safetensors go before ``.bin`` files. Raises UserError where there are none, or where an
+    Safetensors are preferred to ``.bin`` files. Raises UserError where there are none, or where an
     index cannot be read.
     """
     known = [(f"{stem}.safetensors.index.json", f"{stem}.safetensors")]
@@ -51,8 +51,8 @@ def adapter_only(folder: Path) -> bool:
 
 
 def identity(folder: Path) -> str:
-    """What tells the weights of a folder from others, wherever it lies: a hash of the sizes of
-    its files and of some of their bytes; training any of them further changes it."""
+    """A value that identifies the weights of a folder anywhere: a hash of the sizes of its files
+    and of some of their bytes. Further training changes it."""
     digest = hashlib.sha256()
     for file in paths(folder):
         size = file.stat().st_size
@@ -65,8 +65,8 @@ def identity(folder: Path) -> str:
 
 
 def paths(folder: Path) -> list[Path]:
-    """The weight files that a folder has or should have, and their index, sorted; none where
-    it has no weights that ``find`` can tell of."""
+    """The weight files that a folder has or should have, and their index, sorted; empty where
+    ``find`` finds no weights."""
     try:
         found = find(folder)
     except UserError:
@@ -78,8 +78,8 @@ def paths(folder: Path) -> list[Path]:
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with the weight files of a folder, as far as that shows without loading
-    them: a file that is absent or cut short, with the tensors that it should hold."""
+    """What is wrong with the weight files of a folder, as far as that is known without loading
+    them: a file that is missing or incomplete, with the tensors that it should hold."""
     try:
         found = find(folder)
     except UserError as error:
@@ -98,7 +98,7 @@ def problems(folder: Path) -> list[str]:
 
 
 def damage(file: Path) -> str | None:
-    """What is wrong with a weight file: absent, cut short, of another format."""
+    """What is wrong with a weight file: missing, incomplete or of another format."""
     try:
         if file.suffix == ".safetensors":
             _, data = header(file)
@@ -117,8 +117,8 @@ def damage(file: Path) -> str | None:
 
 
 def header(file: Path) -> tuple[dict[str, Any], int]:
-    """The ``dtype``, ``shape`` and ``data_offsets`` of the tensors of a safetensors file by
-    name, and the file's size when it is whole. Raises ValueError for a file of another format.
+    """The ``dtype``, ``shape`` and ``data_offsets`` of the tensors of a safetensors file by name,
+    and the size of the complete file. Raises ValueError for a file of another format.
     """
     with file.open("rb") as opened:
         start = opened.read(8)
@@ -137,7 +137,7 @@ def header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def _old_pickle(file: Path) -> bool:
-    """Whether it is of torch's format before 1.6: pickles one after the other."""
+    """Whether the file has torch's format before 1.6, which is a sequence of pickles."""
     try:
         with file.open("rb") as opened:
             return opened.read(2) == b"\x80\x02"

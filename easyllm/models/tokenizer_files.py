@@ -27,12 +27,13 @@ def save(tokenizer: Any, folder: Path, **settings: Any) -> None:
 
 
 def copy(store: Path, to: Path) -> None:
-    """Copy the tokenizer of a token store to a model's folder, which may hold files already."""
+    """Copy the tokenizer of a token store to a model's folder, which may already hold files."""
     shutil.copytree(store, to, dirs_exist_ok=True)
 
 
 def fit(run: RunSpec, config: PretrainedConfig) -> None:
-    """Check that the store's tokenizer fits the model; random weights take its special tokens.
+    """Check that the store's tokenizer fits the model; a model with random weights gets its special
+    tokens.
 
     Raises UserError where the tokenizer has more tokens than the model.
     """
@@ -48,6 +49,6 @@ def fit(run: RunSpec, config: PretrainedConfig) -> None:
     if run.model.init == "random":
         config.bos_token_id = tokenizer.bos_token_id
         config.eos_token_id = tokenizer.eos_token_id
-        # a padding token's embedding is never trained: the end of a text must not be one
+        # a padding token's embedding is never trained, so the end of a text must not be one
         taken = (tokenizer.bos_token_id, tokenizer.eos_token_id)
         config.pad_token_id = None if tokenizer.pad_token_id in taken else tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""What a model's files call the parameters of the layers that it is trained as."""
+"""The names in a model's files of the parameters of its layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter lies: rows ``part`` of ``parts`` equal parts of a tensor."""
+    """The place of a parameter: part ``part`` of a tensor whose rows are in ``parts`` equal
+    parts."""
 
     tensor: str
     part: int = 0
@@ -20,13 +21,13 @@ class WeightMapping:
     """A map between parameters and the tensors of files. The default changes nothing."""
 
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Parts of parameters' names, and what stands for each in the files."""
+    """Parts of parameters' names, and the names for them in the files."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Parts of tensors' names in the files, and for each the parts of the names of the
-    parameters whose rows it holds one after the other, as many of each."""
+    """Parts of tensors' names in the files, and for each the parts of the names of the parameters
+    whose rows it holds one after the other, the same number of each."""
 
     def place(self, parameter: str) -> Place:
-        """Where ``parameter`` lies in the files."""
+        """The place of ``parameter`` in the files."""
         part, parts = 0, 1
         for theirs, ours in self.fused.items():
             for index, piece in enumerate(ours):
@@ -46,8 +47,8 @@ class WeightMapping:
         return [tensor]
 
     def tensors(self, parameters: Iterable[str]) -> dict[str, list[str]]:
-        """The tensors of the files that hold ``parameters``, each with those it holds
-        in the order of its rows."""
+        """The tensors of the files that hold ``parameters``, each with its parameters in the order
+        of its rows."""
         places = {parameter: self.place(parameter) for parameter in parameters}
         found: dict[str, list[str]] = {place.tensor: [] for place in places.values()}
         for parameter in sorted(places, key=lambda parameter: places[parameter].part):

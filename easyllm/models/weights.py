@@ -1,5 +1,5 @@
-"""Weights by parameter name: read from a model's files or drawn, and written as Hugging Face
-shards."""
+"""Weights by parameter name: read from a model's files or drawn at random, and written as Hugging
+Face shards."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FIX = (
 
 
 class Weights(Protocol):
-    """Where a model's parameters come from."""
+    """The source of a model's parameters."""
 
     @property
     def bytes_read(self) -> int:
@@ -50,20 +50,20 @@ class Weights(Protocol):
     def problems(
         self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
     ) -> list[str]:
-        """What keeps the parameters in ``own`` from being read, a sentence each, and what there
-        is besides those of the whole ``model`` and the names in ``shared``, which files of
-        tied models may or may not hold, each with the name of the tensor that it must be. Reads
-        no other tensor."""
+        """The reasons why parameters in ``own`` cannot be read, a sentence each, and problems with
+        tensors that are neither in the whole ``model`` nor in ``shared``. ``shared`` has the names
+        that files of tied models may hold, each with the name of the tensor that it must equal.
+        Reads no other tensor."""
         ...
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """The parameter ``name``, in whatever dtype it is kept. Raises UserError."""
+        """The parameter ``name``, in the dtype in which it is stored. Raises UserError."""
         ...
 
 
 class WeightFiles:
     """The safetensors or ``.bin`` files of a folder in Hugging Face's format. Only the files of
-    what is asked for are opened, and only its bytes are read.
+    requested tensors are opened, and only the bytes of these are read.
 
     Raises UserError where the folder has no weights.
     """
@@ -107,7 +107,7 @@ class WeightFiles:
             if (reason := self._problem(self.names.place(name), shape, name))
         )
         spare = set(self.files) - set(self.names.tensors([*model, *shared]))
-        # tables of old checkpoints that every model computes by itself
+        # tables in old checkpoints that every model computes itself
         spare = {name for name in spare if not name.endswith("rotary_emb.inv_freq")}
         for name, same in shared.items():
             if same in own and not self._equal(name, same):
@@ -133,7 +133,7 @@ class WeightFiles:
         shapes = [file.shapes.get(name) for file, name in zip(files, names, strict=True)]
         if shapes[0] != shapes[1] or shapes[0] is None:
             return shapes[0] == shapes[1]
-        parts = (slice(at, at + 4096) for at in range(0, shapes[0][0], 4096))  # not both whole
+        parts = (slice(at, at + 4096) for at in range(0, shapes[0][0], 4096))  # not both complete
         return all(
             torch.equal(files[0].rows(names[0], part), files[1].rows(names[1], part))
             for part in parts
@@ -188,7 +188,7 @@ class _Pickled:
         try:
             try:
                 self.tensors = load(mmap=True)
-            except RuntimeError:  # of the format before torch 1.6, which cannot be mapped
+            except RuntimeError:  # a file of the format before torch 1.6, which cannot be mapped
                 self.tensors = load()
         except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
             why = str(error).splitlines()[0]
@@ -201,19 +201,20 @@ class _Pickled:
         self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def rows(self, name: str, rows: slice) -> torch.Tensor:
-        # a copy: what is mapped would keep the whole file's map alive
+        # a copy: a mapped tensor would keep the whole file mapped
         tensor: torch.Tensor = self.tensors[name]
         return tensor[rows].clone()
 
 
 def _opened(file: Path) -> _Safetensors | _Pickled:
-    """The file, perhaps opened before: layers are read in order, so few are needed at a time."""
+    """The opened file, from a small cache: layers are read in order, so few files are needed at a
+    time."""
     stat = file.stat()
     return _open(file, stat.st_mtime_ns, stat.st_size)
 
 
 def _damage(file: Path) -> str | None:
-    """``tensor_files.damage``, looked for once while the file stays as it is."""
+    """``tensor_files.damage``, cached while the file does not change."""
     try:
         stat = file.stat()
     except OSError:
@@ -264,7 +265,7 @@ class RandomWeights:
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """What draws the parameter ``name`` of a model made from ``seed``."""
+    """The generator that draws the parameter ``name`` of a model made from ``seed``."""
     own = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
     return torch.Generator().manual_seed(int.from_bytes(own, "big", signed=True))
 
@@ -282,7 +283,7 @@ def fill(
 
 
 def plan_shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:
-    """Names in order, in groups of at most ``limit`` bytes; a larger tensor stands alone."""
+    """Names in order, in groups of at most ``limit`` bytes; a larger tensor gets its own group."""
     shards: list[list[str]] = []
     room = -math.inf
     for name, size in sizes.items():
@@ -304,7 +305,7 @@ def write_shard(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     # safetensors refuses views; transformers refuses files without the format
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(whole, file, metadata={"format": "pt"})
-    file.chmod(0o644)  # safetensors makes files that only their owner can read
+    file.chmod(0o644)  # safetensors makes files that only the owner can read
 
 
 def write_index(
@@ -313,7 +314,7 @@ def write_index(
     sizes: Mapping[str, int],
     stem: str = tensor_files.MODEL,
 ) -> None:
-    """The index over several shards; a single one needs none."""
+    """Write the index over several shards; a single shard needs none."""
     if set(files.values()) != {shard_name(0, 1, stem)}:
         index = {
             "metadata": {"total_size": sum(sizes.values())},

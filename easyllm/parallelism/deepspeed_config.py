@@ -1,6 +1,7 @@
-"""DeepSpeed's configuration: what follows from the spec, and what may be laid over it. Light.
+"""DeepSpeed's configuration: settings that follow from the spec, and those that a user may add.
+Light.
 
-Written for DeepSpeed 0.19. ``docs/deepspeed.md`` lists every setting that numbers depend on.
+Written for DeepSpeed 0.19. ``docs/deepspeed.md`` lists every setting that the losses depend on.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ FREE: dict[str, type] = {
     f"{ZERO}.stage3_max_reuse_distance": int,
     "bf16.immediate_grad_update": bool,
 }
-"""What ``parallelism.deepspeed`` takes: settings of speed and memory, which change no loss but for
-rounding. Counts are of elements."""
+"""Settings that ``parallelism.deepspeed`` may hold. They change speed and memory, and losses by
+rounding only. Counts are numbers of elements."""
 
 OURS = {
     "train_batch_size": "parallelism.global_batch_size",
@@ -72,10 +73,10 @@ OURS = {
     "memory_breakdown": "training.profile",
     "timers": "training.profile",
 }
-"""The key of ours that DeepSpeed's follows from, by DeepSpeed's key or the beginning of it."""
+"""easyllm's key from which a DeepSpeed setting follows, by DeepSpeed's key or its prefix."""
 
 _MEAN = "the gradient would not be the mean over the trained tokens of the batch"
-_EXACT = "weights or gradients would be sent in fewer bits, and losses would be others"
+_EXACT = "weights or gradients would be sent in fewer bits, which changes the losses"
 
 BREAKS = {
     "prescale_gradients": _MEAN,
@@ -85,7 +86,7 @@ BREAKS = {
     f"{ZERO}.zero_quantized_weights": _EXACT,
     f"{ZERO}.zero_quantized_nontrainable_weights": _EXACT,
     f"{ZERO}.zero_quantized_gradients": _EXACT,
-    f"{ZERO}.zenflow": "updates would lag behind their gradients, and losses would be others",
+    f"{ZERO}.zenflow": "updates would lag behind their gradients, which changes the losses",
     f"{ZERO}.compute_grad_norm": "a step without a finite gradient is known by its norm",
     f"{ZERO}.reduce_scatter": "off, DeepSpeed 0.19.8 has failed in the backward pass",
     f"{ZERO}.round_robin_gradients": "checkpoints would not find an optimizer's state by parameter",
@@ -96,36 +97,36 @@ BREAKS = {
     "sequence_parallel_size": "the engine of a layout would be another",
     "hybrid_engine": "the engine of a layout would be another",
 }
-"""Why a setting of DeepSpeed's is refused, by its key or the beginning of it."""
+"""Why a DeepSpeed setting is refused, by its key or its prefix."""
 
 
 def configuration(run: RunSpec, layout: Parallelism) -> dict[str, Any]:
-    """The configuration for DeepSpeed, ``parallelism.deepspeed`` laid over it.
+    """The configuration for DeepSpeed, with ``parallelism.deepspeed`` merged into it.
 
-    What decides the numbers is given though it be DeepSpeed's default.
+    Settings that decide the losses are given even where they are DeepSpeed's default.
     """
     stage = sum(layout.state_shards)
     found: dict[str, Any] = {
         "train_batch_size": layout.global_batch_size,
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.accumulation(run.hardware.ranks),
-        # without ZeRO DeepSpeed clips by one stage's norm only, so that the engine does it
+        # without ZeRO DeepSpeed clips by the norm of one stage only, so the engine clips instead
         "gradient_clipping": run.training.gradient_clipping if stage else 0.0,
         "steps_per_print": None,
-        # its timer waits for the device twice a micro-batch
+        # its timer waits for the device twice in each micro-batch
         "timers": {"throughput": {"enabled": False}},
         "bf16": {"enabled": run.model.dtype == "bfloat16"},
-        # without it micro-batches of bf16 gradients are added up in bf16
+        # without it micro-batches of bf16 gradients are summed in bf16
         "data_types": {"grad_accum_dtype": "fp32"},
-        # without it gradients are cast to bf16 before replicas add them up
+        # without it gradients are cast to bf16 before they are summed over the replicas
         "communication_data_type": SHORT[layout.reduce_dtype],
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
         "gradient_allreduce_op": "mean",
         ZERO: {"stage": stage, "overlap_comm": stage == 3} | _offloaded(run, layout),
-        # torch's optimizers work on a CPU too, and take no compiling
+        # torch's optimizers also work on a CPU, and need no compilation
         "zero_force_ds_cpu_optimizer": False,
-        # the user's own optimizer class is as good as torch's
+        # the user's own optimizer class is allowed as well as torch's
         "zero_allow_untested_optimizer": True,
         "pipeline": {"use_reentrant": False},
     }
@@ -139,7 +140,7 @@ def configuration(run: RunSpec, layout: Parallelism) -> dict[str, Any]:
 
 
 def effective(config: Any) -> dict[str, Any]:
-    """All settings as DeepSpeed has read them, its own defaults included, as plain data.
+    """All settings as DeepSpeed has read them, including its own defaults, as plain data.
 
     ``config`` is a ``deepspeed.runtime.config.DeepSpeedConfig``.
     """
@@ -159,7 +160,7 @@ def _plain(value: Any) -> Any:
 
 
 def _offloaded(run: RunSpec, layout: Parallelism) -> dict[str, Any]:
-    """What DeepSpeed is to keep in the machine's memory."""
+    """The settings for what DeepSpeed keeps in host memory."""
     place = {"device": "cpu", "pin_memory": run.hardware.device == "cuda"}
     states, parameters = layout.offloads
     found = {"offload_optimizer": place} if states else {}
@@ -167,7 +168,7 @@ def _offloaded(run: RunSpec, layout: Parallelism) -> dict[str, Any]:
 
 
 def problems(layout: Parallelism, key: str) -> Iterator[Problem]:
-    """What ``layout.deepspeed`` must not hold. ``key`` is the dotted key of the layout."""
+    """Settings that ``layout.deepspeed`` must not hold. ``key`` is the dotted key of the layout."""
     for name, value in _leaves(layout.deepspeed).items():
         at = f"{key}.deepspeed.{name}"
         if name in FREE:
@@ -178,7 +179,7 @@ def problems(layout: Parallelism, key: str) -> Iterator[Problem]:
             yield Problem(at, value, why, "leave it out")
         else:
             yield Problem(
-                at, value, "is no setting of DeepSpeed's that may be laid over",
+                at, value, "is not a DeepSpeed setting that can be given here",
                 near(name, FREE, under=f"{key}.deepspeed") or f"there are: {', '.join(FREE)}",
             )  # fmt: skip
 
@@ -197,7 +198,7 @@ def _value_problems(at: str, value: Any, kind: type) -> Iterator[Problem]:
 
 
 def _known(name: str, table: Mapping[str, str]) -> str | None:
-    """What ``table`` says of a dotted name or of a beginning of it."""
+    """The value in ``table`` for a dotted name or a prefix of it."""
     parts = name.split(".")
     found = (table.get(".".join(parts[:n])) for n in range(len(parts), 0, -1))
     return next(filter(None, found), None)

@@ -1,7 +1,7 @@
-"""All that easyllm reads or replaces inside DeepSpeed and that DeepSpeed does not document.
+"""All undocumented parts of DeepSpeed that easyllm reads or replaces.
 
-It was written for and tried with DeepSpeed 0.19.8; ``check_version`` refuses other releases than
-those of 0.19. Each function says why it is needed.
+It was written for and tested with DeepSpeed 0.19.8; ``check_version`` refuses releases other than
+0.19. Each function says why it is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLLECTIVES = (
     "broadcast", "all_gather", "all_gather_into_tensor", "all_gather_coalesced",
     "all_to_all_single", "all_to_all", "send", "recv", "barrier",
 )  # fmt: skip
-"""What DeepSpeed's backend of communication is asked for."""
+"""The methods that DeepSpeed calls on its communication backend."""
 
 INSTRUCTIONS = {
     schedule.LoadMicroBatch: "data",
@@ -47,7 +47,7 @@ INSTRUCTIONS = {
 
 
 def check_version() -> None:
-    """Raises UserError for a DeepSpeed whose internals may be others."""
+    """Raises UserError for a DeepSpeed release whose internals may be different."""
     found = deepspeed.__version__.split("+")[0]
     if ".".join(found.split(".")[:2]) != RELEASE:
         raise UserError(
@@ -57,14 +57,14 @@ def check_version() -> None:
 
 
 def set_group_timeout(limit: timedelta) -> None:
-    """The timeout of all groups that DeepSpeed makes. They would take torch's, 10 minutes on CUDA,
-    where a rank is ended before the watchdog can tell who was awaited."""
+    """Set the timeout of all groups that DeepSpeed makes. They would have torch's default, 10
+    minutes on CUDA, which ends a rank before the watchdog can report which ranks it waited for."""
     comm.cdb.new_group = functools.partial(dist.new_group, timeout=limit)
 
 
 def wrap_instructions(runtime: Any, timed: Callable[[str, Callable[..., Any]], Any]) -> None:
-    """Replace each instruction of the pipeline engine by ``timed(phase, instruction)``; DeepSpeed's
-    own timers synchronize the device at each."""
+    """Replace each instruction of the pipeline engine by ``timed(phase, instruction)``. DeepSpeed's
+    own timers would synchronize the device at each instruction."""
     runtime._INSTRUCTION_MAP = {
         instruction: timed(INSTRUCTIONS[instruction], function)
         for instruction, function in runtime._INSTRUCTION_MAP.items()
@@ -72,7 +72,7 @@ def wrap_instructions(runtime: Any, timed: Callable[[str, Callable[..., Any]], A
 
 
 def wrap_collectives(wrapped: Callable[[Callable[..., Any]], Any]) -> None:
-    """Replace what the backend of communication offers by ``wrapped(method)``, for all engines of
+    """Replace the methods of the communication backend by ``wrapped(method)``, for all engines of
     this process."""
     backend: Any = comm.cdb
     for name in COLLECTIVES:
@@ -81,13 +81,13 @@ def wrap_collectives(wrapped: Callable[[Callable[..., Any]], Any]) -> None:
 
 
 def whole_shape(parameter: torch.nn.Parameter) -> torch.Size:
-    """The shape of a parameter, which ZeRO 3 has flattened and split."""
+    """The shape of the whole parameter, which ZeRO 3 may have flattened and split."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 class BoundedPipeline(PipelineModule):
-    """DeepSpeed's pipeline, split at given bounds: its own methods may leave a stage empty, and
-    build every layer to count its parameters."""
+    """DeepSpeed's pipeline, split at given bounds. DeepSpeed's own methods may leave a stage empty,
+    and build every layer to count its parameters."""
 
     own: slice
     """This stage's layers."""
@@ -137,9 +137,10 @@ def _of_stage_3(name: str, parameter: Any, optimizer: Any) -> Fragment:
 def clipping(
     optimizer: Any, limit: float, spread_over: dist.ProcessGroup | None
 ) -> Callable[[], None]:
-    """Clips the whole gradient's norm, and keeps it where DeepSpeed looks for it.
+    """Clips by the norm of the whole gradient, and stores that norm where DeepSpeed reads it.
 
-    Without ZeRO DeepSpeed neither tells the norm nor counts the pipeline's shared weights once.
+    Without ZeRO, DeepSpeed does not give the norm, and counts the pipeline's shared weights more
+    than once.
     """
 
     def clip() -> None:
@@ -163,10 +164,10 @@ def clipping(
 
 
 def skip_nonfinite(optimizer: Any, runtime: Any, clip: Callable[[], None] | None) -> None:
-    """Have the optimizer make no update from a gradient that is not finite.
+    """Make the optimizer skip updates whose gradient is not finite.
 
-    DeepSpeed does not look for that in every layout. It has computed the norm over all ranks by
-    the time it calls the optimizer, so that all of them leave the same updates out.
+    DeepSpeed does not check that in every layout. It has computed the norm over all ranks before it
+    calls the optimizer, so all ranks skip the same updates.
     """
     step = optimizer.step
 
@@ -174,7 +175,7 @@ def skip_nonfinite(optimizer: Any, runtime: Any, clip: Callable[[], None] | None
         if clip is not None:
             clip()
         norm = getattr(runtime.optimizer, "_global_grad_norm", None)
-        # below 0 is how some of its helpers tell of one that is not finite
+        # some of its helpers mark a norm that is not finite by a negative number
         if norm is not None and not (math.isfinite(norm) and norm >= 0):
             return None
         return step(*arguments, **named)

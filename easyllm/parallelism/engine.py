@@ -1,4 +1,4 @@
-"""The training engine: DeepSpeed behind one face, whatever the layout."""
+"""The training engine: one interface to DeepSpeed for all layouts."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from easyllm.spec.run import RunSpec
 
 Batch = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """A micro-batch: token ids and positions ``(rows, tokens)``; labels of the same shape (-100
-untrained), and the scale that turns its summed cross entropy into its part of the step's loss.
-A position is a token's place in its document, 0 where another begins."""
+untrained), and the scale that turns its summed cross entropy into its part of the step's loss. A
+position is a token's index in its document, 0 where a document begins."""
 
 
 class TrainEngine(abc.ABC):
@@ -54,17 +54,17 @@ class TrainEngine(abc.ABC):
     """
 
     data_rank: int
-    """Which replica this rank belongs to."""
+    """The number of the replica that this rank belongs to."""
     data_size: int
-    """Replicas."""
+    """Number of replicas."""
     reads_data: bool
-    """Whether this rank wants micro-batches; the others are given none."""
+    """Whether this rank needs micro-batches; other ranks get none."""
     counts_data: bool
-    """Whether it is the one of its replica that tells how many trained tokens they hold."""
+    """Whether this rank is the one of its replica that reports the number of trained tokens."""
     modules: dict[str, nn.Module]
-    """The layers this rank answers for, by the beginning of their parameters' names."""
+    """The layers that this rank is responsible for, by the prefix of their parameters' names."""
     copies: dict[str, nn.Module]
-    """Copies, kept equal, of layers that another rank answers for."""
+    """Copies, kept equal, of layers that another rank is responsible for."""
     runtime: deepspeed.DeepSpeedEngine
     optimizer: torch.optim.Optimizer
 
@@ -83,7 +83,7 @@ class TrainEngine(abc.ABC):
         self.decoders = [spec.name for spec in layers if spec.decoder]
         self.modules, self.copies = {}, {}
         self.projects = run.training.loss == "cross_entropy"
-        """Whether the head makes logits; else the loss does."""
+        """Whether the head computes the logits; otherwise the loss does."""
         compiled = run.model.compile and self.projects
         self.loss: Callable[..., torch.Tensor] = (
             torch.compile(causal_loss) if compiled else causal_loss
@@ -93,8 +93,8 @@ class TrainEngine(abc.ABC):
 
     @abc.abstractmethod
     def train_batch(self, batches: Iterable[Batch]) -> float:
-        """One optimizer step over ``accumulation`` micro-batches a replica; returns this rank's
-        part of its loss, which all ranks' parts add up to."""
+        """Make one optimizer step over ``accumulation`` micro-batches a replica. Returns this
+        rank's part of the loss, which is the sum of all ranks' parts."""
 
     @abc.abstractmethod
     def evaluate(self, batches: Iterable[Batch], count: int) -> float:
@@ -135,11 +135,12 @@ class TrainEngine(abc.ABC):
                 yield f"{layer}.{path}", parameter
 
     def fragments(self) -> Iterator[Fragment]:
-        """What this rank's optimizer holds of each parameter."""
+        """The fragments of parameters that this rank's optimizer holds."""
         return fragments(self.runtime, self.parameters({**self.modules, **self.copies}))
 
     def own_fragments(self) -> Iterator[Fragment]:
-        """What this rank answers for, so that each element of the model is some one rank's."""
+        """The fragments that this rank is responsible for; each element of the model belongs to
+        exactly one rank."""
         found = fragments(self.runtime, self.parameters(self.modules))
         if any(self.layout.state_shards):
             return found
@@ -147,8 +148,8 @@ class TrainEngine(abc.ABC):
         return islice(found, self.data_rank, None, self.data_size)
 
     def check_weights(self, own: Iterable[LayerSpec]) -> None:
-        """Raise UserError on every rank where any cannot read the weights of its ``own``
-        layers, or where the files hold what no layer has a place for."""
+        """Raise UserError on every rank if any cannot read the weights of its ``own`` layers, or if
+        the files hold tensors that belong to no layer."""
         names = parameter_shapes(self.layers)
         shared = {f"{s.name}.weight": f"{s.tied_to}.weight" for s in self.layers if s.tied_to}
         found = self.weights.problems(parameter_shapes(own), names, shared)
@@ -157,7 +158,7 @@ class TrainEngine(abc.ABC):
             raise UserError(f"model.path: {some_of(messages, sep='; ')}; {FIX}")
 
     def loading(self, layers: int) -> tqdm[Any]:
-        """A bar over the layers that ``build`` makes within the block."""
+        """Show a progress bar over the layers that ``build`` makes within the block."""
         self.loaded = progress("load weights", layers, "layer", visible=dist.get_rank() == 0)
         return self.loaded
 
@@ -174,7 +175,7 @@ class TrainEngine(abc.ABC):
     def initialize(self, model: nn.Module) -> deepspeed.DeepSpeedEngine:
         """DeepSpeed's engine around ``model``."""
         if any(self.layout.offloads):
-            share_cores()  # the CPU makes the updates
+            share_cores()  # the CPU computes the updates
         self.optimizer = optimizer = self.run.training.optimizer.build(parameter_groups(model))
         clip = None
         if not any(self.layout.state_shards):
@@ -189,7 +190,7 @@ class TrainEngine(abc.ABC):
         return runtime
 
     def _norm_group(self) -> dist.ProcessGroup | None:
-        """The ranks over which a gradient is spread; None where each holds all of it."""
+        """The ranks over which a gradient is split; None where each holds all of it."""
         return None
 
     def config(self) -> dict[str, Any]:

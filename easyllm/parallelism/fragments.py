@@ -1,8 +1,8 @@
-"""Which part of which parameter this rank's optimizer works on, whatever split it.
+"""The parts of parameters that this rank's optimizer updates, for every way of splitting them.
 
-DeepSpeed flattens, pads and splits what the optimizer sees, each stage of ZeRO in its own way. A
-fragment names the elements of a parameter and shows where their state
-lies, so that state can be kept by the parameter's name and move to any other layout.
+DeepSpeed flattens, pads and splits the tensors that the optimizer gets, differently in each stage
+of ZeRO. A fragment names elements of a parameter and the place of their state, so that state can be
+saved by the parameter's name and loaded in any other layout.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Fragment:
     begin: int
     length: int
     held: torch.Tensor
-    """What the optimizer steps: the parameter itself, or a flat tensor that holds the fragment
-    among others."""
+    """The tensor that the optimizer updates: the parameter itself, or a flat tensor that holds this
+    fragment and others."""
     offset: int
-    """Where in ``held``, flattened, the fragment begins."""
+    """The index in the flattened ``held`` at which the fragment begins."""
     low_precision: bool
     """Whether ``held`` is an fp32 copy of weights of another type."""
 
@@ -39,10 +39,10 @@ class Fragment:
 
 
 def state_of(fragment: Fragment, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What the optimizer remembers of a fragment, by name: vectors of ``length``, or scalars
-    such as the number of steps.
+    """The optimizer's state of a fragment, by name: vectors of ``length``, or scalars such as the
+    number of steps.
 
-    Raises UserError for an optimizer whose state is not kept by element.
+    Raises UserError for an optimizer whose state is not stored by element.
     """
     found = {}
     if fragment.low_precision:
@@ -77,7 +77,7 @@ def take_up(
         known = optimizer.state[held]
         if value.ndim == 0:
             there = known.get(key)
-            # one kernel for all looks for the number of steps where it finds the weights
+            # the fused kernel needs the number of steps on the device of the weights
             fused = bool(optimizer.defaults.get("fused"))
             device = there.device if torch.is_tensor(there) else held.device if fused else "cpu"
             known[key] = value.to(device)

@@ -1,4 +1,4 @@
-"""Layouts of training over the ranks, each building the engine that carries it out."""
+"""Layouts of training over the ranks; each one builds its training engine."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ def _precision(zero_stage: int, key: str, run: RunSpec) -> Iterator[Problem]:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline(Parallelism):
-    """Consecutive layers on consecutive ranks, micro-batches flowing through them (1F1B)."""
+    """Consecutive layers are on consecutive ranks, and micro-batches pass through them (1F1B)."""
 
     pipeline_stages: Count = 2
-    """Ranks that one replica of the model is spread over."""
+    """Number of ranks over which one replica of the model is split."""
     partition: Literal["parameters", "uniform", "balanced"] = "parameters"
-    """What the stages get about as much of: ``parameters``, and so memory, embedding and head
-    counted; ``uniform`` decoder layers; ``balanced`` work, of which the head's product and
-    attention over ``data.seq_len`` are a part, and the embedding's look-up none."""
+    """How layers are divided over the stages. ``parameters`` gives each stage about the same number
+    of parameters, and so the same memory, including the embedding and the head. ``uniform`` gives
+    each the same number of decoder layers. ``balanced`` gives each about the same computation,
+    which includes the head's product and attention over ``data.seq_len``, but not the embedding's
+    look-up."""
     stage_boundaries: tuple[int, ...] = ()
-    """The decoder layers, from 0, with which the stages after the first begin, e.g. [9, 18, 27]
-    for four stages; given, ``partition`` is not asked. The embedding is in the first stage,
-    the head in the last."""
+    """The decoder layers, counted from 0, with which the stages after the first begin, e.g. [9, 18,
+    27] for four stages. If given, ``partition`` is ignored. The embedding is in the first stage,
+    the head is in the last."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What is split over the replicas: 0 nothing, 1 the optimizer's state."""
 
@@ -59,7 +61,7 @@ class Pipeline(Parallelism):
             yield Problem(
                 f"{key}.zero_stage",
                 self.zero_stage,
-                "a pipeline adds up gradients over its micro-batches on every replica, "
+                "a pipeline sums gradients over its micro-batches on every replica, "
                 "so they cannot be split",
                 "give 0 or 1, or parallelism=zero",
             )
@@ -82,7 +84,8 @@ class Pipeline(Parallelism):
         if not rising:
             yield Problem(
                 key, given, "every stage must hold a decoder layer",
-                f"give rising numbers from 1 to {last}" if layers else "give rising numbers from 1",
+                f"give increasing numbers from 1 to {last}" if layers
+                else "give increasing numbers from 1",
             )  # fmt: skip
 
     def engine(self, run: RunSpec, **parts: Any) -> TrainEngine:
@@ -93,13 +96,13 @@ class Pipeline(Parallelism):
 
 @dataclass(frozen=True, kw_only=True)
 class Zero(Parallelism):
-    """Every rank a replica, with the states of training split over them (ZeRO)."""
+    """Every rank is a replica, and the states of training are split over the replicas (ZeRO)."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What is split: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 weights too."""
     offload: Literal["optimizer", "parameters"] | None = None
-    """What is kept in the machine's memory instead of the devices': ``optimizer`` its state,
-    whose updates the CPU then makes (faster with ``training.optimizer.fused``); ``parameters``
+    """What is kept in host memory instead of device memory. ``optimizer``: the optimizer's state,
+    whose updates the CPU then computes (faster with ``training.optimizer.fused``). ``parameters``:
     the weights too, with stage 3."""
 
     @property
@@ -120,7 +123,7 @@ class Zero(Parallelism):
         if run.model.compile and self.zero_stage == 3:
             yield Problem(
                 "model.compile", True,
-                "weights that ZeRO gathers within a layer break up what would be compiled",
+                "weights that ZeRO gathers within a layer prevent the layer's compilation",
                 f"give {key}.zero_stage=2 or model.compile=false", also=(f"{key}.zero_stage",),
             )  # fmt: skip
         if run.training.loss == "linear_cross_entropy" and self.zero_stage == 3:

@@ -1,4 +1,4 @@
-"""Which consecutive layers each pipeline stage holds. Standard library only."""
+"""How consecutive layers are divided over pipeline stages. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def stage_bounds(layers: Sequence[LayerShape], layout: Pipeline, seq_len: int) -> list[int]:
-    """Where the stages of ``layout`` begin in the list of layers, and its end.
+    """The indices at which the stages of ``layout`` begin in the list of layers, and its length.
 
     Raises UserError where a stage would be left without a decoder layer.
     """
@@ -25,7 +25,7 @@ def stage_bounds(layers: Sequence[LayerShape], layout: Pipeline, seq_len: int) -
         if given[-1] >= len(decoders):
             raise UserError(
                 f"parallelism.stage_boundaries={list(given)}: the model has {len(decoders)} "
-                f"decoder layers; give rising numbers from 1 to {len(decoders) - 1}"
+                f"decoder layers; give increasing numbers from 1 to {len(decoders) - 1}"
             )
         return [0, *(decoders[layer] for layer in given), len(layers)]
     weights = [_weight(layer, layers, layout.partition, seq_len) for layer in layers]
@@ -38,7 +38,7 @@ def stage_bounds(layers: Sequence[LayerShape], layout: Pipeline, seq_len: int) -
 
 
 def _weight(layer: LayerShape, layers: Sequence[LayerShape], partition: str, seq_len: int) -> float:
-    """What a layer counts for in ``parallelism.partition``."""
+    """The weight of a layer for ``parallelism.partition``."""
     if partition == "uniform":
         return float(layer.decoder)
     source = next(other for other in layers if other.name == (layer.tied_to or layer.name))
@@ -47,13 +47,13 @@ def _weight(layer: LayerShape, layers: Sequence[LayerShape], partition: str, seq
         return float(parameters)
     if layer is layers[0]:  # only looked up
         return 0.0
-    # multiplications a token: one a parameter, and half of attention's two products over a row
+    # multiplications for a token: one for each parameter, and half of attention's two products
     queries = layer.parameters.get(f"{layer.name}.self_attn.q_proj.weight", (0,))[0]
     return float(parameters + seq_len * queries)
 
 
 def idle(layers: Sequence[LayerShape], begins: Sequence[int], trained: Iterable[str]) -> list[int]:
-    """The stages, from 0, in which none of the parameters ``trained`` is."""
+    """The stages, from 0, that hold none of the parameters ``trained``."""
     names = tuple(trained)
 
     def busy(layer: LayerShape) -> bool:
@@ -67,10 +67,10 @@ def idle(layers: Sequence[LayerShape], begins: Sequence[int], trained: Iterable[
 
 
 def left_idle(layers: Sequence[LayerShape], begins: Sequence[int], stage: int) -> str:
-    """What is wrong with a stage of which nothing is trained."""
+    """The message about a stage in which nothing is trained."""
     held = layers[begins[stage] : begins[stage + 1]]
     return (
-        f"of pipeline stage {stage + 1} of {len(begins) - 1}, {held[0].name} to {held[-1].name}, "
+        f"in pipeline stage {stage + 1} of {len(begins) - 1}, {held[0].name} to {held[-1].name}, "
         "nothing would be trained"
     )
 
@@ -79,14 +79,15 @@ IDLE = (
     "train something in each stage, give parallelism.stage_boundaries so that each holds a trained "
     "layer, fewer parallelism.pipeline_stages, or parallelism=zero"
 )
-"""The remedy."""
+"""The remedy for a stage in which nothing is trained."""
 
 
 def bounds(weights: Sequence[float], decoders: Sequence[bool], stages: int) -> list[int]:
     """Where the stages begin: ``stages + 1`` ascending indices from 0 to ``len(weights)``.
 
-    Every stage holds a decoder layer, the heaviest is as light as can be and, among equals,
-    the rest are as even as can be. Raises ValueError with fewer decoder layers than stages.
+    Every stage holds a decoder layer, the heaviest stage is as light as possible and, among equal
+    splits, the others are as even as possible. Raises ValueError with fewer decoder layers than
+    stages.
     """
     if sum(decoders) < stages:
         raise ValueError(f"{sum(decoders)} decoder layers cannot make {stages} stages")

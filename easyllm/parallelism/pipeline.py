@@ -1,4 +1,4 @@
-"""A pipeline of stages, each on a rank of its own, in one or more replicas."""
+"""A pipeline of stages, each on its own rank, in one or more replicas."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PipelineTrainEngine(TrainEngine):
     def __init__(self, run: RunSpec, layout: Pipeline, **parts: Any):
         super().__init__(run, layout, **parts)
         self.known: deque[torch.Tensor] = deque()
-        """Positions, in host memory, of micro-batches that this stage has read and not begun."""
+        """Positions, in host memory, of micro-batches that this stage has read but not started."""
         self.load_stage()
         self.data_rank = self.grid.get_data_parallel_rank()
         self.data_size = self.grid.get_data_parallel_world_size()
@@ -57,7 +57,7 @@ class PipelineTrainEngine(TrainEngine):
         self._check_cover()
 
     def _own(self, bounds: list[int]) -> list[LayerSpec]:
-        """The layers whose weights this rank's stage reads; DeepSpeed lays ranks out stage by
+        """The layers whose weights this rank's stage reads; DeepSpeed orders ranks stage by
         stage."""
         stage = dist.get_rank() // (dist.get_world_size() // self.layout.pipeline_stages)
         sources = {spec.name: spec for spec in self.layers}
@@ -65,7 +65,7 @@ class PipelineTrainEngine(TrainEngine):
         return [sources[spec.tied_to or spec.name] for spec in own]
 
     def _check_cover(self) -> None:
-        """Every layer with weights of its own must be in exactly one stage of each replica."""
+        """Every layer with its own weights must be in exactly one stage of each replica."""
         places = world.all_gather_object((self.grid.get_data_parallel_rank(), list(self.modules)))
         layers = [spec.name for spec in self.layers if spec.tied_to is None]
         for replica in {place for place, _ in places}:
@@ -84,8 +84,8 @@ class PipelineTrainEngine(TrainEngine):
                 return _Own(self, spec)
             if any(p.requires_grad for p in source.trained().parameters()):
                 return _Tied(self, spec, source)
-            # copies of what is frozen stay equal by themselves, and DeepSpeed would look for
-            # gradients to add up
+            # copies of frozen weights stay equal anyway, and DeepSpeed would look for their
+            # gradients
             return _Borrowed(self, spec, source) if spec.tied_to else _Own(self, spec)
 
         return [described(spec) for spec in self.layers]
@@ -108,7 +108,7 @@ class PipelineTrainEngine(TrainEngine):
         return float(loss.item())
 
     def _noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The micro-batches, which the stages that read data begin in the order of reading."""
+        """The micro-batches; stages that read data start them in the order of reading."""
         self.known.clear()
         for batch in batches:
             self.known.append(batch[0][1])
@@ -118,8 +118,8 @@ class PipelineTrainEngine(TrainEngine):
 class _Stages(BoundedPipeline):
     """The stages as DeepSpeed runs them.
 
-    Positions travel beside the activations, as integers: every stage has to know where
-    documents begin, and only the ends of the pipeline read data.
+    Positions are sent with the activations, as integers: every stage has to know where documents
+    begin, but only the first and last stage read data.
     """
 
     def __init__(self, engine: PipelineTrainEngine, bounds: list[int]):
@@ -146,7 +146,7 @@ class _Stages(BoundedPipeline):
 
 
 class _Own(DeepSpeedLayer):
-    """A layer with weights of its own."""
+    """A layer with its own weights."""
 
     def __init__(self, engine: TrainEngine, spec: LayerSpec):
         super().__init__(nn.Module)
@@ -158,7 +158,7 @@ class _Own(DeepSpeedLayer):
 
 
 class _Tied(DeepSpeedTiedLayer):
-    """The embedding, or the head that uses its weight; each of their stages keeps a copy."""
+    """The embedding, or the head that uses its weight; the stage of each keeps a copy."""
 
     def __init__(self, engine: TrainEngine, spec: LayerSpec, source: LayerSpec):
         forward = _project if spec.tied_to else None

@@ -1,4 +1,4 @@
-"""What the machines of a run must share, checked before the first step."""
+"""The files that all machines of a run must share, checked before the first step."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 
 PATIENCE = 10.0
-"""Seconds a file has to be seen on every machine; network file systems keep old listings."""
+"""Seconds within which every machine must see a new file; network file systems cache listings."""
 
 
 def check(run: RunSpec, inputs: Sequence[Path]) -> None:
-    """Whether every machine sees rank 0's ``run_dir`` and the files that training reads.
+    """Check that every machine sees rank 0's ``run_dir`` and the files that training reads.
 
-    Every rank must call it. Raises UserError on all of them, naming the machines and what
-    they lack. What was left for the check is removed.
+    Every rank must call it. Raises UserError on all of them, naming the machines and what they
+    lack. The file that was written for the check is removed.
     """
     root = RunPaths(run).root
     token = world.broadcast_object(root / f".seen-{secrets.token_hex(8)}")
@@ -61,7 +61,7 @@ def check(run: RunSpec, inputs: Sequence[Path]) -> None:
 
 
 def _content(path: Path) -> str:
-    """What tells a file's content on another disk, where copies have other times."""
+    """A value that identifies a file's content on any disk, without its times."""
     identity = fingerprint(path)
     return identity if identity.startswith("sha256:") else identity.partition(":")[0]
 

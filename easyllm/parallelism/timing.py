@@ -1,8 +1,8 @@
-"""Where the time of a training step goes.
+"""Measures how the time of a training step is spent.
 
-A clock is in one phase at a time, so the phases of a step add up to it. On CUDA they are
-measured by events in the stream that computes: communication that runs beside computation costs
-nothing and counts as nothing.
+A clock is in one phase at a time, so the phases of a step add up to it. On CUDA they are measured
+by events in the compute stream: communication that runs in parallel with computation is not
+counted.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 from easyllm.parallelism import deepspeed_internals
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "bubble")
-"""``communication`` is between ranks, waiting for them included; ``bubble`` is what a pipeline
-stage waits for another's activations or gradients."""
+"""``communication`` is between ranks and includes waiting for them; ``bubble`` is the time in which
+a pipeline stage waits for another's activations or gradients."""
 
 _NONE = "none"
 
 
 class StepClock:
-    """Tells the phases of a step apart, between ``start`` and ``stop``."""
+    """Measures the phases of a step, between ``start`` and ``stop``."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -50,8 +50,8 @@ class StepClock:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """The block belongs to the phase ``name``; where it is within another, that goes on
-        after it. Communication within a bubble is the bubble."""
+        """The block belongs to the phase ``name``. If it is within another phase, that one
+        continues after it. Communication within a bubble counts as the bubble."""
         outer = self.current
         if not self.running or outer == name or outer == "bubble":
             yield
@@ -67,12 +67,12 @@ class StepClock:
         now: Any = time.perf_counter()
         if self.device.type == "cuda":
             now = torch.cuda.Event(enable_timing=True)
-            # not the current one: DeepSpeed reduces gradients in a stream of their own
+            # not the current one: DeepSpeed reduces gradients in a separate stream
             now.record(torch.cuda.default_stream(self.device))
         self.marks.append((name, now))
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, each call of which belongs to the phase ``name``."""
+        """``function``, with each call counted in the phase ``name``."""
 
         def call(*arguments: Any, **named: Any) -> Any:
             with self.phase(name):
@@ -85,7 +85,7 @@ class StepClock:
         deepspeed_internals.wrap_instructions(runtime, self.timed)
 
     def watch_communication(self) -> None:
-        """Time what DeepSpeed has its backend send and receive; no other clock does any more."""
+        """Time what DeepSpeed's backend sends and receives, with this clock and no earlier one."""
         deepspeed_internals.wrap_collectives(self._communicating)
 
     def _communicating(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,7 +99,7 @@ class StepClock:
 
 
 class _Handle:
-    """What is being communicated, the wait for which is timed."""
+    """A handle of asynchronous communication that times the wait for it."""
 
     def __init__(self, handle: Any, clock: StepClock):
         self._handle, self._clock = handle, clock

@@ -1,4 +1,4 @@
-"""A hang is caught: what takes too long ends the rank, with its stacks in its log."""
+"""Ends a rank that takes too long, and writes its stacks into its log."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from easyllm.launchers import reports
 from easyllm.launchers.reports import Report
 
 LINGER = 5.0
-"""Seconds between a rank's report and its end, for the others to report as well: they would
-fail at once when it goes."""
+"""Seconds between a rank's report and its exit, so that the others report as well: they would fail
+as soon as it exits."""
 
 COMMUNICATION = ("torch/distributed/", "deepspeed/comm/")
-"""Where a rank is while it waits for others, by part of the file's name."""
+"""Parts of the names of files whose code a rank runs while it waits for others."""
 
 
 class Watchdog:
-    """Ends this rank when two beats, or signs that what was begun goes on, are further apart than
-    ``timeout_s``.
+    """Ends this rank when more than ``timeout_s`` passes between two calls of ``beat`` or
+    ``alive``.
 
     It leaves a report (``easyllm.launchers.reports``) that says what the rank was doing and
     whether that was waiting for others, writes the stacks of all threads to standard error and
-    exits with status HUNG. The launcher sees to ranks that cannot do this themselves.
+    exits with status HUNG. The launcher does this for ranks that cannot do it themselves.
     """
 
     def __init__(self, folder: Path, rank: int, timeout_s: float):
@@ -40,11 +40,11 @@ class Watchdog:
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def beat(self, doing: str) -> None:
-        """Say what begins now."""
+        """Record what begins now."""
         self.doing, self.since = doing, time.monotonic()
 
     def alive(self) -> None:
-        """What was begun goes on. Another thread's work does not tell of the watched one."""
+        """Record that the work continues. Calls from threads that are not watched do not count."""
         if threading.get_ident() == self.watched:
             self.since = time.monotonic()
 
@@ -71,8 +71,8 @@ class Watchdog:
 
 
 def place(frame: FrameType | None) -> tuple[bool, str]:
-    """Whether a stack waits for other ranks, and the innermost function that tells where:
-    what was called of the communication, or what runs."""
+    """Whether a stack waits for other ranks, and the innermost function that shows where: the
+    communication function that was called, or the function that runs."""
     frames = list(_outwards(frame))
     inside = [i for i, f in enumerate(frames) if _communicates(f)]
     if not frames:
@@ -83,15 +83,15 @@ def place(frame: FrameType | None) -> tuple[bool, str]:
 
 
 def device_busy() -> bool:
-    """Whether the GPU still has work of this rank, which for so long is waiting for others:
-    Python only begins what ranks tell each other there."""
+    """Whether the GPU still has work of this rank. After such a time it is waiting for other ranks,
+    because Python only starts the communication there."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return False
     try:
         # a thread has the first device by default
         return not torch.cuda.default_stream(int(os.environ.get("LOCAL_RANK", 0))).query()
-    except RuntimeError:  # the device has failed, which its rank tells
+    except RuntimeError:  # the device has failed, which its rank reports
         return False
 
 

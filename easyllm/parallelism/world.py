@@ -21,10 +21,10 @@ from easyllm.parallelism import deepspeed_internals
 from easyllm.parallelism.watchdog import Watchdog
 
 _watchdog: Watchdog | None = None
-"""Of this process, between ``watch`` and ``stop``."""
+"""The watchdog of this process, between ``watch`` and ``stop``."""
 
 MARGIN = 30.0
-"""Seconds that a collective waits longer than the watchdog, which has more to tell."""
+"""Seconds that a collective waits longer than the watchdog, whose report has more details."""
 
 
 def watch(folder: Path, rank: int, timeout_s: float) -> None:
@@ -36,7 +36,7 @@ def watch(folder: Path, rank: int, timeout_s: float) -> None:
 
 
 def beat(doing: str) -> None:
-    """Say what this rank begins now, e.g. ``step 12``; nothing where it is not watched."""
+    """Record what this rank begins now, e.g. ``step 12``; does nothing where it is not watched."""
     if _watchdog is not None:
         _watchdog.beat(doing)
 
@@ -45,14 +45,14 @@ def start(device: Literal["cpu", "cuda"], timeout_s: float = 1800.0) -> torch.de
     """Join the other ranks (NCCL on CUDA, Gloo on the CPU); returns this rank's device.
 
     RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT must be in the environment.
-    A collective for which some rank does not arrive within ``timeout_s`` fails, in whatever group.
+    In every group a collective fails if some rank does not arrive within ``timeout_s``.
     """
     os.environ["DS_ACCELERATOR"] = device
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     with quiet():
         import deepspeed
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    # DeepSpeed would compile a shared-memory all-reduce that only its inference uses
+    # DeepSpeed would compile a shared-memory all-reduce, which only its inference uses
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     here = torch.device("cpu")
     if device == "cuda":
@@ -68,27 +68,27 @@ def start(device: Literal["cpu", "cuda"], timeout_s: float = 1800.0) -> torch.de
 
 
 def repeat_bits(device: torch.device) -> None:
-    """From here on compute only by kernels that give the same bits each time; where an operation
-    has none, torch raises RuntimeError. What runs on a CPU does so anyway."""
+    """From now on compute only with kernels that give the same bits each time; torch raises
+    RuntimeError for an operation that has none. Operations on a CPU always give the same bits."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for cuBLAS, when it starts
         os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # transformers passes it on
         torch.use_deterministic_algorithms(True)
-        # what it is for is finding mistakes, and it costs a pass over each new tensor
+        # it only helps to find mistakes, and it costs a pass over each new tensor
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def share_cores() -> None:
-    """From here on this rank computes by its share of the machine's cores, unless the environment
-    says by how many threads."""
+    """From now on this rank computes with its share of the machine's cores, unless the environment
+    gives the number of threads."""
     if FEW_THREADS in os.environ:
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, default_workers() // ranks))
 
 
 def unrepeatable(error: RuntimeError) -> str | None:
-    """Of torch's refusal to compute what has no such kernel its first words, which name the
-    operation; None for another error."""
+    """A message that names the operation which has no such kernel, from torch's error; None for
+    another error."""
     operation, *rest = str(error).split(" does not have a deterministic implementation")
     return f"{operation} does not give the same bits each time" if rest else None
 
@@ -114,12 +114,12 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many ranks there are."""
+    """The number of ranks."""
     return dist.get_world_size()
 
 
 def all_reduce_sum(numbers: Sequence[float], device: torch.device) -> list[float]:
-    """The sum of each of ``numbers`` over all ranks, which must give as many."""
+    """The sum of each of ``numbers`` over all ranks, each of which must give the same count."""
     total = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return list(total.tolist())
@@ -145,6 +145,6 @@ def wait_for_all() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Swallow what a library prints to standard output."""
+    """Suppress what a library prints to standard output."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""Every rank a whole replica of the model, its states split by ZeRO."""
+"""Every rank is a replica of the model, whose states ZeRO splits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ZeroTrainEngine(TrainEngine):
         return model
 
     def _split(self, module: nn.Module) -> None:
-        """Leave this rank its share of a layer's weights, so that none ever holds the model."""
+        """Keep only this rank's share of a layer's weights: no rank ever holds the whole model."""
         with quiet():
             deepspeed.zero.Init(module=module, config_dict_or_path=self.config(), dtype=self.dtype)
 
@@ -93,7 +93,7 @@ class ZeroTrainEngine(TrainEngine):
 
 
 class _Chain(nn.Module):
-    """Layers one after the other, nested so that parameters have their Hugging Face names."""
+    """Layers in sequence, nested so that parameters have their Hugging Face names."""
 
     def __init__(self, projects: bool) -> None:
         super().__init__()

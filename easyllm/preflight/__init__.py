@@ -1,4 +1,4 @@
-"""What a spec needs of the outside world. Every problem at once, nothing started."""
+"""Checks of what a spec needs on this machine; every problem is found before anything starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from easyllm.spec.run import RunSpec
 
 
 def settled(run: RunSpec) -> RunSpec:
-    """``run`` with the model family that its local ``config.json`` names, where it names none."""
+    """``run`` with the model family that its local ``config.json`` names, where the spec names
+    none."""
     model = run.model
     if model.family is None:
         family = family_named(str(_published(run).get("model_type")))
@@ -52,8 +53,8 @@ def of_model(run: RunSpec) -> Iterator[Problem]:
 
 
 def _published(run: RunSpec) -> Mapping[str, Any]:
-    """The model's configuration, of the spec or the folder at ``model.path``; empty where neither
-    gives one that can be read."""
+    """The model's configuration, from the spec or the folder at ``model.path``; empty where neither
+    has a readable one."""
     model = run.model
     try:
         return model.config or (local_config(model.path) if model.path else None) or {}
@@ -62,11 +63,11 @@ def _published(run: RunSpec) -> Mapping[str, Any]:
 
 
 def problems(run: RunSpec) -> Iterator[Problem]:
-    """What is missing or does not fit, of files, models and devices. Reads small files only.
+    """Files, models and devices that are missing or do not fit. Reads small files only.
 
-    With no stages the spec alone is checked: sources and models must be there, devices
-    and optional packages need not. Of a run that another machine owns, only what this one
-    needs to serve it.
+    Without stages only the spec is checked: sources and models must exist, devices and optional
+    packages need not. For a run that another machine owns, only what this machine needs to serve it
+    is checked.
     """
     if run.stages and run.hardware.launcher.follows(run.hardware.nodes):
         yield from machine.problems(run)
@@ -80,7 +81,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
 
 
 def _model(run: RunSpec) -> Iterator[Problem]:
-    """What the model folder's own configuration does not allow."""
+    """Problems with the configuration in the model's folder."""
     model = run.model
     if model.config or not model.path:
         return
@@ -91,16 +92,16 @@ def _model(run: RunSpec) -> Iterator[Problem]:
         model_type = str(config.get("model_type"))
         yield Problem(
             "model.path", model.path,
-            f"its config.json is of model_type {model_type}, which no family here has",
+            f"its config.json has model_type {model_type}, which no family supports",
             near(model_type, [family.model_type for family in FAMILIES])
-            or "name your own family in model.family._target_",
+            or "give your own family in model.family._target_",
         )  # fmt: skip
         return
     yield from shape_problems(run, model.family, {**config, **model.overrides})
 
 
 def _trained(run: RunSpec) -> Iterator[Problem]:
-    """Patterns that match nothing of the model, and stages of which nothing is trained."""
+    """Patterns that match nothing in the model, and pipeline stages in which nothing is trained."""
     model, layout = run.model, run.parallelism
     published = _published(run)
     if model.family is None or not published or not (run.training.freeze or run.training.adapter):

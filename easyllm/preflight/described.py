@@ -1,4 +1,4 @@
-"""Whether the files at ``model.path`` are of the model that the spec describes."""
+"""Checks that the files at ``model.path`` are those of the model that the spec describes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DESCRIPTIVE = frozenset(
 )
 """Keys that change no dimension, or that are written in more than one way."""
 ARCHITECTURES = {"llama": ("llama", "mistral")}
-"""The ``model_type`` that a GGUF file's architecture may stand for, where it has another name."""
+"""The ``model_type`` values that a GGUF file's architecture can mean, where the name differs."""
 REMEDY = (
     "give model=from_path, which takes the model as its own files describe it, or the model group "
     "that belongs to it"
@@ -28,9 +28,9 @@ REMEDY = (
 
 
 def problems(run: RunSpec) -> Iterator[Problem]:
-    """A model of another type, or of other dimensions, than ``model.config`` and
-    ``model.family`` say. Reads ``config.json`` or the header of a GGUF file; a hub id is
-    compared when it is downloaded."""
+    """Problems where a model has another type or other dimensions than ``model.config`` and
+    ``model.family`` give. Reads ``config.json`` or the header of a GGUF file; a hub id is compared
+    when it is downloaded."""
     path, family = run.model.path, run.model.family
     if not path:
         return
@@ -63,7 +63,7 @@ def _problem(path: str, message: str, key: str) -> Problem:
 
 
 def _other(run: RunSpec, published: dict[str, Any]) -> Iterator[str]:
-    """The keys of ``model.config`` that the published configuration gives another value."""
+    """The keys of ``model.config`` that have another value in the published configuration."""
     for key, ours in run.model.config.items():
         theirs = published.get(key)
         if key in DESCRIPTIVE or key in run.model.overrides or None in (ours, theirs):

@@ -1,4 +1,4 @@
-"""Devices and optional packages."""
+"""Checks of devices and optional packages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from easyllm.spec.run import RunSpec
 ON_DEVICE = {"train", "infer", "serve"}
 """Stages that use the devices."""
 FUSED_LOSS = (2, 13)
-"""The torch that brought ``linear_cross_entropy``."""
+"""The first torch version with ``linear_cross_entropy``."""
 VARLEN = (2, 11)
-"""The torch whose ``varlen_attn`` takes a scale and a window."""
+"""The first torch version whose ``varlen_attn`` takes a scale and a window."""
 
 
 def problems(run: RunSpec) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""What a spec may ask for and is seldom meant: said, not refused."""
+"""Notes about settings that are allowed but seldom intended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easyllm.spec.run import RunSpec
 
 
 def notes(run: RunSpec) -> Iterator[str]:
-    """Sentences for the beginning and the end of a run."""
+    """The notes that are printed at the beginning and the end of a run."""
     hardware = run.hardware
     uses = sorted(ON_DEVICE & set(run.stages))
     if uses and hardware.device == "cpu" and (found := cuda_devices()):

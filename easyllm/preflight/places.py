@@ -1,4 +1,4 @@
-"""Files and folders that must exist, or must not be in the way."""
+"""Checks of files and folders that must exist, or that must not exist."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 
 DERIVED = ("run_dir", "data.dir")
-"""Keys of folders that are below ``RUNS`` of the current folder where they are not given."""
+"""Keys of folders that are in ``RUNS`` of the current folder where they are not given."""
 
 
 def problems(run: RunSpec) -> Iterator[Problem]:
@@ -73,7 +73,7 @@ def _sources(run: RunSpec) -> Iterator[Problem]:
 
 
 def _weights(run: RunSpec, path: str) -> Iterator[Problem]:
-    """Weight files that training would read and that are absent or cut short."""
+    """Weight files that training would read and that are missing or incomplete."""
     folder = source.local(path)
     if "train" in run.stages and run.model.init == "pretrained" and folder and folder.is_dir():
         for complaint in tensor_files.problems(folder):
@@ -83,18 +83,18 @@ def _weights(run: RunSpec, path: str) -> Iterator[Problem]:
 
 
 def _revision(run: RunSpec, path: str) -> Iterator[Problem]:
-    """A revision of what has none."""
+    """A revision of a model that has no revisions."""
     if run.model.revision is not None and (place := source.local(path)):
         kind = "folder" if place.is_dir() else "file"
         yield Problem(
             "model.revision", run.model.revision,
-            f"is of a model on the hub, and model.path={path} is a {kind} of this machine",
+            f"applies to a model on the hub, but model.path={path} is a {kind} of this machine",
             "leave it out, or give model.path=<hub id>", also=("model.path",),
         )  # fmt: skip
 
 
 def _model_tokenizer(run: RunSpec) -> Iterator[Problem]:
-    """The tokenizer of the model at ``model.path``, where it is the one that is asked for."""
+    """Problems with the tokenizer of the model at ``model.path``, where the run uses it."""
     taken = "tokenize" in run.stages and getattr(run.data.tokenizer, "path", "") is None
     if taken and run.model.path and (complaint := source.tokenizer_problem(run.model.path)):
         yield Problem(
@@ -114,7 +114,7 @@ def _inference(run: RunSpec) -> Iterator[Problem]:
     output = run.inference.output
     if "infer" in run.stages and output and Path(output).suffix not in (".jsonl", ".parquet"):
         yield Problem(
-            "inference.output", output, "is of no known format", "give a .jsonl or .parquet file"
+            "inference.output", output, "has no known format", "give a .jsonl or .parquet file"
         )
     if not model or not {"infer", "serve"} & set(run.stages):
         return
@@ -126,15 +126,15 @@ def _inference(run: RunSpec) -> Iterator[Problem]:
 
 
 def _serving(run: RunSpec) -> Iterator[Problem]:
-    """Keys that can be read, and one where others than this machine can ask."""
+    """API keys must be readable, and must exist where other machines can send requests."""
     serving = run.serving
     for host in serving.allowed_hosts:
         if host_name(host) is None:
             yield Problem(
                 "serving.allowed_hosts",
                 host,
-                "is no name of a host",
-                "give names as they stand in an address, e.g. chat.example.org",
+                "is not a host name",
+                "give names as in an address, e.g. chat.example.org",
             )
     try:
         bound(serving).close()
@@ -147,7 +147,7 @@ def _serving(run: RunSpec) -> Iterator[Problem]:
         return
     if not (keys or serving.allow_unauthenticated or local_only(serving.host)):
         yield Problem(
-            "serving.host", serving.host, "others than this machine could ask, without a key",
+            "serving.host", serving.host, "other machines could send requests without a key",
             f"give serving.api_key_file=<file> or {VARIABLE} in the environment; "
             "serving.allow_unauthenticated=true allows it all the same",
             also=("serving.allow_unauthenticated",),
@@ -155,7 +155,7 @@ def _serving(run: RunSpec) -> Iterator[Problem]:
 
 
 def _folder(key: str, folder: Path) -> Iterator[Problem]:
-    """A folder that will be made or written to."""
+    """Problems with a folder that will be made or written to."""
     standing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not standing.is_dir():
         yield Problem(key, str(folder), f"{standing} is a file", "give a folder")

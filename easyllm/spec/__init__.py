@@ -1,4 +1,4 @@
 """The typed run spec, the one validator and the checks between fields.
 
-Standard library only; everything above stands on it and nothing here knows the rooms above.
+It imports the standard library only, and no other package of easyllm; all of them may import it.
 """

@@ -1,4 +1,4 @@
-"""Checks between fields: what no single field can know. No I/O."""
+"""Checks that compare several fields of the spec. No I/O."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from easyllm.spec.run import STAGES, RunSpec
 IN_GGUF = ("llama", "mistral", "qwen2", "qwen3")
 """``model_type`` of the models that are written as GGUF."""
 LONGEST_NAME = 150
-"""Bytes of a name that becomes a folder's: with a hash, and the marks of a copy under way, a
-folder's name has 255 at most."""
+"""Most bytes of a name that folders are named after. The folder's own name, which adds a hash and
+the suffixes of an unfinished copy, has 255 at most."""
 FOLDER = f"give letters, digits, '-' and '_', at most {LONGEST_NAME} bytes"
 
 
 def problems(run: RunSpec) -> Iterator[Problem]:
-    """Every cross-field problem of a spec that was read without problems of its own."""
+    """Every cross-field problem of a spec whose fields were read without problems."""
     yield from _stages(run)
     yield from _batch(run)
     yield from _training(run)
@@ -35,7 +35,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
 
 
 def components(part: Any, key: str = "") -> Iterator[tuple[str, Component]]:
-    """Every component of a spec with the dotted key at which it stands."""
+    """Every component of a spec with its dotted key."""
     if isinstance(part, Component):
         yield key, part
     if dataclasses.is_dataclass(part):
@@ -61,11 +61,11 @@ def _stages(run: RunSpec) -> Iterator[Problem]:
             f"give stages=[{','.join(right)}]",
         )
     if not _names_a_folder(run.name):
-        yield Problem("name", run.name, "names a folder", FOLDER)
+        yield Problem("name", run.name, "cannot be the name of a folder", FOLDER)
 
 
 def _names_a_folder(name: str) -> bool:
-    """Whether folders can be called so, with what is put before and behind the name."""
+    """Whether a folder can have this name, with the text that is put before and after it."""
     whole = name.isprintable() and not set(name) & set("/\\") and not name.startswith(".")
     return whole and 0 < len(name.encode("utf-8", "replace")) <= LONGEST_NAME
 
@@ -140,8 +140,8 @@ def _training(run: RunSpec) -> Iterator[Problem]:
         if last > training.steps:
             yield Problem(
                 "training.profile.start", profile.start,
-                f"training.profile.steps={profile.steps} from there end at step {last}, training "
-                f"at {training.steps}",
+                f"the training.profile.steps={profile.steps} from there end at step {last}, but "
+                f"training ends at step {training.steps}",
                 f"give at most {max(1, training.steps - profile.steps + 1)}",
                 also=("training.profile.steps", "training.steps"),
             )  # fmt: skip
@@ -171,7 +171,7 @@ def _adapter(run: RunSpec) -> Iterator[Problem]:
         )  # fmt: skip
     elif run.model.init == "random":
         yield Problem(
-            key, run.export.adapter, "model.init=random: no file holds the model under it",
+            key, run.export.adapter, "model.init=random: no file holds the adapter's model",
             "give export.adapter=merged", also=("model.init",),
         )  # fmt: skip
     generating = {"infer", "serve"} & set(run.stages)
@@ -188,24 +188,24 @@ def _gguf(run: RunSpec) -> Iterator[Problem]:
     if export.format != "gguf":
         if export.gguf_type:
             yield Problem(
-                "export.gguf_type", export.gguf_type, "is of export.format=gguf only",
+                "export.gguf_type", export.gguf_type, "applies to export.format=gguf only",
                 "give export.format=gguf, or export.dtype", also=(key,),
             )  # fmt: skip
         return
     if export.adapter == "adapter":
         yield Problem(
-            key, "gguf", "of an adapter alone no GGUF file is written",
+            key, "gguf", "an adapter alone cannot be written as a GGUF file",
             "give export.adapter=merged, or export.format=safetensors", also=("export.adapter",),
         )  # fmt: skip
     if export.dtype:
         yield Problem(
-            "export.dtype", export.dtype, "is of export.format=safetensors only",
+            "export.dtype", export.dtype, "applies to export.format=safetensors only",
             "give export.gguf_type", also=(key,),
         )  # fmt: skip
     family = run.model.family
     if family and export.layout == "native" and family.model_type not in IN_GGUF:
         yield Problem(
-            key, "gguf", f"{family.model_type} is not written, only {', '.join(IN_GGUF)}",
+            key, "gguf", f"{family.model_type} cannot be written, only {', '.join(IN_GGUF)}",
             "give export.layout=canonical, or export.format=safetensors",
             also=("model.family", "export.layout"),
         )  # fmt: skip
@@ -215,7 +215,8 @@ def _data(run: RunSpec) -> Iterator[Problem]:
     for name in run.data.sources:
         if not _names_a_folder(name):
             yield Problem(
-                f"data.sources.{name}", ABSENT, "a source's name becomes a folder's", FOLDER,
+                f"data.sources.{name}", ABSENT, "a source's name must be usable as a folder's",
+                FOLDER,
             )  # fmt: skip
     if "tokenize" in run.stages and not run.data.sources:
         yield Problem(
@@ -259,7 +260,7 @@ def _model(run: RunSpec) -> Iterator[Problem]:
     if model.revision is not None and not model.path:
         yield Problem(
             "model.revision", model.revision,
-            "is of a model on the hub, and model.path is not given",
+            "applies to a model on the hub, but model.path is not given",
             "give model.path=<hub id>, or leave it out", also=("model.path",),
         )  # fmt: skip
     yield from attention.problems(run)
@@ -270,8 +271,8 @@ def _model(run: RunSpec) -> Iterator[Problem]:
 
 
 def config_problems(run: RunSpec, family: Family | None) -> Iterator[Problem]:
-    """Keys of ``model.config`` and ``model.overrides`` that the family does not know, where there
-    is one, and values that they cannot have."""
+    """Keys of ``model.config`` and ``model.overrides`` that the family, if one is given, does not
+    know, and values that these keys cannot have."""
     for group in ("config", "overrides"):
         given = getattr(run.model, group)
         for key, must in published_config.wrong(given):

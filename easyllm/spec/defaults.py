@@ -1,4 +1,4 @@
-"""What a key of the spec says where it is not given."""
+"""The defaults of the spec's keys."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from easyllm.spec.schema import (
 def default(spec: Any, key: str) -> Any:
     """The default of the field at a dotted key of ``spec``, as plain data.
 
-    ABSENT where no field stands there, as in a map by name, or where it must be given. What was
-    written down before a field existed says its default.
+    ABSENT where there is no such field, as in a map by name, or where it must be given. A file
+    that was written before a field existed means that field's default.
     """
     *parents, name = key.split(".")
     if name == TARGET and parents:
-        # the class that is taken where none is named
+        # the class that is used where none is named
         *parents, name = parents
         field = _field(_at(spec, parents), name)
         return ABSENT if field is None else field.metadata.get("target", ABSENT)

@@ -21,34 +21,35 @@ from easyllm.spec.types import (
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSpec:
-    """How an answer is drawn; the names are those of vLLM's ``SamplingParams``."""
+    """How an answer is sampled; the names are those of vLLM's ``SamplingParams``."""
 
     max_tokens: Count = 128
-    """Tokens to generate at most."""
+    """Most tokens to generate."""
     min_tokens: NonNegativeInt = 0
-    """Tokens before which no end-of-sequence token is drawn."""
+    """Tokens to generate before an end-of-sequence token may be sampled."""
     temperature: NonNegativeFloat = 0.0
-    """0 takes the likeliest token."""
+    """0 takes the most likely token."""
     top_p: Fraction = 1.0
-    """Draw from the likeliest tokens whose probabilities add up to this."""
+    """Sample from the most likely tokens whose probabilities add up to this."""
     top_k: NonNegativeInt = 0
-    """Candidates to sample from; 0 takes all."""
+    """Sample from this many most likely tokens; 0 takes all."""
     min_p: Fraction = 0.0
-    """Drop tokens less likely than this share of the likeliest one's probability."""
+    """Drop tokens that are less likely than this share of the most likely token's probability."""
     repetition_penalty: PositiveFloat = 1.0
-    """Divides the scores of tokens that the prompt or the answer has already."""
+    """Divides the scores of tokens that are already in the prompt or the answer."""
     presence_penalty: float = 0.0
-    """Taken from the scores of tokens that the answer has already."""
+    """Subtracted from the scores of tokens that are already in the answer."""
     frequency_penalty: float = 0.0
-    """The same, once for each time the answer has the token."""
+    """Subtracted from a token's score once for each time the answer has the token."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; they are not part of it."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer, besides the model's own."""
     ignore_eos: bool = False
-    """Go on after an end-of-sequence token, for measurements."""
+    """Continue after an end-of-sequence token, for measurements."""
     logprobs: NonNegativeInt | None = None
-    """Likeliest tokens whose log-probabilities are given beside each token's own."""
+    """Number of most likely tokens whose log-probabilities are given besides the sampled
+    token's."""
     n: Count = 1
     """Answers to each prompt."""
     seed: NonNegativeInt | None = None
@@ -63,54 +64,59 @@ class InferenceSpec:
     """A folder in Hugging Face's format or a hub id; null takes the run's export, or
     ``model.path`` where the run has none."""
     prompts: Place | dict[str, str] = empty()
-    """Prompts by name, or a file: ``.jsonl``, ``.json`` or ``.parquet`` with ``prompt`` or
-    ``messages`` and perhaps ``id``, ``tools`` and fields of ``sampling`` of their own, or with
-    the lines of OpenAI's batch files; anything else one prompt a line."""
+    """Prompts by name, or a file. A ``.jsonl``, ``.json`` or ``.parquet`` file has ``prompt`` or
+    ``messages``, and optionally ``id``, ``tools`` and fields of ``sampling``, for each prompt, or
+    it has the lines of OpenAI's batch files. Any other file has one prompt a line."""
     chat: bool = False
-    """Put each prompt into the chat template as a user's turn; ``messages`` always are."""
+    """Put each prompt into the chat template as a user's turn. ``messages`` always go through the
+    chat template."""
     output: Place | None = None
     """The file of results, ``.jsonl`` or ``.parquet``; null writes
     ``inference/results.jsonl`` in the run."""
     batch_size: Count = 32
-    """Answers generated together at most, by batch inference as by the server."""
+    """Most answers generated at the same time, in batch inference and in the server."""
     sampling: SamplingSpec = nested(SamplingSpec)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServingSpec:
-    """The API server. Keys of clients come from ``api_key_file`` and from the environment's
-    ``EASYLLM_API_KEY``; with neither every client of this machine may ask."""
+    """The API server. The API keys of clients come from ``api_key_file`` and from the environment
+    variable ``EASYLLM_API_KEY``. Without any key, every client on this machine may send
+    requests."""
 
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 for all that reach this machine."""
+    """Address to listen on; 0.0.0.0 listens on every network interface."""
     port: Port = 8000
-    """Port to listen at."""
+    """Port to listen on."""
     model_name: str | None = None
     """The model's name in ``/v1/models`` and answers; null takes the name of its run, folder or
     file, or its hub id."""
     api_key_file: Place | None = None
-    """A file of keys, one a line; ``#`` begins a comment at a line's start or after a blank."""
+    """A file of API keys, one a line; ``#`` at a line's start or after a blank begins a
+    comment."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names in the header Host by which clients may ask, besides localhost and ``host``. Others
-    are refused where names are given, and where a server without a key listens to its own machine
-    only: a browser's page of a site whose name leads to this machine would ask by that name."""
+    """Names that clients may send in the ``Host`` header, besides localhost and ``host``. Requests
+    with other names are refused if names are given here, or if the server has no API key and
+    listens on this machine only. That stops the page of a web site whose name resolves to this
+    machine from sending requests through a browser."""
     allow_unauthenticated: bool = False
-    """Listen beyond this machine without any key."""
+    """Allow a server without any API key to listen on addresses that other machines reach."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may ask from a browser, such as https://chat.example.org."""
+    """Origins whose pages may send requests from a browser, such as https://chat.example.org."""
     context_overflow: Literal["refuse", "drop_oldest_turns"] = "refuse"
-    """What becomes of a conversation longer than the context: an error that says both
-    lengths, or its oldest turns are left out, a system message and the last turn never."""
+    """What happens to a conversation longer than the context. ``refuse`` answers with an error
+    that gives both lengths. ``drop_oldest_turns`` leaves out its oldest turns, but never a system
+    message or the last turn."""
     max_queue: Count = 256
-    """Answers that may wait for their turn beside those being generated; more get 429."""
+    """Most answers that wait while others are generated; further requests get 429."""
     max_tokens: Count | None = None
     """Largest ``max_tokens`` a client may ask for; null allows the model's context."""
     max_prompt_tokens: Count | None = None
     """Longest prompt; null allows the model's context."""
     max_n: Count = 16
-    """Answers a prompt at most."""
+    """Most answers to a prompt."""
     max_batch: Count = 64
-    """Prompts of one request at most."""
+    """Most prompts in one request."""
     max_body_mb: PositiveFloat = 4.0
     """Largest body of a request, in 10^6 bytes."""
     body_seconds: PositiveFloat = 30.0
@@ -120,6 +126,6 @@ class ServingSpec:
     header_seconds: PositiveFloat = 10.0
     """Seconds a client may take to send a request's headers."""
     grace_seconds: NonNegativeFloat = 30.0
-    """Seconds that answers under way get once the server is asked to stop."""
+    """Seconds that unfinished answers get once the server is asked to stop."""
     log_prompts: bool = False
     """Put prompts and answers into the access log."""

@@ -1,4 +1,4 @@
-"""A mistake in a spec, said so that its author can fix it."""
+"""A mistake in a spec, described so that the user can fix it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Absent:
-    """Stands for 'no value was given' where None is itself a value."""
+    """The type of ABSENT, which means that no value was given where None is itself a value."""
 
     def __repr__(self) -> str:
         return "ABSENT"
@@ -17,7 +17,7 @@ class Absent:
 
 ABSENT: Any = Absent()
 UNKNOWN = "no such key"
-"""The message of a problem with a key that the spec has not."""
+"""The message of a problem with a key that the spec does not have."""
 REQUIRED = "must be given"
 """The message of a problem with a key that has no value and no default."""
 TEXT = "must be text"
@@ -28,8 +28,8 @@ TEXT = "must be text"
 class Problem:
     """One mistake.
 
-    ``key`` is the dotted key to fix, ``value`` what stands there (``ABSENT`` where
-    nothing does), ``message`` what is wrong and ``remedy`` what would be right.
+    ``key`` is the dotted key to fix, ``value`` its value (``ABSENT`` where it has none),
+    ``message`` what is wrong and ``remedy`` what would be right.
     ``also`` names the further keys that take part in a cross-field check: such a
     problem is not reported while one of them is wrong by itself.
     """
@@ -72,7 +72,7 @@ def dotted(at: str, name: object) -> str:
 def near(word: str, known: Iterable[str], under: str = "") -> str:
     """'did you mean …?' for the closest of ``known``, or the empty string.
 
-    ``under`` is the dotted key under which the words stand.
+    ``under`` is the dotted key that the words are under.
     """
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     if not match:

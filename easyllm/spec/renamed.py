@@ -1,5 +1,5 @@
-"""Keys and values by the names that they had in older versions: they are refused, and the new name
-is said."""
+"""Keys and values by the names that they had in older versions. They are refused with an error
+that gives the new name."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 ``read`` turns nested dicts into a ``RunSpec`` and collects every problem on the way:
 unknown keys, wrong types, values out of range, components that may not be named.
-The parent, a ``run.yaml`` and every rank go through it. ``write`` is its inverse.
+The parent process, every rank and every reader of a ``run.yaml`` use it. ``write`` is its inverse.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class UnknownComponent(Exception):
 def read(config: Mapping[str, Any], resolve: Resolve) -> tuple[RunSpec, list[Problem]]:
     """The spec that ``config`` describes and every problem in it.
 
-    A value with a problem is replaced by its default, so that the spec is always whole
-    and later checks can run; whoever calls must not use it while there are problems.
+    A value with a problem is replaced by its default, so that the spec is always complete
+    and later checks can run. The caller must not use it for a run while there are problems.
     """
     walk = _Walk(resolve)
     spec = walk.dataclass(RunSpec, config, "")
@@ -52,7 +52,7 @@ def read(config: Mapping[str, Any], resolve: Resolve) -> tuple[RunSpec, list[Pro
 
 
 def read_group(cls: type, config: Mapping[str, Any]) -> tuple[Any, list[Problem]]:
-    """As ``read``, a dataclass of a spec by itself, which has no components."""
+    """As ``read``, but for one dataclass of a spec, which has no components."""
 
     def resolve(target: str, role: type[Component]) -> type[Component]:
         raise UnknownComponent(f"{cls.__name__} has no components")
@@ -97,7 +97,7 @@ def hints(cls: type) -> dict[str, Any]:
 
 
 def role_at(key: str) -> type[Component] | None:
-    """The role of the component that stands at a dotted key of a spec, if one does."""
+    """The role of the component at a dotted key of a spec, or None where there is none."""
     hint: Any = RunSpec
     for name in key.split("."):
         if typing.get_origin(hint) is dict:
@@ -131,7 +131,7 @@ class _Walk:
         self.known: set[str] = set()
 
     def finish(self) -> list[Problem]:
-        """All problems, unknown keys with the key that was probably meant."""
+        """All problems; those of unknown keys name the key that was probably meant."""
         for problem, siblings in self.unknown:
             parent, _, name = problem.key.rpartition(".")
             remedy = near(name, siblings, under=parent)
@@ -188,7 +188,7 @@ class _Walk:
             problem = Problem(
                 key,
                 ABSENT,
-                "a recipe's keys must stand at the top of the spec",
+                "a recipe's keys must be at the top of the spec",
                 "begin the recipe file with the line '# @package _global_'",
             )
         elif now := renamed.KEYS.get(key):
@@ -198,7 +198,7 @@ class _Walk:
         self.unknown.append((problem, siblings))
 
     def component(self, role: Any, config: Any, key: str, default: str | None) -> Any:
-        """The component in ``config``; in place of one with a problem the default, if any."""
+        """The component in ``config``; the default, if any, where it has a problem."""
         built = self._component(role, config, key, default)
         if built is BAD and default is not None:
             return _Walk(self.resolve).dataclass(self.resolve(default, role), {}, key)
@@ -342,5 +342,5 @@ def is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def is_group(hint: Any) -> bool:
-    """Whether a type is a part of the spec with keys of its own, and no component."""
+    """Whether a type is a part of the spec that has its own keys and is not a component."""
     return dataclasses.is_dataclass(hint) and not issubclass(hint, Component)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Texts that no file, folder or encoding takes. No files are read."""
+"""Checks for texts that cannot be a file name, a path or UTF-8. No files are read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 NAME, PATH = 255, 4095
-"""Bytes of a file's name and of a path, at most, on Linux."""
+"""Most bytes of a file's name and of a path on Linux."""
 DEPTH = 32
-"""Maps and lists within each other, at most."""
+"""Most levels of nested maps and lists."""
 DEEP = f"holds more than {DEPTH} maps or lists within each other"
 
 
@@ -29,7 +29,7 @@ def unusable(value: Any, depth: int = DEPTH) -> str:
 
 
 def deep(value: Any, depth: int = DEPTH) -> bool:
-    """Whether maps and lists of a plain value lie deeper within each other than is read."""
+    """Whether the maps and lists of a plain value are nested deeper than is read."""
     if not isinstance(value, Mapping | list | tuple):
         return False
     parts = value.values() if isinstance(value, Mapping) else value
@@ -59,7 +59,7 @@ def _text(text: str) -> str:
 
 
 def no_path(text: str) -> str:
-    """Why no file can be at this path; empty where one can."""
+    """Why no file can have this path; empty where one can."""
     if not text.strip():
         return "is empty"
     if "://" in text:

@@ -38,7 +38,7 @@ class Range:
 class Location:
     """Marks a path, relative to the folder in which a run is started unless absolute.
 
-    It is made absolute in a resolved spec, so that the run means the same from any folder.
+    It is absolute in a resolved spec, so that the run is the same from any folder.
     """
 
     or_hub: bool = False
@@ -51,8 +51,8 @@ UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 @dataclass(frozen=True)
 class Time:
-    """Marks a length of time: text with units, ``90m``, ``2h``, ``1d12h``, or, of a float, a
-    number of seconds. A float holds the seconds, a str the text as it was given."""
+    """Marks a length of time: text with units, ``90m``, ``2h``, ``1d12h``, or, for a float field,
+    a number of seconds. A float holds the seconds, a str holds the text as it was given."""
 
     @staticmethod
     def seconds(text: str) -> float | None:

@@ -23,7 +23,7 @@ class Export(Stage):
             raise UserError(_missing(run, self.paths(run).checkpoints))
 
     def fetches(self, run: RunSpec) -> bool:
-        return run.training.adapter is not None  # it is laid over the model
+        return run.training.adapter is not None  # it is merged into the model
 
     def record(self, run: RunSpec) -> str:
         kind = self.paths(run).export.name  # export, adapter or gguf

@@ -1,4 +1,4 @@
-"""Complete the prompts with the trained model."""
+"""Answers the prompts with the trained model."""
 
 from __future__ import annotations
 

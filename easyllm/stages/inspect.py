@@ -13,11 +13,11 @@ from easyllm.spec.run import RunSpec
 from easyllm.stages.base import Rank, Stage
 
 WIDTH = 100
-"""Columns of what is printed: a stage's output goes through a pipe that has none."""
+"""Columns of the printed tables: a stage's output goes through a pipe, which has no width."""
 
 
 class Inspect(Stage):
-    """Looks anew each time: a record that it has been shown before helps nobody."""
+    """Runs every time: a record that it was shown before would not help the user."""
 
     name = "inspect"
     reads = (

@@ -1,4 +1,4 @@
-"""The shuffled files are dealt into partitions, each with a share of every data set."""
+"""Divides the shuffled files into partitions, each with a share of every data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer requests over HTTP with the trained model."""
+"""Answers requests over HTTP with the trained model."""
 
 from __future__ import annotations
 

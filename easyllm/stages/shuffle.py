@@ -1,4 +1,4 @@
-"""The documents of each data set are put into a random order."""
+"""Puts the documents of each data set into a random order."""
 
 from __future__ import annotations
 

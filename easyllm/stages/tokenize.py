@@ -1,4 +1,4 @@
-"""Texts become token ids in parquet files."""
+"""Turns texts into token ids in parquet files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tokenize(Stage):
     )
 
     def may_change(self, run: RunSpec, key: str) -> bool:
-        # a model that is chosen later has no part in the tokens
+        # a model that is chosen later does not change the tokens
         return key == "model.revision" and not self.fetches(run)
 
     def fetches(self, run: RunSpec) -> bool:

@@ -109,7 +109,7 @@ class Train(Stage):
 
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
         if rank.local_count < rank.count:
-            self.prepare(run)  # a machine that has no parent of the run
+            self.prepare(run)  # a machine that has no parent process of the run
         with on_signals() as stop:
             from easyllm.parallelism import world
 
@@ -117,7 +117,7 @@ class Train(Stage):
             device = world.start(run.hardware.device, run.hardware.timeout_s)
             if run.training.deterministic:
                 world.repeat_bits(device)
-            # these import DeepSpeed, which settles its accelerator for good
+            # these import DeepSpeed, which chooses its accelerator only once
             from easyllm.data.dataset.rows import open_rows
             from easyllm.parallelism import shared_storage
             from easyllm.training.loop import train

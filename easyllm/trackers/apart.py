@@ -1,4 +1,4 @@
-"""A tracker fed by a thread of its own, so that training never waits for it."""
+"""A tracker that gets its lines in its own thread, so that training never waits for it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 CLOSING = 60.0
-"""Seconds that a tracker has at the end for what it was not given yet."""
+"""Seconds that a tracker has at the end for the remaining steps."""
 
 WAITING = 10_000
-"""Steps that wait for a tracker at most; of more it never learns."""
+"""Most steps that wait for a tracker; further ones are not sent to it."""
 
 
 class Apart:
     """An open tracker, ``writer``, whose ``log`` and ``close`` a thread calls.
 
-    What it raises is said once and costs that step's values: ``metrics.jsonl`` has them.
+    An exception from it is reported once, and it lacks that step's values, which ``metrics.jsonl``
+    has.
     """
 
     def __init__(self, name: str, writer: Any):
@@ -26,18 +27,19 @@ class Apart:
         self._steps: queue.Queue[tuple[int, Mapping[str, Any]] | None] = queue.Queue()
         self._told = False
         self._given = self._taken = 0
-        """Steps for the tracker, and those that it has recorded."""
+        """Numbers of steps given to the tracker, and of steps that it has recorded."""
         self._thread = threading.Thread(target=self._feed, daemon=True, name=f"tracker {name}")
         self._thread.start()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Have the tracker record a step, when it comes to it."""
+        """Put a step into the tracker's queue."""
         self._given += 1
         if self._steps.qsize() < WAITING:
             self._steps.put((step, dict(values)))
 
     def close(self) -> None:
-        """Give the tracker what waits and end it; what takes longer than CLOSING is left out."""
+        """Let the tracker record the remaining steps and close it. Steps that take longer than
+        CLOSING are left out."""
         self._steps.put(None)
         self._thread.join(timeout=CLOSING)
         lacks = f"lacks {self._given - self._taken} of {self._given} steps"
@@ -51,7 +53,7 @@ class Apart:
             try:
                 self._writer.log(*given)
                 self._taken += 1
-            except Exception as error:  # of whatever library
+            except Exception as error:  # from any library
                 self._fail(error)
         try:
             self._writer.close()

@@ -19,25 +19,25 @@ from easyllm.spec.run import RunSpec
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 AT_ONCE = 100
-"""Parameters that MLflow takes in one request."""
+"""Most parameters that MLflow accepts in one request."""
 LONGEST = 500
-"""Characters of a parameter's value that every MLflow server takes."""
+"""Most characters of a parameter's value that every MLflow server accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLflow(Tracker):
     """A run on an MLflow server, or in files of the run directory.
 
-    The client keeps names, passwords and certificates in its own variables, such as
+    The client reads names, passwords and certificates from its own environment variables, such as
     MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_TOKEN.
     """
 
     tracking_uri: str | None = None
-    """The server's address, e.g. https://mlflow.example.org; a folder; or a database, for which
-    all of ``mlflow`` must be installed. Null takes MLFLOW_TRACKING_URI of the environment, or else
-    ``mlruns`` in the run directory."""
+    """The server's address, e.g. https://mlflow.example.org, or a folder, or a database, for which
+    the full package ``mlflow`` must be installed. Null takes the environment variable
+    MLFLOW_TRACKING_URI, or else ``mlruns`` in the run directory."""
     experiment: str = "easyllm"
-    """The experiment the run belongs to; made where there is none of the name."""
+    """The experiment that the run belongs to; it is created if it does not exist."""
 
     requires = {"mlflow": "mlflow"}  # noqa: RUF012  (a constant of the class)
 
@@ -45,7 +45,7 @@ class MLflow(Tracker):
         uri = self._uri() or ""
         if uri.split(":")[0].split("+")[0] in DATABASES and find_spec("sqlalchemy") is None:
             yield Problem(
-                f"{key}.tracking_uri", uri, "a database needs more than MLflow's client",
+                f"{key}.tracking_uri", uri, "a database needs the full package mlflow",
                 "pip install mlflow, or give a server's address or a folder",
             )  # fmt: skip
 
@@ -55,12 +55,12 @@ class MLflow(Tracker):
     def open(
         self, name: str, folder: Path, settings: Mapping[str, Any], *, done: int = 0
     ) -> Writer:
-        """Start a run, or go on with the one that ``mlflow.json`` of the run directory
-        ``folder`` names; ``settings`` become its parameters.
+        """Start a run, or resume the one that ``mlflow.json`` in the run directory ``folder``
+        names. ``settings`` become its parameters.
 
         Raises UserError where MLflow cannot be reached.
         """
-        # its own are minutes, in which training would stand still
+        # the client's own limits are minutes, in which training would wait
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -70,7 +70,7 @@ class MLflow(Tracker):
         try:
             client = MlflowClient(tracking_uri=uri)
             return Writer(client, *self._run(client, uri, folder, settings))
-        except Exception as error:  # of the client, its transport, the server
+        except Exception as error:  # from the client, its transport or the server
             raise UserError(
                 f"training.trackers.{name}.tracking_uri={uri}: {_short(error)}; fix that, or "
                 f"train without: ~training.trackers.{name}"
@@ -79,9 +79,9 @@ class MLflow(Tracker):
     def _run(
         self, client: Any, uri: str, folder: Path, settings: Mapping[str, Any]
     ) -> tuple[str, int]:
-        """The id of the run and the last step it has."""
+        """The id of the run and the last step that it has."""
         note = folder / "mlflow.json"
-        # what was trained before and set aside is another run
+        # what was trained before and archived is another run
         here = {"tracking_uri": uri, "life": len(list(folder.glob("checkpoints.*")))}
         try:
             known = read_json(note)
@@ -104,7 +104,7 @@ class MLflow(Tracker):
             if found := client.get_experiment_by_name(self.experiment):
                 return str(found.experiment_id)
             return str(client.create_experiment(self.experiment))
-        except MlflowException:  # another run, started with this one, may have made it
+        except MlflowException:  # another run, started at the same time, may have made it
             if found := client.get_experiment_by_name(self.experiment):
                 return str(found.experiment_id)
             raise
@@ -119,20 +119,20 @@ def _describe(client: Any, run: str, settings: Mapping[str, Any]) -> None:
 
 
 class Writer:
-    """A run that goes on after step ``done``.
+    """A run that resumes after step ``done``.
 
-    What cannot be sent waits for the next step: training does not stop for its tracker.
+    Values that cannot be sent wait for the next step; training does not stop for its tracker.
     """
 
     def __init__(self, client: Any, run: str, done: int):
         self._client, self._run, self._done = client, run, done
         self._waiting: list[Any] = []
         self._told = False
-        """Whether it was said that something cannot be sent."""
+        """Whether it was reported that values cannot be sent."""
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record the numbers among ``values`` at ``step``, unless the run has that step: it was
-        made before the run was killed, and is made again from the checkpoint before it."""
+        """Record the numbers among ``values`` at ``step``, unless the run already has that step.
+        Steps that were made before the run was killed are made again from the last checkpoint."""
         if step <= self._done:
             return
         from mlflow.entities import Metric
@@ -157,7 +157,7 @@ class Writer:
                 self._told = True
 
     def close(self) -> None:
-        """End the run, with what was waiting."""
+        """Send the waiting values and end the run."""
         self._send()
         if self._waiting:
             print(f"MLflow lacks {len(self._waiting)} values; metrics.jsonl has them")

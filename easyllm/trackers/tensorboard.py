@@ -13,7 +13,7 @@ from easyllm.spec.types import Place
 
 @dataclass(frozen=True, kw_only=True)
 class TensorBoard(Tracker):
-    """Event files that ``tensorboard --logdir`` reads."""
+    """Writes event files that ``tensorboard --logdir`` reads."""
 
     folder: Place | None = None
     """Folder of the event files; null writes ``tensorboard`` in the run directory."""
@@ -23,8 +23,8 @@ class TensorBoard(Tracker):
     def open(
         self, name: str, folder: Path, settings: Mapping[str, Any], *, done: int = 0
     ) -> Writer:
-        """Start an event file; ``settings`` become its text panel. What earlier files have of
-        steps after ``done`` is not shown any more.
+        """Start an event file; ``settings`` become its text panel. Steps after ``done`` in earlier
+        files are no longer shown.
 
         ``folder`` is the run directory.
         """
@@ -44,8 +44,8 @@ class Writer:
         self._writer = writer
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record the numbers among ``values`` at ``step``, all as one event: a sixth of the time
-        that one each takes."""
+        """Record the numbers among ``values`` at ``step``, all as one event, which takes a sixth of
+        the time of one event for each."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         numbers = [

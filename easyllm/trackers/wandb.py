@@ -19,7 +19,8 @@ from easyllm.spec.run import RunSpec
 
 @dataclass(frozen=True, kw_only=True)
 class WandB(Tracker):
-    """A run on a Weights & Biases server, or files in the run directory to send there later."""
+    """A run on a Weights & Biases server, or files in the run directory that can be sent there
+    later."""
 
     project: str = "easyllm"
     """The project on the server that the run belongs to."""
@@ -39,7 +40,7 @@ class WandB(Tracker):
         self, name: str, folder: Path, settings: Mapping[str, Any], *, done: int = 0
     ) -> Writer:
         """Start a run; ``settings`` become its configuration. ``folder`` is the run directory,
-        whose name is the run's id, so that a resumed run goes on in the same one.
+        whose name is the run's id, so that a resumed run continues the same one.
 
         Raises UserError where the server cannot be reached.
         """
@@ -71,7 +72,7 @@ def _server() -> str:
 
 
 def _has_key() -> bool:
-    """Whether wandb finds a key, where its client of version 0.31 looks for one."""
+    """Whether there is a key in one of the places where wandb's client, version 0.31, looks."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     home = Path(os.path.expanduser("~"))  # noqa: PTH111  (Path's raises where there is none)

@@ -1,4 +1,4 @@
-"""Adapters: what is trained beside a model that stays as it is."""
+"""Adapters, which are trained beside a model that is not changed."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class LoRA(Adapter):
     r: Count = 16
     """Rank of the matrices A and B."""
     alpha: PositiveFloat = 32.0
-    """The adapter counts ``alpha / r``."""
+    """The adapter's output is multiplied by ``alpha / r``."""
     rslora: bool = False
-    """It counts ``alpha / sqrt(r)`` instead (Kalajdzievski, 2023)."""
+    """Multiply by ``alpha / sqrt(r)`` instead (Kalajdzievski, 2023)."""
     dropout: Fraction = 0.0
-    """Share of the adapter's inputs that are dropped in training; which ones depends on the
+    """Share of the adapter's inputs that are dropped in training. The dropped inputs depend on the
     layout."""
     targets: tuple[str, ...] = (ALL,)
-    """Linear layers of the decoder layers that get an adapter: ``all-linear`` for all, the end
-    of their names, such as ``q_proj``, globs such as ``layers.1?.mlp.*``, or regular expressions
-    of whole names after ``re:``."""
+    """Linear layers of the decoder layers that get an adapter: ``all-linear`` for all, the ends of
+    names, such as ``q_proj``, globs such as ``layers.1?.mlp.*``, or regular expressions after
+    ``re:``, which must match whole names."""
 
     requires: ClassVar[Mapping[str, str]] = {"peft": "lora"}
     everywhere = (ALL,)
@@ -63,7 +63,7 @@ class LoRA(Adapter):
         from peft import inject_adapter_in_model
         from torch import nn
 
-        # peft reads a model's configuration where it finds one, which is not this layer's alone
+        # peft would read a configuration that it finds on the layer, but it is the whole model's
         holder = nn.Module()
         holder.layer = layer
         config = self._config([f"layer.{target}" for target in targets])
@@ -106,7 +106,7 @@ class LoRA(Adapter):
         config.save_pretrained(str(folder))
         written = folder / "adapter_config.json"
         values = json.loads(written.read_text("utf-8"))
-        # peft writes a set as it comes
+        # peft writes a set in any order
         values["target_modules"] = sorted(values["target_modules"])
         written.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
         tensors = {

@@ -1,4 +1,4 @@
-"""Micro-batches of rows, with the scale that makes every trained token of a step count alike."""
+"""Micro-batches of rows, with the scale that gives every trained token of a step equal weight."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Share:
         return cls(tensors, trained)
 
     def scaled(self, trained: int, replicas: int) -> list[Batch]:
-        """The micro-batches, of ``replicas`` that have ``trained`` tokens to train together.
+        """The micro-batches; all ``replicas`` together have ``trained`` tokens to train.
 
-        The engine takes the mean over micro-batches and replicas; their number over the trained
-        tokens is the scale that makes it the mean over tokens.
+        The engine takes the mean over micro-batches and replicas. The scale, their number divided
+        by the trained tokens, makes it the mean over tokens.
         """
         scale = torch.tensor(len(self.tensors) * replicas / max(1, trained))
         return [((ids, positions), (labels, scale)) for ids, labels, positions in self.tensors]
@@ -54,7 +54,7 @@ NOTHING = Share([], 0)
 
 
 def dealt(rows: Sequence[Row], size: int, data_rank: int, replicas: int) -> list[list[Row]]:
-    """Replica ``data_rank``'s micro-batches of ``rows``; each replica gets as many.
+    """Replica ``data_rank``'s micro-batches of ``rows``; each replica gets the same number.
 
     Untrained rows fill up the last ones.
     """
@@ -67,5 +67,5 @@ def dealt(rows: Sequence[Row], size: int, data_rank: int, replicas: int) -> list
 
 
 def micro_batches(rows: int, size: int, replicas: int) -> int:
-    """Micro-batches a replica needs to see its share of ``rows``."""
+    """Micro-batches that a replica needs for its share of ``rows``."""
     return -(-rows // (size * replicas))

@@ -38,8 +38,8 @@ def evaluate(
 
 
 def write(rows: Sequence[Row], file: Path) -> None:
-    """Write what evaluation reads, one document a line: without the rows' boundaries, which
-    only this package knows, a plain loop over it finds the same loss."""
+    """Write the held-out documents, one a line. A plain loop over them, which does not know the
+    boundaries of rows, finds the same loss."""
     with atomic_write(file) as aside, aside.open("w", encoding="utf-8") as lines:
         for row in rows:
             begins = np.flatnonzero(row.positions == 0)[1:]

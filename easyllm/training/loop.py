@@ -33,7 +33,7 @@ from easyllm.training.stopping import Stop, Stopped
 def train(run: RunSpec, rows: Rows, device: torch.device, stop: Stop) -> dict[str, Any]:
     """Train on this rank and its peers until all steps are done and saved.
 
-    Resumes from the run's newest whole checkpoint. Returns what the stage's record holds.
+    Resumes from the run's newest complete checkpoint. Returns what the stage's record holds.
     Raises UserError, or Stopped at the end of a step in which any rank was asked to stop.
     """
     training = Training(Setup.of(run, rows), device)
@@ -50,7 +50,7 @@ def train(run: RunSpec, rows: Rows, device: torch.device, stop: Stop) -> dict[st
 
 
 class Training:
-    """A model in training: its engine, its place in the data, and what follows each step."""
+    """A model in training: its engine, its position in the data, and the work after each step."""
 
     engine: TrainEngine
     ahead: Share
@@ -80,7 +80,8 @@ class Training:
         self.engine, weights = self.setup.engine(self.device)
         self.read_bytes, self.read_files = weights.bytes_read, len(weights.files_read)
         if resume.weights_only:
-            # before the old ones go, so that the run has its weights whenever it is killed
+            # before the old ones are archived, so that the run always has weights, even if it is
+            # killed
             self.save()
             self.saver.finish()
             if world.is_main():
@@ -92,7 +93,7 @@ class Training:
         self.ahead_trained = self.engine.sum_over_replicas(self.ahead.trained)
 
     def log(self) -> MetricsLog:
-        """Where this rank's steps are recorded; only rank 0's are kept."""
+        """The log of this rank's steps; only rank 0 keeps one."""
         return MetricsLog(self.run, self.step, keep=world.is_main())
 
     def bar(self) -> Any:
@@ -101,7 +102,7 @@ class Training:
         return bar
 
     def train_step(self, log: MetricsLog, stop: Stop) -> dict[str, Any]:
-        """Train one step, record it, save where that is due; returns its line of metrics.
+        """Train one step, record it, and save if that is due; returns its line of metrics.
 
         Raises UserError for a loss that is not finite; Stopped, with all saved, where any rank
         was asked to stop or the next step would exceed ``training.max_runtime``.
@@ -114,7 +115,7 @@ class Training:
         save_due = main and self.policy.time_is_due()
         counted = self.ahead.trained if self.engine.counts_data else 0
         flags = map(float, (stop.asked, out_of_time, save_due, self.saver.written))
-        # one message for all that the ranks have to tell each other: each costs them a wait
+        # one collective for all that the ranks exchange, because each one makes them wait
         loss, trained, asked, over, save, written, *sums = world.all_reduce_sum(
             [part, counted, *flags, *self.times.values()], self.device
         )
@@ -134,7 +135,7 @@ class Training:
         if stopping or self.step == self.total:
             self.saver.finish()
         if stopping:
-            over_time = f"training.max_runtime={self.run.training.max_runtime} s is spent"
+            over_time = f"training.max_runtime={self.run.training.max_runtime} s is used up"
             why = "stopped by a signal" if asked else over_time
             raise Stopped(f"{why}; saved at step {self.step} of {self.total}")
         return line
@@ -160,7 +161,7 @@ class Training:
         self.profiler.after(self.step)
         line = {
             "step": self.step,
-            "loss": None,  # known when the ranks' parts are added up
+            "loss": None,  # known when the ranks' parts are summed
             "tokens": layout.global_batch_size * self.rows.seq_len,
             "trained_tokens": trained,
             "grad_norm": engine.grad_norm,
@@ -182,13 +183,13 @@ class Training:
         return Share.of(rows, self.setup.config.vocab_size)
 
     def _outcome(self, loss: float, norm: float) -> dict[str, Any]:
-        """For the line of metrics: what a step came to, which made no update where it was not
-        finite. Raises UserError where that ends the run."""
+        """For the line of metrics: the result of a step. A step whose result is not finite made no
+        update. Raises UserError where that ends the run."""
         if math.isfinite(loss) and math.isfinite(norm):
             return {"loss": loss}
         if self.run.training.on_nonfinite == "skip" and not math.isfinite(norm):
             return {"loss": None, "grad_norm": None, "skipped": True}
-        self.saver.finish()  # all ranks are here, and what was saved before is to stand
+        self.saver.finish()  # all ranks are here, and the save before must be completed
         raise UserError(
             f"step {self.step}: loss {loss}, norm of the gradient {norm}; checkpoints saved "
             "before are kept. Give a smaller training.optimizer.lr (now "
@@ -205,7 +206,7 @@ class Training:
         return found
 
     def save_untrained(self) -> None:
-        """What a run of no steps leaves: the weights as they came, evaluated."""
+        """Save and evaluate the first weights, in a run without steps."""
         if self.heldout:
             self.evaluate()
         self.save()
@@ -232,7 +233,7 @@ class Training:
         self.profiler.stop()
 
     def report(self) -> dict[str, Any]:
-        """What the record holds of all steps, those of earlier starts included."""
+        """The stage's record of all steps, including those of earlier starts."""
         lines = [
             line for line in metrics_log.read(self.paths.metrics) if line["step"] <= self.total
         ]

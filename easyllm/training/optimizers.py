@@ -17,16 +17,16 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
     beta1: Fraction = 0.9
-    """Decay of the mean of the gradients."""
+    """Decay of the running mean of the gradients."""
     beta2: Fraction = 0.95
-    """Decay of the mean of their squares."""
+    """Decay of the running mean of the squared gradients."""
     eps: PositiveFloat = 1e-8
-    """Added to the root of the mean of the squares, which an update is divided by."""
+    """Added to the square root of the mean squared gradient, by which an update is divided."""
     weight_decay: NonNegativeFloat = 0.1
     """Applied to matrices; biases and norms get none."""
     fused: bool | None = None
-    """One kernel for the whole update, on CPUs and CUDA alike; null leaves the choice to torch.
-    Changes nothing but rounding and speed."""
+    """Use one kernel for the whole update, on CPUs and on CUDA; null leaves the choice to torch. It
+    changes only rounding and speed."""
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
         import torch

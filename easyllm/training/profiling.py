@@ -17,11 +17,10 @@ ROWS = 40
 
 
 class Profiler:
-    """Profiles the steps that ``asked`` names, if any, on this rank.
+    """Profiles the steps in ``asked``, if any, on this rank.
 
-    ``folder/step-N/`` gets ``rank-R.json.gz``, a trace in Chrome's format, and
-    ``rank-R.txt``, the operations that took longest. What has not come to its last step leaves
-    nothing.
+    ``folder/step-N/`` gets ``rank-R.json.gz``, a trace in Chrome's format, and ``rank-R.txt``, the
+    operations that took longest. A profile that is stopped before its last step writes nothing.
     """
 
     def __init__(self, asked: ProfileSpec | None, folder: Path, device: torch.device):
@@ -29,7 +28,7 @@ class Profiler:
         self.running: Any = None
 
     def before(self, step: int) -> bool:
-        """To be called before each step, which counts from 1; whether it is profiled."""
+        """To be called before each step, which counts from 1; returns whether it is profiled."""
         if self.asked and step == self.asked.start:
             activities = [ProfilerActivity.CPU]
             if self.device.type == "cuda":
@@ -61,7 +60,7 @@ class Profiler:
             print(f"profile of {self.asked.steps} steps: {base.parent}", flush=True)
 
     def stop(self) -> None:
-        """Let go of steps that were to be profiled and will not come."""
+        """Stop a profile whose remaining steps will not be made."""
         if self.running is not None:
             self.running.stop()
             self.running = None

@@ -1,5 +1,5 @@
-"""Which samples each replica trains on, and what it draws at random: pure functions of how much
-was trained before."""
+"""The samples that each replica trains on, and the seeds of its random draws: pure functions of how
+much was trained before."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def samples_of(
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed everything that draws at random within a step, such as dropout: a run that was
-    killed needs no generator's state to draw the same again."""
+    """Seed all random generators for a step, such as dropout's, so that a resumed run draws the
+    same without their saved state."""
     drawn = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
     # torch.manual_seed would format a stack trace for each kind of device that is not there
     torch.default_generator.manual_seed(drawn)

@@ -1,4 +1,4 @@
-"""When a checkpoint is due, and when a run has to end for want of time."""
+"""When a checkpoint is due, and when a run has to end because there is no time left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SavePolicy:
         """Seconds of the longest step of this start, evaluation included."""
 
     def stepped(self, seconds: float) -> None:
-        """Take note of how long a step took."""
+        """Record how long a step took."""
         self.longest_step = max(self.longest_step, seconds)
 
     def out_of_time(self, stop: Stop) -> bool:

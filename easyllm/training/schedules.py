@@ -28,7 +28,7 @@ class _Warmed(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(_Warmed):
-    """The peak all along."""
+    """The peak learning rate for all steps."""
 
     def after(self, share: float) -> float:
         return 1.0
@@ -36,7 +36,7 @@ class Constant(_Warmed):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(_Warmed):
-    """Falls in a straight line."""
+    """Falls linearly."""
 
     floor: Fraction = 0.0
     """The learning rate at the end, as a share of the peak."""
@@ -58,9 +58,9 @@ class Cosine(_Warmed):
 
 @dataclass(frozen=True, kw_only=True)
 class WSD(_Warmed):
-    """Warm-up, the peak, then a straight fall at the end (warmup-stable-decay; Hu et al., 2024).
+    """Warm-up, the peak, then a linear fall at the end (warmup-stable-decay; Hu et al., 2024).
 
-    What comes before the fall does not depend on where the end is, so that a run can be made
+    The learning rates before the fall do not depend on the number of steps, so a run can be made
     longer from a checkpoint of the stable part.
     """
 

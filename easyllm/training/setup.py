@@ -1,5 +1,5 @@
-"""What training begins with, the same on every rank: the model as layers, its sizes, and where
-the run resumes."""
+"""The state at the beginning of training, the same on every rank: the model as layers, its sizes,
+and where the run resumes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Setup:
 
     @classmethod
     def of(cls, run: RunSpec, rows: Rows) -> Setup:
-        """Raises UserError where the run cannot go on from its checkpoints."""
+        """Raises UserError where the run cannot resume from its checkpoints."""
         config = hf_config(run)
         tokenizer_files.fit(run, config)
         family = family_of(run, config.model_type)
@@ -66,8 +66,8 @@ class Setup:
         return whole and resume.step == self.total_steps
 
     def engine(self, device: torch.device) -> tuple[TrainEngine, Weights]:
-        """The model and its optimizer as the run resumes them, on all ranks; and its weights,
-        which say what of them was read."""
+        """The model and its optimizer as the run resumes them, on all ranks, and its weights, which
+        record how much of them was read."""
         found = self.resume.checkpoint
         weights = starting_weights(self.run, self.config, self.family, found)
         engine = self.run.parallelism.engine(

@@ -22,14 +22,14 @@ class Stop:
 
     @property
     def seconds(self) -> float:
-        """Since this start of training."""
+        """Seconds since this start of training."""
         return time.monotonic() - self.begun
 
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[Stop]:
-    """Within the block SIGTERM and SIGUSR1, by which schedulers tell of a job's end, only mark
-    the ``Stop`` that is yielded."""
+    """Within the block, SIGTERM and SIGUSR1, with which schedulers announce the end of a job, only
+    mark the ``Stop`` that is yielded."""
     stop = Stop()
 
     def mark() -> None:

@@ -85,7 +85,7 @@ REFUSALS = {
     ),
     "more stages than layers": (
         ["+recipe=demo", "hardware.devices_per_node=8", "parallelism.pipeline_stages=8"],
-        ["parallelism.pipeline_stages = 8", "4 layers only", "give at most 4"],
+        ["parallelism.pipeline_stages = 8", "only 4 layers", "give at most 4"],
     ),
     "sequence longer than the model's positions": (
         ["+recipe=demo", "data.seq_len=4096"],
@@ -216,7 +216,7 @@ REFUSALS = {
             "export.adapter=adapter",
             "stages=[train,export]",
         ],
-        ["export.adapter = adapter", "no file holds the model under it", "merged"],
+        ["export.adapter = adapter", "no file holds the adapter's model", "merged"],
     ),
     "an adapter for a model": (
         [
@@ -241,11 +241,11 @@ REFUSALS = {
     ),
     "attention that takes 16 bits": (
         ["+recipe=llama3_8b", "model.attention=varlen", "model.dtype=float32"],
-        ["model.attention = varlen", "takes no float32", "model.dtype=bfloat16"],
+        ["model.attention = varlen", "does not support float32", "model.dtype=bfloat16"],
     ),
     "flash attention that takes 16 bits": (
         ["+recipe=llama3_8b", "model.attention=flash_attention_2", "model.dtype=float32"],
-        ["model.attention = flash_attention_2", "takes no float32", "model.dtype=bfloat16"],
+        ["model.attention = flash_attention_2", "does not support float32", "model.dtype=bfloat16"],
     ),
     "attention without ALiBi": (
         ["+recipe=baichuan2_13b", "model.attention=varlen"],

@@ -3,11 +3,11 @@
 REFUSED_WORDS = {
     "a lost interpolation": (
         ["+recipe=demo", "name=${nowhere}"],
-        ["name = ${nowhere} (command line) nothing here gives nowhere", "\\${ is the characters"],
+        ["name = ${nowhere} (command line) no key nowhere is given", "\\${ is the characters"],
     ),
     "an interpolation that leads back": (
         ["+recipe=demo", "seed=${seed}"],
-        ["seed = ${seed} (command line) leads back to itself", "give the value itself"],
+        ["seed = ${seed} (command line) refers to itself", "give the value itself"],
     ),
     "an interpolation that is not closed": (
         ["+recipe=demo", "name='${'"],
@@ -35,11 +35,11 @@ REFUSED_WORDS = {
     ),
     "a resolver that is none": (
         ["+recipe=demo", "name=${nope:1}"],
-        ["there is no nope that works out a value", "there are oc.env"],
+        ["there is no resolver nope", "there are oc.env"],
     ),
     "a key that is taken out and is not there": (
         ["+recipe=demo", "~training.stepz"],
-        ["~training.stepz (command line) takes out a key", "did you mean ~training.steps?"],
+        ["~training.stepz (command line) removes a key", "did you mean ~training.steps?"],
     ),
     "a key that is taken out at another value": (
         ["+recipe=demo", "~training.steps=5"],
@@ -47,7 +47,7 @@ REFUSED_WORDS = {
     ),
     "a group that is taken out and is not there": (
         ["+recipe=demo", "~tracker"],
-        ["~tracker (command line) takes out a group that is not chosen"],
+        ["~tracker (command line) removes an option that is not chosen"],
     ),
     "an element of a list": (
         ["+recipe=demo", "stages.7=train"],
@@ -78,14 +78,17 @@ REFUSED_WORDS = {
     ),
     "a setting of Hydra's": (
         ["+recipe=demo", "hydra.nope=1"],
-        ["hydra.nope = 1 (command line) is none of Hydra's settings", "leave it out"],
+        ["hydra.nope = 1 (command line) is not a Hydra setting", "leave it out"],
     ),
     "a group at another place": (
         ["+recipe=demo", "model@other=tiny"],
-        ["model@other = tiny (command line) model has no second place give model=tiny"],
+        ["model@other = tiny (command line) model cannot be placed elsewhere give model=tiny"],
     ),
-    "no key": (["+recipe=demo", "a..b=1"], ["a..b = 1 (command line) is no key", "<key>=<value>"]),
-    "a word for nothing": (["+recipe=demo", "=1"], ["=1 = 1 (command line) is no key"]),
+    "no key": (
+        ["+recipe=demo", "a..b=1"],
+        ["a..b = 1 (command line) is not a key", "<key>=<value>"],
+    ),
+    "a word for nothing": (["+recipe=demo", "=1"], ["=1 = 1 (command line) is not a key"]),
     "a bracket that is not closed": (
         ["+recipe=demo", "name={a"],
         ["name = {a (command line) cannot be read: a } is missing quote it: 'name=\"{a\"'"],
@@ -128,7 +131,7 @@ REFUSED_WORDS = {
     ),
     "a name that no folder can have": (
         ["+recipe=demo", f"name={'x' * 300}"],
-        ["name = xxx", "… (command line) names a folder", "at most 150 bytes"],
+        ["name = xxx", "… (command line) cannot be the name of a folder", "at most 150 bytes"],
     ),
     "a path that no file can have": (
         ["+recipe=demo", f"run_dir=here/{'x' * 300}"],
@@ -148,7 +151,7 @@ REFUSED_WORDS = {
     ),
     "heads of an odd dimension": (
         ["+recipe=demo", "model.overrides.head_dim=33"],
-        ["head_dim = 33", "rotary positions take them in pairs", "give an even head_dim"],
+        ["head_dim = 33", "rotary positions need pairs of them", "give an even head_dim"],
     ),
     "heads that do not divide": (
         ["+recipe=demo", "model.overrides.num_attention_heads=6"],
@@ -165,7 +168,7 @@ REFUSED_WORDS = {
     "a question that Hydra does not know": (["--cfg", "jbo"], ["--cfg = jbo", "one of job"]),
     "a part of the configuration that is none": (
         ["--cfg", "job", "--package", "modle", "+recipe=demo"],
-        ["--package = modle", "is no part of this configuration"],
+        ["--package = modle", "is not a part of this configuration"],
     ),
     "a flag of --cfg alone": (["--resolve", "+recipe=demo"], ["--resolve", "give --cfg job"]),
 }

@@ -65,12 +65,12 @@ def test_a_folder_that_cannot_be_written_to(empty: Path, capsys: Any, monkeypatc
 
 FILES = {
     "5\n": "holds no map of keys",
-    "- a\n": "holds a list, and a spec is a map of keys",
+    "- a\n": "holds a list, but a spec is a map of keys",
     "x: " + "[" * 500 + "]" * 500: "holds maps or lists within each other without end",
     b"name: \xff\n": "is not UTF-8 text from byte 6 on save it as UTF-8",
-    "name: ${nope}\n": "name = ${nope} (run.yaml) nothing here gives nope",
+    "name: ${nope}\n": "name = ${nope} (run.yaml) no key nope is given",
     'name: "${"\n': "has a value that cannot be read between ${ and } give ${<key>}",
-    '"": ${nope}\n': "'' = ${nope} (run.yaml) nothing here gives nope",
+    '"": ${nope}\n': "'' = ${nope} (run.yaml) no key nope is given",
     'data: {" ": {"": 5}}\n': "data.' ' = {\"\": 5} (run.yaml) no such key",
     'parallelism: {deepspeed: {"": "${c:d}"}}\n': "parallelism.deepspeed.'' = ${c:d} (run.yaml)",
     "a: [1\n": "is not YAML in line 2",
@@ -89,9 +89,9 @@ def test_words_over_a_run_file(empty: Path, capsys: Any) -> None:
     Path("run.yaml").write_text("name: mine\nseed: 3\nhardware: {device: cpu}\n")
     assert main(["run.yaml", "~seed", "stages=[]"]) == 0, "~ takes out, and sets no null"
     said = refused(["run.yaml", "~sed", "stages=[]"], capsys)
-    assert "~sed (command line) takes out a key that no file gives did you mean ~seed?" in said
+    assert "~sed (command line) removes a key that no file gives did you mean ~seed?" in said
     said = refused(["--cfg", "job", "run.yaml"], capsys)
-    assert "is asked of recipes and groups" in said
+    assert "is for recipes and groups" in said
 
 
 def test_a_sweep_over_a_run_file(empty: Path, capfd: Any) -> None:

@@ -90,8 +90,8 @@ DEFAULTS = {
     "override /model: [tiny, qwen_7b]": ("is several options", "give one"),
     "override /tracker: wandb": ("no tracker is chosen", "write '/tracker: wandb'"),
     "mine": ("is the file itself", "leave it out"),
-    "[a]": ("is none of: a name", "begin each entry with its own '-'"),
-    "{demo: a, b: c}": ("is none of: a name", "begin each entry with its own '-'"),
+    "[a]": ("is neither a name", "begin each entry with its own '-'"),
+    "{demo: a, b: c}": ("is neither a name", "begin each entry with its own '-'"),
 }
 
 
@@ -113,8 +113,8 @@ WRONG = {
     "# @package _global_\nname: &a [*a]\n": "holds maps or lists within each other without end",
     "# @package _global_\nx: " + "[" * 500 + "]" * 500: "within each other without end",
     "# @package _global_\nname: 1_0\n": "must be text quote it: '1_0'",
-    "# @package _global_\nname: ${nope}\n": "name = ${nope} ({file}) nothing here gives nope",
-    "training: {steps: 3}\n": "recipe ({file}) a recipe's keys must stand at the top",
+    "# @package _global_\nname: ${nope}\n": "name = ${nope} ({file}) no key nope is given",
+    "training: {steps: 3}\n": "recipe ({file}) a recipe's keys must be at the top",
 }
 
 

@@ -150,8 +150,8 @@ def test_a_revision_that_is_not_there_is_refused(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["model.path=own"], "is of a model on the hub, and model.path=own is a folder"),
-        (["model.path=null", "model=tiny"], "and model.path is not given"),
+        (["model.path=own"], "applies to a model on the hub, but model.path=own is a folder"),
+        (["model.path=null", "model=tiny"], "but model.path is not given"),
     ],
 )
 def test_a_revision_of_what_has_none(

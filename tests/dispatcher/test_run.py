@@ -275,7 +275,7 @@ def test_ctrl_c_saves_what_was_trained(folder):
 def test_training_that_has_spent_its_time_ends_as_one_that_was_stopped(folder, capfd):
     assert main([*TRAINED, "training.max_runtime=1s"]) == 75
     told = capfd.readouterr().err
-    assert "training.max_runtime=1.0 s is spent; saved at step 1 of 400" in told
+    assert "training.max_runtime=1.0 s is used up; saved at step 1 of 400" in told
     assert "run the same command again" in told and "export" not in told
     (run,) = runs(folder)
     assert record(run, "train")["status"] == "interrupted"

@@ -82,7 +82,7 @@ def test_another_secret_is_refused_by_both(ends: tuple[Channel, Channel]) -> Non
     assert admit(owner, "another") is None
     error = asked()
     assert isinstance(error, UserError)
-    assert "who answers at 10.0.0.1:29400 does not know the secret of this run" in str(error)
+    assert "the process at 10.0.0.1:29400 does not know the secret of this run" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_a_vocabulary_that_would_differ_from_sentencepiece_is_refused(
     # such sums tie in single precision elsewhere than in double
     scores = [-0.1 * (number % 7) for number in range(sentences.GetPieceSize())]
     keys = {**spm_keys(sentences), "model": "t5", "scores": scores}
-    with pytest.raises(Unusable, match=r"of 'The quick .* it makes .*, and SentencePiece"):
+    with pytest.raises(Unusable, match=r"from 'The quick .* it makes .*, but SentencePiece"):
         converted(write(tmp_path / "a.gguf", **keys), tmp_path / "a")
 
 
@@ -290,7 +290,7 @@ def test_what_llama_cpp_cannot_be_told_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="no pre-tokenizer that"):
         writing.metadata(loaded, len(loaded), ["aqa", *sample([])])
-    with pytest.raises(UserError, match=r"has tokens up to \d+, and the model has 3"):
+    with pytest.raises(UserError, match=r"has tokens up to \d+, but the model has 3"):
         writing.metadata(converted(tmp_path / "a.gguf", tmp_path / "b"), 3, sample([]))
 
 
@@ -303,5 +303,5 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
             header.read(cut)
     swapped = tmp_path / "big.gguf"
     swapped.write_bytes(whole[:4] + (3).to_bytes(4, "big") + whole[8:])
-    with pytest.raises(Unusable, match="of big-endian machines"):
+    with pytest.raises(Unusable, match="for big-endian machines"):
         header.read(swapped)

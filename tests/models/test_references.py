@@ -112,7 +112,7 @@ def test_packed_rows_are_as_documents_by_themselves(
 ) -> None:
     name, folder = saved
     if attention == "varlen" and getattr(AutoConfig.from_pretrained(folder), "alibi", False):
-        with pytest.raises(UserError, match="varlen has no place for ALiBi"):
+        with pytest.raises(UserError, match="varlen does not support ALiBi"):
             Ours(folder, attention)
         return
     ours, theirs = Ours(folder, attention), Reference(name, folder)

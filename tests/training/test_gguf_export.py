@@ -276,7 +276,7 @@ def test_models_that_are_not_read_exactly_are_refused(
     for keys, said in (
         ({"expert_count": 8}, "8 experts"),
         ({"attention__head_count_kv": [1, 2]}, "layers of different numbers of heads"),
-        ({"attention__causal": False}, "is no model that generates"),
+        ({"attention__causal": False}, "is not a generating model"),
         ({"rope__dimension_count": 4}, r"positions of \[4, 8\]"),
         ({"rope__scaling__type": "longrope"}, "rope.scaling.type=longrope is not read"),
         ({"block_count": None}, "llama.block_count is None"),
@@ -286,7 +286,9 @@ def test_models_that_are_not_read_exactly_are_refused(
     with pytest.raises(UserError, match=r"its blk\.0\.ffn_gate\.weight has the shape \(64, 32\)"):
         model.convert(changed(read, feed_forward_length=63), tmp_path)
     spare = {**read.tensors, "blk.0.attn_sinks.weight": read.tensors["output_norm.weight"]}
-    with pytest.raises(UserError, match=r"holds blk\.0\.attn_sinks\.weight, which llama has not"):
+    with pytest.raises(
+        UserError, match=r"holds blk\.0\.attn_sinks\.weight, which llama does not have"
+    ):
         model.convert(header.Header(read.file, read.metadata, spare), tmp_path)
 
 

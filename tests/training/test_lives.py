@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_passed_over(lives: Trained) -> None:
     assert min(samples) == (STEPS - 1) * GLOBAL_BATCH
     log = lives.log(0)
     assert f"step-{STEPS:08} is damaged: weights/model" in log
-    assert f"bytes; going on from step {STEPS - 1}" in log
+    assert f"bytes; resuming from step {STEPS - 1}" in log
 
 
 def test_what_is_done_is_not_done_again(lives: Trained) -> None:
@@ -158,7 +158,7 @@ def test_a_damaged_share_of_the_state_is_passed_over(lives: Trained, case: str, 
     samples = lives.seen(case, "often")[0]["samples"]
     assert min(samples) == STEPS * GLOBAL_BATCH
     log = lives.log(0)
-    assert f"step-{STEPS + 1:08} is damaged: {told}; going on from step {STEPS}" in log
+    assert f"step-{STEPS + 1:08} is damaged: {told}; resuming from step {STEPS}" in log
     before, after = (
         lives.seen(name, "often")[0]["report"]["last_loss"] for name in ("longer", case)
     )

@@ -277,7 +277,7 @@ def test_offload_wants_what_is_split(tmp_path: Any) -> None:
         ({"zero_optimization": {"zero_quantized_gradients": True}}, "sent in fewer bits"),
         ({"prescale_gradients": True}, "would not be the mean over the trained tokens"),
         ({"zero_optimization": {"overlap_com": True}}, "zero_optimization.overlap_comm?"),
-        ({"zero_optimization": True}, "is no setting of DeepSpeed's that may be laid over"),
+        ({"zero_optimization": True}, "is not a DeepSpeed setting that can be given here"),
         ({"zero_optimization": {"overlap_comm": 1}}, "overlap_comm=1 must be true or false"),
         ({"zero_optimization": {"reduce_bucket_size": 0.5}}, "must be a number of elements"),
         ({"zero_optimization": {"allgather_bucket_size": 7}}, "allgather_bucket_size=8"),

@@ -284,7 +284,7 @@ def test_what_cannot_be_removed_ends_no_run(capsys: pytest.CaptureFixture[str]) 
         with unprivileged():
             checkpoints.prune(root, keep=1)
         assert [path.name[-1] for path in checkpoints.listed(root)] == ["3", "1"]
-        assert f"{locked.parent} could not be removed and stays: " in capsys.readouterr().err
+        assert f"{locked.parent} could not be removed and is kept: " in capsys.readouterr().err
         locked.chmod(0o777)
         with unprivileged():
             checkpoints.prune(root, keep=1)

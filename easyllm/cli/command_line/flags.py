@@ -1,4 +1,4 @@
-"""What stands on the command line: flags, overrides, a file."""
+"""The parts of the command line: flags, overrides, a file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ HYDRA = {
     "--package": (),
     "--shell-completion": (),
 }
-"""Flags that ask Hydra about the configuration, with the words that each may take, any where
-none are given; nothing runs."""
+"""Flags that ask Hydra about the configuration, each with the words that it may take; an empty list
+allows any word. Nothing runs."""
 ASKING = ("--help", "--hydra-help", "--resolve")
-"""Those that take none."""
+"""Flags for Hydra that take no word."""
 CONFIG_DIR, TRUST = "--config-dir", "--trust"
 WITH_WORD = (*HYDRA, CONFIG_DIR)
 ALONE = (*ASKING, TRUST, "--multirun", "--version")
@@ -30,7 +30,7 @@ SHORT = {
     CONFIG_DIR: ("-cd",), "--help": ("-h",), "--multirun": ("-m",),
 }  # fmt: skip
 SHELL = re.compile(r"(install|uninstall)=(bash|zsh|fish)|query=\w+")
-"""What is asked of shell completion."""
+"""The words that the flag for shell completion takes."""
 RECIPE = "recipe"
 
 
@@ -44,7 +44,7 @@ class Arguments:
     hydra_flags: list[str] = field(default_factory=list)
     sweep: bool = False
     trust: bool = False
-    """Import code from wherever ``spec_file`` says."""
+    """Import code from any folder that ``spec_file`` names."""
     version: bool = False
 
     @property
@@ -57,7 +57,8 @@ class Arguments:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Every flag that takes a word may stand without it, which is reported in our own words."""
+    """Every flag that takes a word may be given without it, so that easyllm's own message reports
+    that."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flag in WITH_WORD:
         parser.add_argument(flag, *SHORT.get(flag, ()), nargs="?", const="")
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse(words: list[str]) -> Arguments:
-    """Sort the words; raises SpecError for one that is none of what can stand there."""
+    """Sort the words; raises SpecError for a word that is not a flag, an override or a file."""
     try:
         found, rest = _parser().parse_known_args(list(_separate(words)))
     except argparse.ArgumentError as error:
@@ -108,7 +109,7 @@ def parse(words: list[str]) -> Arguments:
 
 
 def _separate(words: list[str]) -> Iterator[str]:
-    """The words, where an override after a flag is not taken for the flag's own word."""
+    """The words, separated so that an override after a flag is not taken for the flag's word."""
     long = {name: flag for flag in HYDRA for name in (flag, *SHORT.get(flag, ()))}
     for word, after in itertools.zip_longest(words, words[1:], fillvalue=""):
         own = after.replace("-", "").replace(".", "").isidentifier() or SHELL.fullmatch(after)
@@ -133,7 +134,7 @@ def _of_hydra(found: argparse.Namespace) -> list[str]:
                     ]
                 )  # fmt: skip
         elif not (value in choices if choices else value) and not (flag == "--info" and not value):
-            message = "shows nothing of that name" if value else "needs to know what to show"
+            message = "has nothing of that name to show" if value else "needs to know what to show"
             remedy = f"one of {', '.join(choices)}" if choices else f"give {flag} KEY, e.g. model"
             raise SpecError([Problem(flag, value or ABSENT, message, remedy)])
         flags += [flag, value] if value else [flag]
@@ -150,7 +151,7 @@ def _not_an_override(word: str) -> Problem:
 
 
 def _of_recipe(arguments: Arguments) -> Arguments:
-    """``FOLDER/recipe/NAME.yaml`` is ``+recipe=NAME --config-dir FOLDER``; any other file stays."""
+    """Read ``FOLDER/recipe/NAME.yaml`` as ``+recipe=NAME --config-dir FOLDER``; else keep it."""
     file = arguments.spec_file
     if file is None or not _composes(file):
         return arguments
@@ -187,7 +188,7 @@ def _of_recipe(arguments: Arguments) -> Arguments:
 
 
 def _composes(file: Path) -> bool:
-    """Whether a file builds on others, as recipes do; a spec that stands by itself does not."""
+    """Whether a file builds on others, as recipes do; a complete spec does not."""
     try:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):  # reported when it is read
@@ -200,7 +201,7 @@ def _shipped_recipes() -> Path:
 
 
 def _consistent(arguments: Arguments) -> Arguments:
-    """Raises SpecError for flags that say nothing together."""
+    """Raises SpecError for flags that cannot be combined."""
     shown = [flag for flag in arguments.hydra_flags if flag.startswith("-")]
     problems = []
     if shown and arguments.sweep:
@@ -210,13 +211,15 @@ def _consistent(arguments: Arguments) -> Arguments:
     if shown and arguments.spec_file is not None:
         problems.append(
             Problem(
-                shown[0], ABSENT, "is asked of recipes and groups, not of a spec that stands alone",
+                shown[0], ABSENT, "is for recipes and groups, not for a complete spec",
                 f"leave it out, and read {arguments.spec_file}",
             )
         )  # fmt: skip
     for flag in shown:
         if flag in ("--package", "--resolve") and "--cfg" not in shown:
-            problems.append(Problem(flag, ABSENT, "is of --cfg only", f"give --cfg job {flag}"))
+            problems.append(
+                Problem(flag, ABSENT, "can be given with --cfg only", f"give --cfg job {flag}")
+            )
     if problems:
         raise SpecError(problems)
     return arguments

@@ -1,4 +1,4 @@
-"""Values of the command line laid over a plain configuration, as Hydra's ``++`` and ``~`` do."""
+"""Applies values of the command line to a plain configuration, as Hydra's ``++`` and ``~`` do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GONE: Any = object()
 
 
 def lay(config: dict[str, Any], override: Override) -> Problem | None:
-    """Change ``config`` as one word says, or tell why that cannot be."""
+    """Change ``config`` as one word says, or return why that is not possible."""
     if texts.deep(override.value):
         key = override.key
         return Problem(key, override.typed or ABSENT, texts.DEEP, f"give another {key}")
@@ -42,7 +42,7 @@ def lay(config: dict[str, Any], override: Override) -> Problem | None:
 
 
 def tree(override: Override) -> Any:
-    """What a word lays over a configuration."""
+    """The configuration that a word adds."""
     laid = override.value
     for name in reversed(override.key.split(".")):
         laid = {name: laid}
@@ -50,7 +50,7 @@ def tree(override: Override) -> Any:
 
 
 def has(config: Any, key: str) -> bool:
-    """Whether something stands at a dotted key."""
+    """Whether a dotted key has a value."""
     for part in key.split("."):
         config = _get(config, part)
     return config is not GONE
@@ -94,7 +94,7 @@ def _absent(config: dict[str, Any], override: Override) -> Problem:
     if meant and not parent:
         meant = meant.replace("mean ", "mean ~")
     return Problem(
-        f"~{override.key}", override.typed or ABSENT, "takes out a key that no file gives",
+        f"~{override.key}", override.typed or ABSENT, "removes a key that no file gives",
         meant or f"leave it out; to set the key, give {override.key}=<value>",
     )  # fmt: skip
 

@@ -17,9 +17,9 @@ BRACKETED = re.compile(r"[\w./:-]+\[[\w.,*]*\]")
 IN_ROOT = {"model", "data", "parallelism", "hardware"}
 """Groups of which each run has an option."""
 TOGETHER = {"data", "tracker"}
-"""Groups of which several options stand beside each other."""
+"""Groups of which a run can have several options."""
 ALONE = (IN_ROOT | {"recipe", "engine", "smoke"}) - TOGETHER
-"""Groups of which a run has one option at most."""
+"""Groups of which a run has at most one option."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Override:
 
     key: str
     text: str
-    """The word to hand to Hydra."""
+    """The word that Hydra gets."""
     value: Any
     """None for a sweep."""
     group: bool
@@ -40,18 +40,18 @@ class Override:
 
     @property
     def options(self) -> list[Any]:
-        """The options that are chosen of a group."""
+        """The chosen options of a group."""
         return list(self.value) if isinstance(self.value, list) else [self.value]
 
 
 def read(words: list[str], library: Library, sweep: bool = False) -> list[Override]:
-    """The overrides, each made one that Hydra neither refuses nor needs a sign for.
+    """The overrides, each with the sign that Hydra needs to accept it.
 
-    The sign before a key (``+``, ``++`` or none) says whether the key is there already.
-    Groups get the sign that Hydra wants, values get ``++``: whether a key exists is the
-    validator's to say, which says it together with all other problems. A word that names a
-    component puts it in place of the one that stood there; it comes first, whatever the order,
-    so that ``schedule=linear schedule.floor=0.2`` are fields of the new one. Raises SpecError.
+    The sign before a key (``+``, ``++`` or none) says whether the key is there already. Groups get
+    the sign that Hydra needs, values get ``++``: the validator reports keys that do not exist,
+    together with all other problems. A word that names a component replaces the one that was there.
+    It is applied first, whatever the order, so that ``schedule=linear schedule.floor=0.2`` sets a
+    field of the new one. Raises SpecError.
     """
     components: list[Override] = []
     others: list[Override] = []
@@ -71,7 +71,7 @@ def read(words: list[str], library: Library, sweep: bool = False) -> list[Overri
 
 
 def _read_word(word: str, library: Library, sweep: bool) -> list[Override] | Problem:
-    """The override of one word; two, which belong together, where it names a component."""
+    """The override of one word, or two overrides where it names a component."""
     head, given, typed = word.partition("=")
     key = head.lstrip("+~")
     text = quoting.with_line_breaks(typed)
@@ -106,7 +106,7 @@ def _read_word(word: str, library: Library, sweep: bool) -> list[Override] | Pro
 
 
 def _sign(key: str, group: bool, delete: bool) -> str:
-    """What Hydra wants before a key."""
+    """The sign that Hydra needs before a key."""
     if delete:
         return "~"
     if of_hydra(key):
@@ -122,7 +122,7 @@ def of_hydra(key: str) -> bool:
 
 
 def _parsed(key: str, word: str, typed: str) -> Any:
-    """The word as Hydra reads it, or the Problem that keeps it from being read."""
+    """The word as Hydra reads it, or the Problem because of which it cannot be read."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -133,7 +133,7 @@ def _parsed(key: str, word: str, typed: str) -> Any:
             found = parser.parse_override(word)
             if not found.is_sweep_override():
                 found.value()
-        # of its functions, of numbers too long to be any, of nesting without end
+        # from Hydra's functions, from numbers that are too long, from endless nesting
         except (HydraException, ValueError, TypeError, RecursionError):
             return None
         return found
@@ -142,7 +142,7 @@ def _parsed(key: str, word: str, typed: str) -> Any:
         return found
     if not key or read(f"{key}=1") is None:
         return Problem(
-            key or word, typed or ABSENT, "is no key: dotted names of letters, digits and '_' are",
+            key or word, typed or ABSENT, "is not a key of letters, digits, '_' and dots",
             "give <key>=<value>, e.g. training.steps=5",
         )  # fmt: skip
     why = quoting.unreadable(typed)
@@ -150,7 +150,7 @@ def _parsed(key: str, word: str, typed: str) -> Any:
 
 
 def _several(key: str, typed: str, group: bool, swept: bool, value: Any) -> Problem | None:
-    """What is wrong with several values where one is taken."""
+    """The problem with several values where one value is expected."""
     if swept:
         together = "" if group and key in ALONE else f", or together as a list: {key}=[{typed}]"
         return Problem(key, typed, "is several values", f"add -m to run each of them{together}")
@@ -159,19 +159,20 @@ def _several(key: str, typed: str, group: bool, swept: bool, value: Any) -> Prob
     options = [option for option in value if isinstance(option, str)]
     if key in ALONE:
         return Problem(
-            key, typed, "is several options, and a run has one of this group",
+            key, typed, "is several options, but a run has one of this group",
             f"give {key}={options[0] if options else '<option>'}, or "
             f"-m {key}={','.join(options) or '<option>,<option>'} for a run with each",
         )  # fmt: skip
     if len(options) < len(value) or not value:
         return Problem(
-            key, typed, "is no list of options", f"give {key}=[<option>,<option>]"
+            key, typed, "is not a list of options", f"give {key}=[<option>,<option>]"
         )  # fmt: skip
     return None
 
 
 def _once(overrides: list[Override]) -> tuple[list[Override], list[Problem]]:
-    """Groups that were given more than once: the last counts, or all where several can."""
+    """Groups that were given more than once: the last one counts, or all where a run can have
+    several."""
     kept: dict[Any, Override] = {}
     problems = []
     for number, override in enumerate(overrides):
@@ -202,8 +203,8 @@ def _names_component(key: str, value: Any) -> bool:
 
 
 def line_breaks_not_meant(overrides: list[Override]) -> Iterator[str]:
-    """What to say of values in which a backslash and an ``n`` stand where a line break may have
-    been meant."""
+    """Notes about values that hold a backslash and an ``n`` where a line break may have been
+    meant."""
     for override in overrides:
         if override.typed and not override.group and quoting.plain_escape(override.typed):
             yield (

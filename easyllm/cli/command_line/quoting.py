@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
-"""What ``\\n``, ``\\t`` and ``\\r`` are between double quotes, as in YAML."""
+"""What ``\\n``, ``\\t`` and ``\\r`` mean between double quotes, as in YAML."""
 PIECES = re.compile(r"""\\.|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|.""", re.DOTALL)
 """A quoted text, a character after a backslash, or one character."""
 CLOSING = {"[": "]", "{": "}", "(": ")"}
 LONGEST = 200
-"""Characters of a value that a remedy repeats."""
+"""Most characters of a value that a remedy repeats."""
 
 
 def with_line_breaks(text: str) -> str:
@@ -30,7 +30,7 @@ def with_line_breaks(text: str) -> str:
 
 
 def plain_escape(text: str) -> bool:
-    """Whether ``\\n`` stands in a typed value other than between double quotes."""
+    """Whether a typed value has ``\\n`` outside double quotes."""
     return "\\n" in text and any(
         "\\n" in piece for piece in PIECES.findall(text) if not piece.startswith('"')
     )
@@ -51,10 +51,10 @@ def unreadable(text: str) -> str:
     if re.search(r"(^|[\[{(,])\s*,|,\s*([\]})]|$)", text):
         return "a value is missing beside a comma"
     if re.fullmatch(r"\w+\(.*\)", text, re.DOTALL):
-        return "it is written as a function, and is none that can be worked out"
+        return "it is written as a function, but is none that can be computed"
     if text.lstrip("+-").replace("_", "").isdigit():
-        return "it has more digits than any number here"
-    return "it has characters that stand between quotation marks only"
+        return "it has too many digits for a number"
+    return "it has characters that are allowed between quotation marks only"
 
 
 def quoted(key: str, text: str) -> str:
@@ -69,7 +69,7 @@ def literal(text: str) -> str:
     text = text.replace("${", "\\${")
     if '"' not in text and "\\" not in text:
         return f'"{text}"'
-    # a backslash is one, except before the quotation mark that ends the text
+    # a backslash is a plain character, except before the quotation mark that ends the text
     body = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{body}'"
 

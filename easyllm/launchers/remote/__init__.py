@@ -1,1 +1,1 @@
-"""Ranks on other machines: the agent there, and how it speaks with the owner of the run."""
+"""Ranks on other machines: the agent there, and its messages with the owner of the run."""

@@ -1,7 +1,7 @@
 """The agent on a machine that does not own the run: ``python -m easyllm.launchers.remote.agent``.
 
-Connects to the machine that owns the run, starts ranks on request, passes their output,
-reports and statuses back and signals on. When that machine goes away, its ranks end.
+It connects to the machine that owns the run, starts ranks on request, sends their output, reports
+and statuses back, and passes signals on to them. When that machine is lost, the ranks here end.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from easyllm.launchers.stopping import stop_signals
 from easyllm.signals import Asked, stoppable
 
 TOKEN = "EASYLLM_TOKEN"
-"""Variable with the run's token; without it the token is the first line of standard input."""
+"""Variable with the run's token; if it is not set, the token is read from standard input."""
 
 ANSWER = 60.0
 """Seconds for the owner's first answer."""
 
 GONE = 1
-"""Exit status of an agent whose owner has gone."""
+"""Exit status of an agent that has lost its owner."""
 
 
 def serve(host: str, port: int, token: str, index: int, patience: float) -> int:
     """Serve the run that is owned at ``host:port`` until it ends; returns its exit status.
 
-    ``index`` is this machine's number among the agents, from 0; ``token`` the run's.
-    Raises UserError where nobody answers there within ``patience`` seconds, or who answers
-    does not know the token or does not want this machine.
+    ``index`` is this machine's number among the agents, from 0; ``token`` is the run's. Raises
+    UserError if no process answers there within ``patience`` seconds, or if the one that answers
+    does not know the token or refuses this machine.
     """
     channel = _connected(host, port, patience)
-    channel.connection.settimeout(ANSWER)  # the owner takes one machine after the other
+    channel.connection.settimeout(ANSWER)  # the owner admits one machine after the other
     introduce(channel, token, {"node": index, "version": __version__}, f"{host}:{port}")
     channel.live()
     with stop_signals() as asked:
@@ -66,7 +66,7 @@ def _connected(host: str, port: int, patience: float) -> Channel:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"nobody answers at {host}:{port} ({error}); is the run started on that "
+                    f"no process answers at {host}:{port} ({error}); is the run started on that "
                     "machine, and may this one connect to it?"
                 ) from None
         time.sleep(0.5)
@@ -149,12 +149,12 @@ class _Agent:
         return lambda chunk: self.channel.send({"rank": rank, "output": chunk.decode("latin-1")})
 
     def _tell(self) -> None:
-        """Tell of ranks that have ended: what they left, then their status."""
+        """Send the reports of ranks that have ended, and then their status."""
         for index, rank in self.ranks.items():
             if index in self.reported or (status := rank.look()) is None:
                 continue
             self.reported.add(index)
-            rank.close()  # the last of its output goes first
+            rank.close()  # so that the rest of its output is sent first
             left = reports.file(self.folder, index)
             if left.exists():
                 self.channel.send({"rank": index, "report": read_json(left)})
@@ -168,7 +168,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("index", type=int, help="number among the agents, from 0", nargs="?")
     parser.add_argument("--patience", type=float, default=60)
     given = parser.parse_args(words)
-    # not among the words, which every user of the machine can see
+    # not on the command line, which every user of the machine can see
     token = os.environ.pop(TOKEN, None) or sys.stdin.readline().strip()
     index = given.index if given.index is not None else int(os.environ["SLURM_PROCID"])
     try:

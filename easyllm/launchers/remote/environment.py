@@ -1,4 +1,4 @@
-"""What ranks on other machines get of the environment in which a run was started."""
+"""The variables that ranks on other machines get from the environment of the run's start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEEDED = (
     "FLASH_ATTENTION_*", "OMP_*", "MKL_*", "KMP_*", "DS_*", "DEEPSPEED_*",
     # models and tokenizers
     "HF_*", "HUGGINGFACE_*", "TRANSFORMERS_*", "TOKENIZERS_*",
-    # the way to the network
+    # access to the network
     "http_proxy", "https_proxy", "all_proxy", "no_proxy",
     "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
@@ -24,14 +24,14 @@ NEEDED = (
 """Variables that training reads, which mean the same on every machine."""
 
 OWN = ("CUDA_VISIBLE_DEVICES", "CUDA_MPS_*")
-"""Of these, what tells of one machine's devices."""
+"""Variables among these that describe the devices of one machine."""
 
 
 def passed(launcher: Launcher, *, needed: bool) -> dict[str, str]:
-    """What ranks on other machines get of this environment, and what the spec sets.
+    """The variables of this environment that ranks on other machines get, and those of the spec.
 
-    What is ``needed`` goes there where those machines have a login's environment only, not where
-    whoever started the command on each of them has given it one.
+    NEEDED ones are included if ``needed``: where those machines have only a login environment, and
+    not where the command was started on each of them with its own environment.
     """
     found = named(NEEDED) if needed else {}
     found = {name: value for name, value in found.items() if not _matches(name, OWN)}

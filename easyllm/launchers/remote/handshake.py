@@ -1,8 +1,8 @@
-"""How the machine that owns a run and an agent show each other that they know its secret.
+"""How the machine that owns a run and an agent prove to each other that they know its secret.
 
-The secret itself is never sent. Each proves that it knows it by a hash of what both have drawn
-(HMAC, RFC 2104), and what they tell each other from then on bears such a hash too
-(``Channel.sign``): an agent runs what the owner of its run says, and nobody else.
+The secret itself is never sent. Each proves that it knows the secret by a hash of random numbers
+from both (HMAC, RFC 2104). Every later message has such a hash too (``Channel.sign``), so an agent
+runs only the commands of its run's owner.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from easyllm.errors import UserError
 from easyllm.launchers.remote.protocol import Channel
 
 SECRET = "EASYLLM_SECRET"
-"""Variable with a secret of the user's own, the same on all machines of a run."""
+"""Variable with the user's own secret, the same on all machines of a run."""
 
 SMALL = 4096
-"""Bytes of a message, at most, from who has proved nothing yet."""
+"""Most bytes of a message from a process that has not proved yet that it knows the secret."""
 
 
 def with_secret(job: str) -> str:
-    """What the machines of a run must know: its job, and the user's secret where there is one."""
+    """The secret of a run: its job, and the user's secret if there is one."""
     return f"{job}\n{secret}" if (secret := os.environ.get(SECRET)) else job
 
 
 def introduce(channel: Channel, token: str, facts: dict[str, Any], place: str) -> None:
-    """An agent's part, towards who answers at ``place``. Raises UserError where that does not
-    know ``token``."""
+    """An agent's part, with the process that answers at ``place``. Raises UserError if that process
+    does not know ``token``."""
     own = secrets.token_hex(16)
     channel.send({**facts, "nonce": own})
     answer = channel.receive(largest=SMALL) or {}
     other = str(answer.get("nonce"))
     if not _right(answer.get("proof"), token, "owner", own, other):
         raise UserError(
-            f"who answers at {place} does not know the secret of this run: another run listens "
+            f"the process at {place} does not know the secret of this run: another run listens "
             f"there, or a stranger. Its machines must give the same job and the same {SECRET}"
         )
     channel.send({"proof": _proof(token, "agent", own, other)})
@@ -44,7 +44,8 @@ def introduce(channel: Channel, token: str, facts: dict[str, Any], place: str) -
 
 
 def admit(channel: Channel, token: str) -> dict[str, Any] | None:
-    """The owner's part: the facts that an agent tells of itself; None for a stranger."""
+    """The owner's part; returns the facts that an agent sends about itself, or None for a
+    stranger."""
     facts = channel.receive(largest=SMALL) or {}
     other, own = str(facts.get("nonce")), secrets.token_hex(16)
     channel.send({"nonce": own, "proof": _proof(token, "owner", other, own)})

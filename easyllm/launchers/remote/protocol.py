@@ -1,8 +1,8 @@
 """Messages between the machine that owns a run and the agents on the others.
 
-A message is a JSON object behind its length, with a hash of both ends' secret before it once they
-have shown that they know one. Both ends send an empty one every few seconds, so that a machine that
-has vanished without a word is missed.
+A message is a JSON object after its length, with a hash of both ends' secret before it once they
+have proved that they know it. Both ends send an empty message every few seconds, so that the loss
+of a machine is noticed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from typing import Any
 
 BEAT = 2.0
-"""Seconds between signs of life."""
+"""Seconds between empty messages."""
 
 SILENT = 10.0
-"""Seconds without one after which the other end counts as gone."""
+"""Seconds without any message after which the other end counts as lost."""
 
 LARGEST = 1 << 26
-"""Bytes of a message at most."""
+"""Most bytes of a message."""
 
 HASH = 32
 """Bytes of a message's hash, HMAC with SHA-256."""
@@ -41,7 +41,7 @@ class Channel:
         self.key: bytes | None = None
         self.own = self.other = ""
         self.sent = self.received = 0
-        """Messages with a hash, which tells their number: none is left out or comes twice."""
+        """Numbers of messages with a hash, which includes the number: none is lost or repeated."""
 
     def sign(self, key: bytes, own: str, other: str) -> None:
         """From now on send and expect a hash with each message; the ends have different names."""
@@ -53,12 +53,12 @@ class Channel:
         return str(self.connection.getsockname()[0])
 
     def live(self) -> None:
-        """Send and expect signs of life from now on."""
+        """From now on send and expect empty messages."""
         self.connection.settimeout(SILENT)
         threading.Thread(target=self._beat, daemon=True).start()
 
     def send(self, message: Message) -> None:
-        """Send, or do nothing where the other end has gone: ``receive`` tells that."""
+        """Send, or do nothing if the other end is lost, which ``receive`` shows."""
         body = json.dumps(message).encode()
         with self.sending, contextlib.suppress(OSError):
             if self.key is not None:
@@ -67,8 +67,8 @@ class Channel:
             self.connection.sendall(struct.pack("!I", len(body)) + body)
 
     def receive(self, largest: int = LARGEST) -> dict[str, Any] | None:
-        """The next message that is not empty; None when the other end has gone, is silent, or sends
-        what does not bear its hash."""
+        """The next message that is not empty; None when the other end has closed the connection, is
+        silent, or sends a message without the right hash."""
         with contextlib.suppress(OSError, ValueError):
             while True:
                 (size,) = struct.unpack("!I", self._exactly(4))
@@ -129,8 +129,7 @@ def interface_of(address: str) -> str | None:
 def routed(base: Mapping[str, str], address: str) -> dict[str, str]:
     """``base`` with gloo on the interface that has ``address``.
 
-    Gloo would take the one that the host's name stands for, which is the loopback on many a
-    machine.
+    Gloo would take the interface of the host's name, which is the loopback on many machines.
     """
     name = interface_of(address)
     return {**({"GLOO_SOCKET_IFNAME": name} if name else {}), **base}

@@ -1,4 +1,4 @@
-"""Attention that stays within documents, whatever implementation computes it."""
+"""Attention that stays within documents, for every implementation."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ from easyllm.models.custom.modeling_baichuan import alibi_slopes
 BY_DOCUMENT = "easyllm_sdpa"
 """The name in transformers' attention interface of torch's attention, document by document."""
 BY_FLEX = "easyllm_flex"
-"""The same by torch's flex attention."""
+"""The name of the same with torch's flex attention."""
 BY_VARLEN = "easyllm_varlen"
-"""The same by torch's flash attention over sequences of any lengths."""
+"""The name of the same with torch's flash attention over sequences of any lengths."""
 FLASH_ALIBI = "easyllm_flash_alibi"
-"""The same of flash-attn's kernel with ALiBi, which transformers does not pass on."""
+"""The name of flash-attn's kernel with ALiBi, which transformers does not pass on."""
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Where the documents of a micro-batch lie in its rows."""
+    """The places of a micro-batch's documents in its rows."""
 
     positions: torch.Tensor
-    """``(rows, tokens)``: each token's place in its document; 0 where another begins, and so
-    at the begin of each row."""
+    """``(rows, tokens)``: each token's index in its document; 0 where a document begins, and so at
+    the beginning of each row."""
     bounds: torch.Tensor
-    """``(documents + 1,)``, int32: where they begin in the rows laid end to end, and the end."""
+    """``(documents + 1,)``, int32: the indices at which documents begin in the concatenated rows,
+    and the end."""
     lengths: list[int]
-    """Of all documents, row by row."""
+    """The lengths of all documents, row by row."""
     longest: int
-    """The length of the longest. A field, so that compiled code depends on this number alone,
-    not on each of ``lengths``."""
+    """The length of the longest document. It is a field, so that compiled code depends on this
+    number only, not on each of ``lengths``."""
     shared: dict[str | tuple[str, Any], Any] = field(
         default_factory=dict, compare=False, repr=False
     )
-    """What is the same in every layer, by name: found out by the first, taken by the others."""
+    """Values that are the same in every layer, by name: the first layer computes them for all."""
 
     @classmethod
     def of(cls, positions: torch.Tensor, known: torch.Tensor | None = None) -> Documents:
-        """``known`` are the same positions in host memory: with them nothing is read back from a
-        GPU, which would wait for all that it has been given to do."""
+        """``known`` are the same positions in host memory. With them nothing is read back from a
+        GPU, which would wait for all its queued work."""
         flat = (positions if known is None else known).flatten()
         begins = (flat == 0).nonzero().flatten()
         bounds = torch.cat([begins, begins.new_tensor([flat.numel()])]).to(torch.int32)
@@ -62,13 +63,13 @@ class Documents:
 
 
 def implementation(attention: str, alibi: bool = False) -> str:
-    """What computes ``model.attention``, by its name in transformers' attention interface.
-    Raises UserError where that cannot add ALiBi."""
+    """The implementation of ``model.attention``, by its name in transformers' attention interface.
+    Raises UserError where it does not support ALiBi."""
     if attention == "flash_attention_2" and alibi:
         return FLASH_ALIBI
     if attention == "varlen" and alibi:
         raise UserError(
-            "model.attention=varlen has no place for ALiBi, which this model has for positions; "
+            "model.attention=varlen does not support ALiBi, which this model has for positions; "
             "give model.attention=flex_attention, or sdpa"
         )
     own = {"sdpa": BY_DOCUMENT, "flex_attention": BY_FLEX, "varlen": BY_VARLEN}
@@ -82,14 +83,14 @@ def arguments(
     window: int | None = None,
     alibi: bool = False,
 ) -> dict[str, Any]:
-    """What a decoder layer of transformers must be called with for its attention to stay
-    within documents. ``hidden`` is ``(rows, tokens, hidden_size)``; a ``window`` is the
-    tokens that a layer looks back at, itself included."""
+    """The arguments with which a decoder layer of transformers keeps attention within documents.
+    ``hidden`` is ``(rows, tokens, hidden_size)``; ``window`` is the number of tokens that a token
+    attends to, including itself."""
     name = config._attn_implementation
     if name in (BY_DOCUMENT, BY_FLEX, BY_VARLEN):
         return {"attention_mask": None, "documents": documents, "alibi": alibi}
     if name in ("flash_attention_2", FLASH_ALIBI):  # not run yet: needs a GPU
-        # transformers reads boundaries from positions only where there is one row
+        # transformers reads boundaries from positions only if there is one row
         return {
             "attention_mask": None,
             "cu_seq_lens_q": documents.bounds,
@@ -130,9 +131,9 @@ def attend_by_document(
     heads, tokens, head_dim)``, keys and values perhaps of fewer heads; the result is ``(rows,
     tokens, heads, head_dim)``.
 
-    One call a document computes only what is kept: on a CPU 3 to 12 times faster than a mask
-    over the row, in memory that does not grow with the row's square. ALiBi and a window that
-    is shorter than a document need a mask over the document.
+    One call for each document computes only the needed scores: on a CPU it is 3 to 12 times faster
+    than a mask over the row, and its memory does not grow with the square of the row. ALiBi and a
+    window that is shorter than a document need a mask over the document.
     """
     attend: Any = sdpa_attention_forward
     rows, heads, tokens, _ = query.shape
@@ -162,19 +163,22 @@ def end_to_end(part: torch.Tensor) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=2)
 def _alibi(heads: int, tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """``(1, heads, tokens, tokens)``: what ALiBi adds to the scores of a document, whose first
-    tokens are those of any shorter one. Kept, so that the layers of a stage share it."""
+    """``(1, heads, tokens, tokens)``: the values that ALiBi adds to the scores of a document. Its
+    first rows and columns are those of any shorter document. It is kept, so that the layers of a
+    stage share it."""
     places = torch.arange(tokens, device=device)
     behind = places - places.unsqueeze(1)
     slopes = alibi_slopes(heads).to(device)
     bias = torch.empty(1, heads, tokens, tokens, dtype=dtype, device=device)
-    for head, slope in enumerate(slopes):  # one at a time: in fp32 all would take twice as much
+    for head, slope in enumerate(
+        slopes
+    ):  # one head at a time: in fp32 all would take twice as much memory
         bias[0, head] = (slope * behind).masked_fill_(behind > 0, -torch.inf)
     return bias
 
 
 def _band(tokens: int, window: int, device: torch.device) -> torch.Tensor:
-    """``(tokens, tokens)``: true where a query's key is none after it and within the window."""
+    """``(tokens, tokens)``: true where a key is not after the query and is within the window."""
     places = torch.arange(tokens, device=device)
     behind = places.unsqueeze(1) - places
     return (behind >= 0) & (behind < window)
@@ -193,7 +197,8 @@ def attend_with_flash_alibi(  # not run yet: needs a GPU
     max_length_q: int,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """``attend_by_document`` with ALiBi by flash-attn's kernel, which takes the slopes."""
+    """``attend_by_document`` with ALiBi, computed by flash-attn's kernel, which takes the
+    slopes."""
     from flash_attn import flash_attn_varlen_func
 
     rows, heads, tokens, _size = query.shape

@@ -1,4 +1,4 @@
-"""Attention that stays within documents, by torch's flex attention."""
+"""Attention that stays within documents, with torch's flex attention."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ def attend_by_flex(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document. Shapes as of ``attend_by_document``.
+    """Causal attention within each document. Shapes are those of ``attend_by_document``.
 
-    On CUDA torch compiles it, into kernels that skip what the mask leaves out; on a CPU it has
-    no backward pass.
+    On CUDA torch compiles it into kernels that skip blocks outside the mask. On a CPU it has no
+    backward pass.
     """
     heads, groups = query.shape[1], key.shape[1]
-    if heads & (heads - 1):  # its kernels share keys among powers of two only
+    if heads & (
+        heads - 1
+    ):  # its kernels share keys only among numbers of heads that are powers of two
         key, value = (part.repeat_interleave(heads // groups, dim=1) for part in (key, value))
     attend = _compiled() if query.is_cuda else flex_attention
     found = attend(
@@ -50,11 +52,12 @@ def attend_by_flex(
 
 
 def block_mask(documents: Documents, window: int | None) -> BlockMask:
-    """What each token of the rows may look at; made once for all layers that ask the same."""
+    """The mask of the tokens that each token attends to; made once for all layers with the same
+    mask."""
     key = "mask", window
     if key not in documents.shared:
         rows, tokens = documents.positions.shape
-        number = (documents.positions == 0).cumsum(dim=-1)  # of the document, in its row
+        number = (documents.positions == 0).cumsum(dim=-1)  # the document's beginning in its row
 
         def seen(row: Any, head: Any, query: Any, other: Any) -> Any:
             allowed = (query >= other) & (number[row, query] == number[row, other])
@@ -69,7 +72,7 @@ def block_mask(documents: Documents, window: int | None) -> BlockMask:
 
 @functools.lru_cache(maxsize=2)
 def _distances(heads: int, device: torch.device) -> Any:
-    """ALiBi: what is added to a score grows with the distance."""
+    """ALiBi: the value added to a score is proportional to the distance."""
     slopes = alibi_slopes(heads).to(device)
 
     def modified(score: Any, row: Any, head: Any, query: Any, key: Any) -> Any:

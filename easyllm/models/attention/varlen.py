@@ -1,4 +1,4 @@
-"""Attention that stays within documents, by torch's flash attention over sequences of any
+"""Attention that stays within documents, with torch's flash attention over sequences of any
 lengths."""
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 varlen_attn: Any = varlen and varlen.varlen_attn
 GROUPED: dict[str, bool] = {}
-"""What says that keys and values have fewer heads: torch 2.11 takes them so without a word, 2.13
-wants to be given."""
+"""The argument for keys and values with fewer heads: torch 2.13 needs it, torch 2.11 supports them
+without it."""
 if varlen and "enable_gqa" in inspect.signature(varlen_attn).parameters:
     GROUPED["enable_gqa"] = True
 
@@ -37,10 +37,10 @@ def attend_by_varlen(  # not run yet: needs a GPU
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document, in float16 or bfloat16, on CUDA. Shapes as of
+    """Causal attention within each document, in float16 or bfloat16, on CUDA. Shapes are those of
     ``attend_by_document``.
 
-    One kernel takes all documents of the rows.
+    One kernel processes all documents of the rows.
     """
     rows, heads, tokens, _size = query.shape
     found = varlen_attn(
@@ -50,7 +50,7 @@ def attend_by_varlen(  # not run yet: needs a GPU
         documents.longest,
         documents.longest,
         scale=scaling,
-        # the kernel counts the tokens before a query, a window counts the query too
+        # the kernel counts only the tokens before a query, a window also counts the query
         window_size=(sliding_window - 1 if sliding_window else -1, 0),
         **(GROUPED if key.shape[1] != heads else {}),
     )

@@ -5,5 +5,5 @@ llama-cpp-python 0.3.36 ships it, and of the gguf package 0.19.
 """
 
 CONVERSION = 2
-"""Raised when the same file would be converted into another model or other token ids: folders
-made before are then made anew, and token stores made with their tokenizers are refused."""
+"""Increased when the same file would be converted into another model or other token ids. Folders
+made before are then made again, and token stores made with their tokenizers are refused."""

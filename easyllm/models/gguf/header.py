@@ -1,7 +1,7 @@
-"""What a GGUF file says of itself: its metadata, and where its tensors lie.
+"""The header of a GGUF file: its metadata, and the places of its tensors.
 
-The gguf package's own reader is not used: it keeps every string as an array of numpy, which
-takes 8 seconds for a vocabulary of 49,152 tokens.
+The gguf package's own reader is not used: it stores every string as a numpy array, which takes 8
+seconds for a vocabulary of 49,152 tokens.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ NUMBERS = {
     11: "q",
     12: "d",
 }
-"""The types of metadata that are numbers, by how ``struct`` unpacks them."""
+"""The types of metadata that are numbers, with their ``struct`` formats."""
 STRING, ARRAY = 8, 9
 VERSIONS = (2, 3)
 ALIGNMENT = 32
-"""Tensors begin at multiples of so many bytes, where ``general.alignment`` says nothing."""
+"""Tensors begin at multiples of this many bytes, if ``general.alignment`` is not given."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor: its shape as torch has it, its type by ggml's number, and its first byte."""
+    """A tensor: its shape in torch's order, ggml's number of its type, and its first byte."""
 
     shape: tuple[int, ...]
     type: int
@@ -68,8 +68,8 @@ class Header:
 
 
 def read(file: Path, *, arrays: bool = True) -> Header:
-    """The header of a file; without ``arrays`` those of the metadata are passed over, which
-    are its tokens. Raises Unusable for one that is no GGUF file or is cut short."""
+    """The header of a file. Without ``arrays`` the arrays in the metadata, which are its tokens,
+    are skipped. Raises Unusable for a file that is not GGUF or is incomplete."""
     try:
         with (
             file.open("rb") as opened,
@@ -96,7 +96,9 @@ class _Reader:
         if version not in VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
             raise ValueError(
-                "it is of big-endian machines" if swapped else f"version {version} is not known"
+                "it is a file for big-endian machines"
+                if swapped
+                else f"version {version} is not known"
             )
         tensors, entries = self.number("Q"), self.number("Q")
         metadata = {self.string(): self.value(self.number("I")) for _ in range(entries)}

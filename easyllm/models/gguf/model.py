@@ -1,8 +1,8 @@
 """The model of a GGUF file as a folder in Hugging Face's format.
 
-transformers' own reader (5.19) passes over scaled rotary positions, biases of ``llama`` and
-Qwen3's ``attention.key_length`` without a word, so of the architectures that can be trained the
-file is read here, and every tensor of it is used or the file is refused.
+transformers' own reader (5.19) ignores scaled rotary positions, biases of ``llama`` and Qwen3's
+``attention.key_length`` without a warning. So files of architectures that can be trained are read
+here, and a file is refused unless every tensor in it is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from easyllm.models.gguf.rope import REMEDY
 from easyllm.printable import some_of
 
 SHARD = 5e9
-"""Bytes of a file of converted weights at most."""
+"""Most bytes of a file of converted weights."""
 ENDS = ("eot_token_id", "eom_token_id")
 """Tokens that end generation besides the end of sequence."""
 READ = ("llama", "qwen2", "qwen3")
@@ -28,8 +28,8 @@ READ = ("llama", "qwen2", "qwen3")
 
 
 def convert(header: Header, folder: Path) -> None:
-    """Write configuration and weights into ``folder``, in float32, which holds the value of
-    every quantised weight. Raises UserError for what cannot be read exactly."""
+    """Write configuration and weights into ``folder``, in float32, which can represent every
+    quantised weight exactly. Raises UserError for a file that cannot be read exactly."""
     if header.architecture in READ:
         _write(header, folder)
     else:
@@ -67,7 +67,7 @@ def config(header: Header) -> dict[str, Any]:
     if header.architecture != "qwen2":
         found["head_dim"] = head_dim
     elif head_dim * heads != width:
-        raise _unusable(header, f"has heads of {head_dim}, which qwen2 has not")
+        raise _unusable(header, f"has heads of {head_dim}, which qwen2 does not have")
     return found | {
         f"{ours}_token_id": number
         for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
@@ -76,7 +76,7 @@ def config(header: Header) -> dict[str, Any]:
 
 
 def _refuse(header: Header) -> None:
-    """Raises UserError where the architecture is used in a way that transformers' is not."""
+    """Raises UserError where the file uses the architecture differently from transformers."""
     of = header.of_model
     if of("expert_count"):
         raise _unusable(header, f"has {of('expert_count')} experts, which are not read")
@@ -85,7 +85,7 @@ def _refuse(header: Header) -> None:
     ):
         raise _unusable(header, "has layers of different numbers of heads")
     if of("attention.causal") is False:
-        raise _unusable(header, "is no model that generates: attention.causal=false")
+        raise _unusable(header, "is not a generating model: attention.causal=false")
     key, value, turned = (
         of(name)
         for name in ("attention.key_length", "attention.value_length", "rope.dimension_count")
@@ -134,7 +134,7 @@ def _write(header: Header, folder: Path) -> None:
 
 
 def _shapes(header: Header, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The parameters of the model by their names, which the file must hold and no others."""
+    """The parameters of the model by name; the file must hold exactly these."""
     from easyllm.models.families import family_named
 
     family = family_named(values["model_type"])
@@ -154,7 +154,7 @@ def _shapes(header: Header, values: Mapping[str, Any]) -> dict[str, tuple[int, .
             f"{asked[wrong[0]]}",
         )
     if spare := sorted(held.keys() - asked.keys()):
-        what = f"holds {some_of(spare)}, which {values['model_type']} has not"
+        what = f"holds {some_of(spare)}, which {values['model_type']} does not have"
         raise _unusable(header, what)
     return wanted
 

@@ -1,4 +1,4 @@
-"""Tensor names of the architectures that are read and written, and how llama.cpp turns heads."""
+"""Tensor names of the architectures that are read and written, and how llama.cpp reorders heads."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ WITHIN = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-"""Of a decoder layer: what transformers calls a module, and what GGUF does."""
+"""Modules of a decoder layer: transformers' names, and GGUF's."""
 ROPE_FACTORS = "rope_freqs.weight"
-"""What the frequencies of Llama 3's rotary positions are divided by, [head_dim / 2]."""
+"""The name of the factors by which the frequencies of Llama 3's rotary positions are divided,
+[head_dim / 2]."""
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """The architecture of each ``model_type`` that can be written."""
@@ -43,8 +44,8 @@ def in_gguf(name: str) -> str:
 
 
 def turned(tensor: Any, name: str, config: Mapping[str, Any], *, back: bool = False) -> Any:
-    """A parameter as llama.cpp's ``llama`` keeps it: of the rows of each query and key head,
-    those of the first half and of the second take turns, because it rotates neighbours where
+    """A parameter in the order of llama.cpp's ``llama``: in each query and key head, the rows of
+    the first half and of the second half alternate, because llama.cpp rotates neighbours where
     transformers rotates halves. ``back`` undoes it. Other architectures rotate halves too.
 
     ``tensor`` is [rows, …] of torch or numpy; ``name`` is transformers'.

@@ -1,4 +1,4 @@
-"""Tokenizers whose tokens are spelt in characters: SentencePiece's, and Gemma 4's kind."""
+"""Tokenizers whose tokens are written in characters: SentencePiece's, and those like Gemma 4's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HARD = (
     "Русский текст, Ελληνικά, naïve café", "e\u0301 \u212b ﬁ ½ Ⅷ", "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 𝔘𝔫𝔦",
     "\u0645\u0631\u062d\u0628\u0627 हिन्दी ไทย \u200b\ufeff\u00a0\u3000\x00\x01", "#" * 20, " " * 40,
 )  # fmt: skip
-"""Texts beside the vocabulary's own on which two tokenizers are compared."""
+"""Texts, besides those of the vocabulary, on which two tokenizers are compared."""
 
 
 def tokenizer(found: Vocabulary) -> Any:
@@ -48,7 +48,7 @@ def tokenizer(found: Vocabulary) -> Any:
 
 
 def _merged(found: Vocabulary) -> Any:
-    """By the merges that the file holds."""
+    """The tokenizer from the merges that the file holds."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     assert found.merges is not None, "checked with the vocabulary"
@@ -74,7 +74,7 @@ def _merged(found: Vocabulary) -> Any:
 
 
 def model(found: Vocabulary) -> Any:
-    """The vocabulary as SentencePiece's own library has one, a ``ModelProto``."""
+    """The vocabulary as a model of the SentencePiece library, a ``ModelProto``."""
     from sentencepiece import sentencepiece_model_pb2
 
     messages: Any = sentencepiece_model_pb2
@@ -95,14 +95,15 @@ def model(found: Vocabulary) -> Any:
         if number == kinds.unk_id:
             of = UNKNOWN
         elif of in (UNKNOWN, USER_DEFINED):
-            # it knows one unknown only; what a maker defined is found before it sees a text
+            # it has only one unknown; user-defined tokens are found before it gets a text
             of = CONTROL
         proto.pieces.add(piece=token, score=found.scores[number], type=of)
     return proto
 
 
 def _difference(found: Vocabulary, proto: Any, core: Any) -> str | None:
-    """Where ``core`` gives other ids than SentencePiece, and which; None where nowhere."""
+    """A message about a text for which ``core`` gives other ids than SentencePiece; None if there
+    is none."""
     from sentencepiece import SentencePieceProcessor
 
     right = SentencePieceProcessor()
@@ -117,5 +118,5 @@ def _difference(found: Vocabulary, proto: Any, core: Any) -> str | None:
         texts, right.encode(texts), core.encode_batch(texts, add_special_tokens=False), strict=True
     ):
         if ids != coded.ids:
-            return f"of {text[:40]!r} it makes {coded.ids[:8]}, and SentencePiece {ids[:8]}"
+            return f"from {text[:40]!r} it makes {coded.ids[:8]}, but SentencePiece makes {ids[:8]}"
     return None

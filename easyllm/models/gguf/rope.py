@@ -1,4 +1,4 @@
-"""Scaled rotary positions, in the words of transformers' configuration and of GGUF."""
+"""Scaled rotary positions, with the keys of transformers' configuration and of GGUF."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def metadata(parameters: Mapping[str, Any]) -> dict[str, float | int | str]:
     found: dict[str, float | int | str] = {"freq_base": float(parameters.get("rope_theta", BASE))}
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(_cannot("partial_rotary_factor other than 1"))
-    if kind in ("default", "llama3"):  # Llama 3's are factors in a tensor of their own
+    if kind in ("default", "llama3"):  # Llama 3's are factors in a separate tensor
         return found
     if kind == "linear":
         return found | {"scaling.type": "linear", "scaling.factor": float(parameters["factor"])}
@@ -40,7 +40,7 @@ def metadata(parameters: Mapping[str, Any]) -> dict[str, float | int | str]:
         "scaling.yarn_beta_fast": float(parameters.get("beta_fast") or 32),
         "scaling.yarn_beta_slow": float(parameters.get("beta_slow") or 1),
     }
-    # llama.cpp multiplies its own, which is the usual one, by this
+    # llama.cpp multiplies its own factor, which is the usual one, by this
     attention = _attention(parameters, factor) / _mscale(factor)
     if not math.isclose(attention, 1.0, rel_tol=1e-6):
         found["scaling.attn_factor"] = attention
@@ -48,8 +48,8 @@ def metadata(parameters: Mapping[str, Any]) -> dict[str, float | int | str]:
 
 
 def factors(parameters: Mapping[str, Any], head_dim: int) -> list[float] | None:
-    """What each frequency of Llama 3's positions is divided by, [head_dim / 2]; None where
-    there is nothing of the kind."""
+    """The factors by which the frequencies of Llama 3's positions are divided, [head_dim / 2]; None
+    for other positions."""
     if parameters.get("rope_type") != "llama3":
         return None
     base = float(parameters.get("rope_theta", BASE))
@@ -60,8 +60,8 @@ def factors(parameters: Mapping[str, Any], head_dim: int) -> list[float] | None:
 
 
 def parameters(header: Header, head_dim: int, given: Sequence[float] | None) -> dict[str, Any]:
-    """A configuration's ``rope_parameters``, of a file's metadata and of ``given``, the factors
-    that it holds. Raises UserError for what transformers cannot compute."""
+    """A configuration's ``rope_parameters``, from a file's metadata and from ``given``, the factors
+    in the file. Raises UserError for what transformers cannot compute."""
     base = float(header.of_model("rope.freq_base", BASE))
     kind = header.of_model("rope.scaling.type", "linear")
     factor = float(
@@ -105,7 +105,7 @@ def _mscale(factor: float, by: float = 1.0) -> float:
 
 
 def _attention(parameters: Mapping[str, Any], factor: float) -> float:
-    """What transformers multiplies sines and cosines by."""
+    """The factor by which transformers multiplies sines and cosines."""
     given = parameters.get("attention_factor")
     if given is not None:
         return float(given)
@@ -116,7 +116,7 @@ def _attention(parameters: Mapping[str, Any], factor: float) -> float:
 
 
 def _factor(wavelength: float, parameters: Mapping[str, Any]) -> float:
-    """What Llama 3 divides the frequency of a wavelength, in tokens, by."""
+    """The factor by which Llama 3 divides the frequency of a wavelength, which is in tokens."""
     context, factor = parameters["original_max_position_embeddings"], parameters["factor"]
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
     if wavelength < context / high:
@@ -130,7 +130,7 @@ def _factor(wavelength: float, parameters: Mapping[str, Any]) -> float:
 def _llama3(header: Header, base: float, head_dim: int, given: Sequence[float]) -> dict[str, Any]:
     """The parameters of Llama 3's scaling that give these factors."""
     factor, positions = max(given), int(header.of_model("context_length"))
-    # the file has the original context only as a multiple of the two bounds
+    # the file gives the original context only through its ratio to the two bounds
     original = CONTEXT if positions > CONTEXT else positions // 2
     found = {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": original}
     start, end = _bounds(base, head_dim, given, factor)
@@ -148,9 +148,9 @@ def _llama3(header: Header, base: float, head_dim: int, given: Sequence[float]) 
 def _bounds(
     base: float, head_dim: int, given: Sequence[float], factor: float
 ) -> tuple[float, float]:
-    """The frequencies, in turns a token, between which the scaling passes from all to none.
+    """The frequencies, in turns a token, between which the scaling changes from full to none.
 
-    Over the frequency the part that is not scaled is a line from 0 to 1: through two
+    The unscaled part is a line from 0 to 1 over the frequency. The line goes through two
     frequencies between its ends, or through one of them and an end.
     """
     if factor <= 1:

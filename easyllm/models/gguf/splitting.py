@@ -1,10 +1,10 @@
-"""How text is cut before byte-pair encoding, for every name that ``tokenizer.ggml.pre`` can have.
+"""How text is split before byte-pair encoding, for every name that ``tokenizer.ggml.pre`` can have.
 
-A GGUF file holds tokens and merges, and of the rest of its tokenizer only this name. The names
-are those that llama.cpp reads (``src/llama-vocab.cpp``). The rules are those of the published
-tokenizers that the names stand for: llama.cpp takes some of their expressions in a form that its
-own engine can run, which cuts capitals beyond ASCII and combining marks otherwise, and has no
-Unicode normalisation at all.
+A GGUF file holds tokens and merges, but only this name for the rest of its tokenizer. The names are
+those that llama.cpp reads (``src/llama-vocab.cpp``). The rules are those of the published
+tokenizers with these names. llama.cpp has some of their expressions in a form that its own engine
+can run, which splits capitals beyond ASCII and combining marks differently, and it has no Unicode
+normalisation.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 DIGIT = r"\p{N}"
-"""Each digit by itself."""
+"""Splits each digit separately."""
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""The words of GPT-2."""
+"""GPT-2's rule for words."""
 
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -45,7 +45,8 @@ _LETTERS = (
     "\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2"
     "\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
-"""The letters of DeepSeek's first models: those of scripts with upper and lower case."""
+"""The letters in the rules of DeepSeek's first models: those of scripts with upper and lower
+case."""
 _ASIAN = (
     "[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf"
     "\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
@@ -53,7 +54,7 @@ _ASIAN = (
 
 
 def _capitals(digits: str, short: str = "", but: str = "", before: str = "") -> str:
-    """GPT-4o's words: where a capital follows a small letter, another word begins."""
+    """GPT-4o's rule for words: a capital after a small letter begins another word."""
     upper, lower = (f"{kind[:-1]}{but}]" for kind in (_UPPER, _LOWER))
     first = r"[^\r\n\p{L}\p{N}]?"
     words = f"{first}{upper}*{lower}+{short}|{first}{upper}+{lower}*{short}"
@@ -62,7 +63,7 @@ def _capitals(digits: str, short: str = "", but: str = "", before: str = "") -> 
 
 
 def _tiktoken(digits: str) -> str:
-    """The words of OpenAI's cl100k, with digits by ones or by threes."""
+    """The rule for words of OpenAI's cl100k, with digits by ones or by threes."""
     return f"{_SHORT}|{_WORD}|{digits}|{_SIGNS}|{_LINES}|{_SPACES}"
 
 
@@ -75,22 +76,22 @@ THREES = r"\p{N}{1,3}"
 
 @dataclass(frozen=True)
 class Rule:
-    """What the name of a pre-tokenizer stands for."""
+    """The rule behind the name of a pre-tokenizer."""
 
     splits: tuple[str, ...]
-    """Regular expressions in Oniguruma's dialect. Each cuts what those before it left into its
-    matches and what lies between them."""
+    """Regular expressions in Oniguruma's dialect. Each one splits the parts left by those before it
+    into its matches and the text between them."""
     nfc: bool = False
-    """Whether text is first brought into Unicode's normal form C."""
+    """Whether text is first normalised to Unicode's form C."""
     whole: bool = False
-    """Whether a word that is a token is that token, whatever the merges say."""
+    """Whether a word that is in the vocabulary becomes that token without merges."""
     bos: bool = False
-    """Whether texts begin with the begin-of-sequence token where the file does not say."""
+    """Whether texts begin with the begin-of-sequence token if the file does not say so."""
     characters: bool = False
-    """Whether tokens are spelt in characters, ``▁`` for a space and bytes as ``<0x0A>``, rather
-    than in GPT-2's alphabet of bytes."""
+    """Whether tokens are written in characters, ``▁`` for a space and bytes as ``<0x0A>``, instead
+    of GPT-2's alphabet of bytes."""
     lstrip: tuple[str, ...] = ()
-    """Special tokens that take the whitespace before them."""
+    """Special tokens that absorb the whitespace before them."""
 
 
 _LLAMA3 = Rule((_tiktoken(THREES),), whole=True, bos=True)
@@ -171,7 +172,7 @@ RULES = MappingProxyType(
         "spark2_5": Rule((THREES, _KANA, _deepseek(rf"|[\r\n]|{_SPACES}"), DIGIT)),
         "afmoe": Rule(
             (
-                # digits by threes, counted from the end of the number
+                # digits in groups of three, counted from the end of the number
                 r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
                 _ASIAN,
                 _deepseek(rf"[\r\n]*|{_LINES}|{_SPACES}"),

@@ -1,8 +1,8 @@
 """The tokenizer that a GGUF file describes, in Hugging Face's format.
 
-transformers 5.19 reads 23 names of ``tokenizer.ggml.pre`` and cuts text as GPT-2 does for every
-other one, without a word: SmolLM2's file says ``smollm``, and of ``y =   10`` it makes other ids
-than the published tokenizer. Of ``add_bos_token`` and ``add_space_prefix`` it makes nothing.
+transformers 5.19 reads 23 names of ``tokenizer.ggml.pre`` and for every other one splits text as
+GPT-2 does, without a warning: SmolLM2's file says ``smollm``, and from ``y =   10`` it makes other
+ids than the published tokenizer. It ignores ``add_bos_token`` and ``add_space_prefix``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def cut(made: Any, rule: Rule) -> None:
     """Give a byte-level ``tokenizers.Tokenizer`` a rule's normaliser and pre-tokenizer."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
-    words = rule.splits[-1] == GPT2  # which every engine knows by this name
+    words = rule.splits[-1] == GPT2  # every engine knows it by this name
     steps: list[Any] = [
         pre_tokenizers.Digits(individual_digits=True)
         if split == DIGIT
@@ -79,14 +79,14 @@ def cut(made: Any, rule: Rule) -> None:
 
 
 def _add_tokens(core: Any, found: Vocabulary, header: Header) -> None:
-    """Make the tokens that stand for themselves in a text such: control tokens, and those that
-    the model's maker defined."""
+    """Add the tokens that are found in a text as they are: control tokens, and user-defined
+    tokens."""
     from tokenizers import AddedToken
 
     special = {*found.special.values(), *found.ids(CONTROL, UNKNOWN)}
     named = {key for key in ("eot", "eom") if f"tokenizer.ggml.{key}_token_id" in header.metadata}
     special |= {header.of_tokenizer(f"{key}_token_id") for key in named}
-    # llama.cpp: Phi-3's special tokens take the whitespace behind them, and no key says so
+    # llama.cpp: Phi-3's special tokens absorb the whitespace after them, which no key says
     name = str(header.metadata.get("general.name", "")).lower()
     greedy = "phi-3" in name or "phi3" in name
     for number in sorted({*special, *found.ids(USER_DEFINED)}):
@@ -108,7 +108,7 @@ def _begin_and_end(core: Any, found: Vocabulary) -> None:
     first = [found.special["bos"]] if found.bos else []
     last = [found.special["eos"]] if found.eos else []
     steps: list[Any] = []
-    if found.kind == "gpt2" and not found.rule.characters:  # it says where words begin
+    if found.kind == "gpt2" and not found.rule.characters:  # it marks where words begin
         steps.append(processors.ByteLevel(trim_offsets=False))
     if first or last:
         names = {found.tokens[number]: number for number in (*first, *last)}

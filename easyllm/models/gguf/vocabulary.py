@@ -14,7 +14,7 @@ from easyllm.models.gguf.header import Header
 from easyllm.models.gguf.splitting import RULES, Rule
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""What ``tokenizer.ggml.token_type`` says of a token."""
+"""Types of tokens in ``tokenizer.ggml.token_type``."""
 SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "mask": "mask"}
 """Special tokens by transformers' names, and by those of GGUF."""
 SPACE = "▁"
@@ -50,9 +50,9 @@ class Vocabulary:
     squeezed: bool
     """Whether spaces at the ends and repeated ones are removed."""
     suffix: bool
-    """Whether a token's space stands behind it."""
+    """Whether a token's space is after it."""
     charsmap: bytes
-    """SentencePiece's compiled normalisation; empty where text is taken as it is."""
+    """SentencePiece's compiled normalisation; empty where text is not normalised."""
     templates: Mapping[str, str]
 
     def ids(self, *types: int) -> list[int]:
@@ -60,16 +60,16 @@ class Vocabulary:
 
 
 def rule_of(header: Header) -> str:
-    """The rule by which a file's text becomes tokens, in words, with its version.
+    """A description, with its version, of the rule by which a file's text becomes tokens.
 
-    Raises UserError where llama.cpp knows none.
+    Raises UserError where llama.cpp has no such rule.
     """
     kind, name, _ = _rule(header)
     return f"GGUF, conversion {CONVERSION}: {kind}{name and f', cut as {name}'}"
 
 
 def vocabulary(header: Header) -> Vocabulary:
-    """Raises UserError for a tokenizer that cannot be made exactly, and says why."""
+    """The checked description. Raises UserError, with the reason, if it cannot be made exactly."""
     kind, name, rule = _rule(header)
     tokens = header.of_tokenizer("tokens")
     if not isinstance(tokens, list) or not tokens:
@@ -84,7 +84,7 @@ def vocabulary(header: Header) -> Vocabulary:
         if isinstance(number := header.of_tokenizer(f"{theirs}_token_id"), int)
         and number < len(tokens)
     }
-    if kind == "llama":  # the ids that llama.cpp takes where the file names none
+    if kind == "llama":  # the ids that llama.cpp takes if the file names none
         special = {"bos": 1, "eos": 2, "unk": 0} | special
     merges = header.of_tokenizer("merges")
     if merges is None and kind in ("gpt2", "gemma4"):
@@ -100,7 +100,7 @@ def vocabulary(header: Header) -> Vocabulary:
         scores=_whole(header, "scores", 0.0, len(tokens)),
         merges=None if merges is None else [_pair(header, merge) for merge in merges],
         special=special,
-        # llama.cpp begins every text of this kind with it, whatever the file says
+        # llama.cpp begins every text of this kind with it, even if the file says otherwise
         bos=bool(add_bos) or name in ("gemma4", "granite-embed-multi-311m"),
         eos=bool(header.of_tokenizer("add_eos_token", kind == "t5")),
         prefix=bool(header.of_tokenizer("add_space_prefix", kind in ("llama", "t5")))
@@ -151,7 +151,7 @@ def _whole(header: Header, key: str, default: Any, count: int) -> list[Any]:
 
 
 def _pair(header: Header, merge: str) -> tuple[str, str]:
-    # a token may itself be a space, so the first character is never what separates
+    # a token may itself be a space, so the first character is never the separator
     at = merge.find(" ", 1)
     if at < 0:
         raise _unusable(header, f"its merge {merge!r} is not two tokens")
@@ -168,7 +168,7 @@ def _templates(header: Header) -> dict[str, str]:
 
 
 def merges_within(merges: list[tuple[str, str]], tokens: set[str]) -> list[tuple[str, str]]:
-    """The merges whose parts and result are tokens; the others can never give an id."""
+    """The merges whose parts and result are tokens; other merges can never give an id."""
     return [
         (left, right)
         for left, right in merges
@@ -177,7 +177,7 @@ def merges_within(merges: list[tuple[str, str]], tokens: set[str]) -> list[tuple
 
 
 def spelt(texts: list[str]) -> Iterator[str]:
-    """Texts to compare two tokenizers on: each token's, and many of them in a row."""
+    """Texts for comparing two tokenizers: each token's text, and many of them in a row."""
     yield from texts
     for first in range(0, len(texts), 50):
         yield "".join(texts[first : first + 50])

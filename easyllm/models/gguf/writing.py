@@ -1,7 +1,7 @@
-"""A tokenizer of Hugging Face's format in the words of GGUF.
+"""Writes a tokenizer in Hugging Face's format as metadata of GGUF.
 
-What is written is read back and compared with the tokenizer, so that a file never holds one that
-llama.cpp would run otherwise.
+The metadata are read back and compared with the tokenizer, so that a file never holds one that
+llama.cpp would run differently.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from easyllm.models.gguf.vocabulary import (
 
 REMEDY = "give export.format=safetensors"
 FIRST = ("gpt-2", "llama-bpe", "qwen2", "smollm", "gpt-4o", "deepseek-v3")
-"""Of the names of one rule, those that are taken before others."""
+"""Names that are preferred to other names of the same rule."""
 
 
 def metadata(tokenizer: Any, size: int, texts: Sequence[str]) -> tuple[dict[str, Any], str | None]:
     """The keys below ``tokenizer.`` for a fast tokenizer of transformers and a model of ``size``
-    tokens; and where llama.cpp's ids differ around special tokens, None where they do not.
+    tokens, and a message about different ids of llama.cpp around special tokens, None if there are
+    none.
 
-    ``texts`` are those on which it is compared; of those without special tokens every id is the
-    same. Raises UserError for a tokenizer that llama.cpp cannot be given.
+    The tokenizers are compared on ``texts``; every id of texts without special tokens is the same.
+    Raises UserError for a tokenizer that llama.cpp cannot run.
     """
     if not tokenizer.is_fast:
         raise _cannot("it has no tokenizer.json")
@@ -65,10 +66,10 @@ def _byte_level(tokenizer: Any, described: Mapping[str, Any], texts: Sequence[st
 
 
 def _name(tokenizer: Any, described: Mapping[str, Any], texts: Sequence[str]) -> str:
-    """The name of the rule that cuts ``texts`` as the tokenizer does."""
+    """The name of the rule that splits ``texts`` as the tokenizer does."""
     whole = bool(described["model"].get("ignore_merges"))
     pieces = list(_cut(tokenizer.backend_tokenizer, texts))
-    # where text is cut in the same way, the same treatment of whole words goes first
+    # among rules that split text in the same way, those that treat whole words alike come first
     names = sorted(
         (name for name, rule in RULES.items() if not rule.characters),
         key=lambda name: (RULES[name].whole != whole, name not in FIRST),
@@ -103,7 +104,8 @@ def _cut(core: Any, texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _pieces(tokenizer: Any, described: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a tokenizer of SentencePiece's kind: in place of merges llama.cpp takes scores."""
+    """The keys for a tokenizer like SentencePiece's, for which llama.cpp takes scores instead of
+    merges."""
     vocabulary: Mapping[str, int] = described["model"]["vocab"]
     if not set(BYTES) <= vocabulary.keys():
         raise _cannot("it is neither byte-level nor has it a token for each byte")
@@ -123,10 +125,10 @@ def _pieces(tokenizer: Any, described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tokens(tokenizer: Any, size: int, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokens by their ids with type and score; places that have none are unused."""
+    """The tokens in the order of their ids, with type and score; ids without a token are unused."""
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     if len(by_id) and max(by_id) >= size:
-        raise _cannot(f"it has tokens up to {max(by_id)}, and the model has {size}")
+        raise _cannot(f"it has tokens up to {max(by_id)}, but the model has {size}")
     added = tokenizer.added_tokens_decoder
     unknown = tokenizer.unk_token_id
     pieces = found["ggml.model"] == "llama"
@@ -152,7 +154,7 @@ def _tokens(tokenizer: Any, size: int, found: Mapping[str, Any]) -> dict[str, An
 
 
 def _special(tokenizer: Any) -> dict[str, Any]:
-    """The ids of special tokens, and which of them begin and end a text."""
+    """The ids of special tokens, and those that begin and end a text."""
     ids = {which: getattr(tokenizer, f"{which}_token_id") for which in SPECIAL}
     found: dict[str, Any] = {
         f"ggml.{theirs}_token_id": ids[ours]
@@ -181,8 +183,8 @@ def _templates(tokenizer: Any) -> dict[str, Any]:
 
 
 def _compared(tokenizer: Any, found: Mapping[str, Any], texts: Sequence[str]) -> str | None:
-    """Where what was written gives other ids around special tokens. Raises UserError where it
-    gives other ids of a text that has none."""
+    """A message about a text with special tokens for which the written metadata give other ids.
+    Raises UserError if they give other ids for a text without special tokens."""
     header = Header(
         Path("the tokenizer"), {f"tokenizer.{key}": value for key, value in found.items()}, {}
     )
@@ -202,7 +204,7 @@ def _compared(tokenizer: Any, found: Mapping[str, Any], texts: Sequence[str]) ->
             (n for n, (a, b) in enumerate(zip(mine.ids, theirs.ids, strict=False)) if a != b), 0
         )
         what = (
-            f"of {text[:40]!r} it makes … {mine.ids[at : at + 6]}, and llama.cpp would make "
+            f"from {text[:40]!r} it makes … {mine.ids[at : at + 6]}, but llama.cpp would make "
             f"… {theirs.ids[at : at + 6]}"
         )
         if not any(name in text for name in named):

@@ -1,1 +1,1 @@
-"""SentencePiece's models as tokenizers of the package tokenizers, whatever file they come from."""
+"""SentencePiece models as tokenizers of the package tokenizers, from any kind of file."""

@@ -1,12 +1,12 @@
 """SentencePiece's normalisation rules as normalizers of the package tokenizers.
 
 SentencePiece replaces, from left to right, the longest character sequence that has a rule.
-``normalizers.Precompiled`` (tokenizers 0.23) looks at grapheme clusters instead: of a cluster
-below six bytes it takes the *shortest* rule that begins it and drops the rest, and of a longer
-one it takes the rules of single characters only. So ``o``, U+0302, U+0323 loses its dot, and
-``か`` with U+3099 is not composed. Here separators are put between the units that SentencePiece
-sees and between the characters within them, so that each character is replaced by itself; NFC
-then composes within the units, and the separators are taken out.
+``normalizers.Precompiled`` (tokenizers 0.23) uses grapheme clusters instead: for a cluster of less
+than six bytes it takes the *shortest* rule that matches its beginning and drops the rest, and for a
+longer one it takes the rules of single characters only. So ``o``, U+0302, U+0323 loses its dot, and
+``か`` with U+3099 is not composed. Here separators are put between SentencePiece's units and
+between the characters within them, so that each character is replaced separately. NFC then
+composes within the units, and the separators are removed.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 BETWEEN, WITHIN = "\ufdd0", "\ufdd1"
-"""Noncharacters, which Unicode keeps for use within programs, so that texts do not hold them.
+"""Noncharacters, which Unicode reserves for use within programs, so that texts do not hold them.
 They are put between two units, and between two characters of one unit."""
 
 PLACEHOLDERS = tuple(
     map(chr, [*range(0xFDD6, 0xFDF0), 0xFFFE, *(p << 16 | 0xFFFE for p in range(1, 17)),
               *(p << 16 | 0xFFFF for p in range(1, 16))])
 )  # fmt: skip
-"""Noncharacters too. Each stands for a replacement that Precompiled and NFC do not give: those
+"""More noncharacters. Each one stands for a replacement that Precompiled and NFC do not give: those
 of a newer Unicode than NFC's here, and those of case folding."""
 
 START = "\ufdd2"
-"""Begins a text while it is normalised."""
+"""The mark at the beginning of a text while it is normalised."""
 
 BASE = "\ue000"
-"""A character without rule, that composes with no other."""
+"""A character that has no rule and composes with no other."""
 
 SPARED = ((0x3400, 0x9FFF), (0xAC00, 0xD7A3), (0xD800, 0xF8FF), (0x20000, 0xDFFFF))
-"""Ideographs, Hangul syllables, surrogates and private use: none of them joins what is before."""
+"""Ideographs, Hangul syllables, surrogates and private use: none of them joins the character before
+it."""
 
 
 def rules(charsmap: bytes) -> dict[str, str]:
-    """The rules of a ``precompiled_charsmap``: what is replaced, and by what.
+    """The rules of a ``precompiled_charsmap``: texts and their replacements.
 
     The charsmap is the length of a double-array trie in the form of Darts-clone, the trie, and
     the replacements, each ended by a zero byte. Raises ValueError for anything else.
@@ -50,14 +51,14 @@ def rules(charsmap: bytes) -> dict[str, str]:
     units = np.frombuffer(charsmap, "<u4", size // 4, 4).astype(np.int64)
     ends = charsmap[size + 4 :]
     places = np.arange(len(units)) ^ ((units >> 10) << ((units & 0x200) >> 6))
-    # a unit whose label is a byte lies where its parent's children are, moved by the label
+    # a unit whose label is a byte is at the offset of its parent's children, moved by the label
     labels = units & 0x800000FF
     inner = np.flatnonzero((labels > 0) & (labels < 256))
     inner = inner[np.argsort(inner ^ labels[inner], kind="stable")]
     parents = inner ^ labels[inner]
     found: dict[str, str] = {}
     nodes, keys = np.zeros(1, np.int64), [b""]
-    # the root's offset is not moved by a place of its own
+    # the root's offset is not moved by its own position
     begins = (units[:1] >> 10) << ((units[:1] & 0x200) >> 6)
     while len(nodes):
         first = np.searchsorted(parents, begins, "left")
@@ -77,7 +78,7 @@ def rules(charsmap: bytes) -> dict[str, str]:
 class Rules:
     """The rules of a ``precompiled_charsmap``, ready for the package tokenizers.
 
-    Raises ValueError where its normalizers cannot do the same.
+    Raises ValueError where that package's normalizers cannot do the same.
     """
 
     def __init__(self, charsmap: bytes):
@@ -105,11 +106,11 @@ class Rules:
             )
 
     def normalizers(self, symbols: Iterable[str] = ()) -> list[Any]:
-        """What replaces as SentencePiece does, in a text that begins with ``START``, and leaves
-        the symbols as they are, if none of them has characters with rules.
+        """Normalizers that replace as SentencePiece does, in a text that begins with ``START``.
+        They keep the symbols as they are, if no symbol has characters with rules.
 
-        Precompiled panics where the first character of a text is removed or only a separator
-        stands before it.
+        Precompiled panics where the first character of a text is removed, or where only a separator
+        is before it.
         """
         from tokenizers import normalizers as n
 
@@ -117,21 +118,21 @@ class Rules:
         return [n.Replace(_regex(ends), BETWEEN), *self.steps]
 
     def _wrong(self, keys: Iterable[str]) -> list[str]:
-        """The keys of which the steps do not make what the rules say."""
+        """The keys for which the steps do not give the rules' replacement."""
         from tokenizers import normalizers as n
 
         whole = n.Sequence([n.Prepend(START), *self.normalizers(), n.Replace(START, "")])
         return [key for key in keys if whole.normalize_str(key) != self.found[key]]
 
     def _give(self, keys: list[str], joined: set[str]) -> None:
-        """Make steps of their own for some keys, one a replacement."""
+        """Make separate steps for some keys, one for each replacement."""
         from tokenizers import normalizers as n
 
         early: list[Any] = []
         late: list[Any] = []
         plain: list[str] = []
         if len(keys) <= len(PLACEHOLDERS):
-            # a plain text is found faster; within another sequence it must not be
+            # a plain text is found faster, but it must not be found within another sequence
             others = "\0".join(key for key in self.sequences if key not in keys)
             plain = [
                 key
@@ -145,14 +146,14 @@ class Rules:
                 continue
             made.setdefault(self.found[key], []).append(key)
         for (to, group), held in zip(made.items(), PLACEHOLDERS, strict=False):
-            # characters of the replacement have rules of their own, so it comes last
+            # characters of the replacement have rules themselves, so this step is last
             early.append(n.Replace(_regex(_units(group, joined)), held))
             late.append(n.Replace(held, to))
         self.steps = [*early, *self.steps, *late]
 
 
 def _joined(found: Mapping[str, str], precompiled: Any) -> set[str]:
-    """Characters that a cluster or NFC puts together with the one before."""
+    """Characters that a cluster or NFC joins with the one before."""
     from tokenizers import normalizers as n
 
     later = {letter for key in found for letter in key[1:]}
@@ -164,7 +165,7 @@ def _joined(found: Mapping[str, str], precompiled: Any) -> set[str]:
         letter = chr(code)
         alone = precompiled.normalize_str(letter)
         if (
-            # a mark that is put in order before another
+            # a mark that is sorted before another
             nfc.normalize_str(f"{BASE}\u0345{letter}") != f"{BASE}\u0345{nfc.normalize_str(letter)}"
             or (alone and alone[0] in later)
             or any(
@@ -198,7 +199,7 @@ def _ends(sequences: str, letters: str, symbols: str) -> str:
 
 
 def _units(sequences: Iterable[str], joined: set[str]) -> str:
-    """Matches whole units that are one of the sequences."""
+    """A pattern of whole units that are one of the sequences."""
     inner = [word for word in sequences if word[0] in joined]
     parts = [alternatives(word for word in sequences if word[0] not in joined)]
     parts += [f"(?<={BETWEEN}){alternatives(inner)}"] if inner else []
@@ -206,7 +207,7 @@ def _units(sequences: Iterable[str], joined: set[str]) -> str:
 
 
 def alternatives(words: Iterable[str]) -> str:
-    """A pattern of any of the words, the longest that fits first, without common parts twice."""
+    """A pattern of any of the words, the longest match first, without repeating common parts."""
     tree: dict[str, Any] = {}
     for word in words:
         node = tree
@@ -224,7 +225,7 @@ def _pattern(tree: Mapping[str, Any]) -> str:
     parts = [f"{_one_of(letters)}{rest}" for rest, letters in sorted(behind.items())]
     if not parts:
         return ""
-    # what ends here may also go on, which is tried before
+    # a word that ends here may also continue, which is tried first
     ended = "?" if "" in tree else ""
     return f"(?:{'|'.join(parts)}){ended}"
 
@@ -245,7 +246,7 @@ def _letters(letters: Iterable[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text as a pattern of itself."""
+    """A pattern that matches exactly this text."""
     return "".join(f"\\x{{{ord(letter):x}}}" for letter in text)
 
 

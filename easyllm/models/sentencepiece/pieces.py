@@ -16,17 +16,17 @@ UNIGRAM, BPE = 1, 2
 """Types of a model."""
 
 LETTERS = tuple(map(chr, (0xFDD3, 0xFDD4, 0xFDD5)))
-"""Noncharacters that stand for the first letters of names, see ``Pieces.hidden``."""
+"""Noncharacters that replace the first letters of names, see ``Pieces.hidden``."""
 
 HELD = 0x10F800
-"""The first of the private characters that symbols are held as while a text is normalised."""
+"""The first of the private characters that replace symbols while a text is normalised."""
 
 SYMBOLS = 256
-"""User-defined symbols at most that are held so."""
+"""Most user-defined symbols that are replaced so."""
 
 
 class Inexact(ValueError):
-    """A model that the package tokenizers cannot give the same ids, and why."""
+    """A model for which the package tokenizers cannot give the same ids; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Pieces:
 
     proto: Any
     first_only: bool
-    """Whether the dummy prefix is given to a text's beginning only, not also to what follows a
-    special token."""
+    """Whether only a text's beginning gets the dummy prefix, and not also the text after a special
+    token."""
 
     def names(self, *types: int) -> list[str]:
         return [piece.piece for piece in self.proto.pieces if piece.type in types]
@@ -55,7 +55,7 @@ class Pieces:
 
     @property
     def suffix(self) -> bool:
-        """Whether a space is put behind a text."""
+        """Whether a space is put after a text."""
         return bool(
             self.proto.normalizer_spec.add_dummy_prefix
             and self.proto.trainer_spec.treat_whitespace_as_suffix
@@ -63,16 +63,16 @@ class Pieces:
 
     @property
     def space(self) -> str:
-        """What a space is in the pieces."""
+        """The character for a space in the pieces."""
         return SPACE if self.proto.normalizer_spec.escape_whitespaces else " "
 
     @cached_property
     def hidden(self) -> dict[str, str]:
-        """Letters of texts, and of the pieces that texts may give, that are written otherwise.
+        """Letters of texts, and of the pieces in texts, that are replaced by others.
 
-        Unigram of the package tokenizers finds every entry of its vocabulary in a text, so also
-        the names of control tokens, of bytes and of unused pieces, which SentencePiece does
-        not find. So one letter of each of these names is another in all other pieces.
+        Unigram of the package tokenizers finds every entry of its vocabulary in a text, including
+        the names of control tokens, bytes and unused pieces, which SentencePiece does not find. So
+        one letter of each of these names is replaced in all other pieces.
         """
         if self.is_bpe:
             return {}
@@ -82,7 +82,7 @@ class Pieces:
             if not set(name) & found.keys():
                 if len(found) == len(LETTERS) or name[0] == SPACE:
                     raise Inexact(f"a text may hold {name!r}, which is no piece of text in it")
-                # a letter that no other piece holds changes no other piece
+                # a letter that is in no other piece changes no other piece
                 letter = next((x for x in name if x not in normal and x != SPACE), name[0])
                 found[letter] = LETTERS[len(found)]
         for symbol in self.names(USER_DEFINED):
@@ -91,7 +91,7 @@ class Pieces:
         return found
 
     def written(self, piece: Any) -> str:
-        """A piece as the vocabulary of the package tokenizers has it."""
+        """A piece as it is in the vocabulary of the package tokenizers."""
         text = str(piece.piece)
         return text.translate(self._hide) if piece.type == NORMAL else text
 
@@ -106,7 +106,7 @@ def tokenizer(pieces: Pieces) -> Any:
 
     kind = pieces.proto.trainer_spec.model_type
     if kind not in (UNIGRAM, BPE):
-        raise Inexact("it divides texts into words or characters, which no model here does")
+        raise Inexact("it divides texts into words or characters, which is not supported")
     made = Tokenizer(_bpe(pieces) if pieces.is_bpe else _unigram(pieces))
     made.normalizer = _normalizer(pieces)
     made.pre_tokenizer = _pre_tokenizer(pieces, made)
@@ -124,13 +124,13 @@ def _bpe(pieces: Pieces) -> Any:
         unk_token=trainer.unk_piece,
         fuse_unk=True,
         byte_fallback=trainer.byte_fallback,
-        # a symbol stands alone in what is merged, see _pre_tokenizer
+        # a symbol is always a separate part, see _pre_tokenizer
         ignore_merges=bool(pieces.names(USER_DEFINED)),
     )
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:
-    """Pairs of pieces that make a piece, in SentencePiece's order: by its score."""
+    """Pairs of pieces that make a piece, in SentencePiece's order, by that piece's score."""
     numbers = {p.piece: n for n, p in enumerate(proto.pieces) if p.type == NORMAL}
     ordered = sorted(
         numbers, key=lambda piece: (-proto.pieces[numbers[piece]].score, numbers[piece])
@@ -152,7 +152,7 @@ def _unigram(pieces: Pieces) -> Any:
     highest = max((p.score for p in proto.pieces if p.type == NORMAL), default=0.0)
 
     def score(piece: Any) -> float:
-        if piece.type == USER_DEFINED:  # what SentencePiece counts for it
+        if piece.type == USER_DEFINED:  # the score that SentencePiece gives it
             return len(piece.piece.encode()) * highest - 0.1
         return float(piece.score)
 
@@ -164,7 +164,7 @@ def _unigram(pieces: Pieces) -> Any:
 
 
 def _normalizer(pieces: Pieces) -> Any:
-    """What SentencePiece's Normalizer does, step by step."""
+    """The steps of SentencePiece's Normalizer."""
     from tokenizers import Regex
     from tokenizers import normalizers as n
 
@@ -172,11 +172,11 @@ def _normalizer(pieces: Pieces) -> Any:
     rules = _rules(spec.precompiled_charsmap) if spec.precompiled_charsmap else None
     symbols = pieces.names(USER_DEFINED)
     held = _held(symbols, rules)
-    # what begins a text is marked where steps have to know it
+    # the beginning of a text is marked if steps need it
     begin = START if rules or spec.remove_extra_whitespaces or pieces.suffix else space
     given = pieces.prefix and not pieces.first_only
     steps: list[Any] = [n.Prepend(begin)] if begin == START or given else []
-    if pieces.suffix and spec.remove_extra_whitespaces:  # a text of spaces only has none
+    if pieces.suffix and spec.remove_extra_whitespaces:  # a text of only spaces has no beginning
         blank = {" ", *(key for key, to in rules.found.items() if to == " ")} if rules else {" "}
         steps.append(n.Replace(Regex(rf"\A{START}{alternatives(blank)}*\z"), ""))
     steps += [n.Replace(symbol, place) for symbol, place in held.items()]
@@ -211,7 +211,7 @@ def _rules(charsmap: bytes) -> Rules:
 
 
 def _held(symbols: list[str], rules: Rules | None) -> dict[str, str]:
-    """User-defined symbols that normalising would change, and what they are meanwhile."""
+    """User-defined symbols that normalisation would change, and their replacements meanwhile."""
     from tokenizers import normalizers as n
 
     steps = rules.normalizers() if rules else []
@@ -232,8 +232,8 @@ def _pre_tokenizer(pieces: Pieces, made: Any) -> Any:
 
     steps: list[Any] = []
     if pieces.prefix and pieces.first_only:
-        # only a pre-tokenizer knows where a text begins. Metaspace puts its replacement where
-        # the text does not begin with it, so a plain space, of which none is left
+        # only a pre-tokenizer knows where a text begins. Metaspace adds its replacement if the text
+        # does not begin with it; here that is a plain space, of which none is left
         steps.append(p.Metaspace(replacement=" ", prepend_scheme="first", split=False))
         if pieces.space != " ":
             steps.append(p.Metaspace(replacement=pieces.space, prepend_scheme="never", split=False))
@@ -250,10 +250,10 @@ def _pre_tokenizer(pieces: Pieces, made: Any) -> Any:
 
 
 def _taken_whole(pieces: Pieces) -> str:
-    """Where to divide what stands alone and has the name of a piece that merging does not make.
+    """A pattern of where to divide a part with the name of a piece that merging does not make.
 
-    ``ignore_merges`` takes what stands alone for the piece of this name, whatever its type. It
-    is divided where SentencePiece divides it, so that what is merged does not change.
+    ``ignore_merges`` takes a separate part for the piece of this name, of any type. It is divided
+    where SentencePiece divides it, so that the merges do not change.
     """
     from tokenizers import Tokenizer, models
 
@@ -274,7 +274,7 @@ def _taken_whole(pieces: Pieces) -> str:
         tokens = plain.encode(piece.piece, add_special_tokens=False)
         if tokens.ids == [number]:
             continue
-        # a run of unknown characters is one token, and stays so where it is not divided
+        # a run of unknown characters is one token, and stays one if it is not divided
         pairs = zip(tokens.ids, tokens.ids[1:], strict=False)
         known = (set(pair) != {trainer.unk_id} or trainer.byte_fallback for pair in pairs)
         end = next((at[1] for at, apart in zip(tokens.offsets, known, strict=False) if apart), 0)

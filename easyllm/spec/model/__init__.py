@@ -1,1 +1,1 @@
-"""Checks of a model's configuration against itself, the layout and the devices. No I/O."""
+"""Checks of a model's configuration by itself and with the layout and the devices. No I/O."""

@@ -1,4 +1,4 @@
-"""Whether a model's dimensions fit each other, the layout and the devices' memory. No I/O."""
+"""Checks that a model's dimensions fit each other, the layout and the devices' memory. No I/O."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
         yield Problem(
             at("head_dim" if config.get("head_dim") else "hidden_size"),
             config.get("head_dim") or shape.hidden_size,
-            f"gives each attention head {shape.head_dim} dimensions, and its rotary positions take "
-            "them in pairs",
+            f"gives each attention head {shape.head_dim} dimensions, but rotary positions need "
+            "pairs of them",
             "give an even head_dim, or a hidden_size of as many for each head",
         )  # fmt: skip
     if shape.heads % shape.kv_heads:
@@ -59,7 +59,7 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
         yield Problem(
             "parallelism.pipeline_stages",
             stages,
-            f"the model has {shape.layers} layers only",
+            f"the model has only {shape.layers} layers",
             f"give at most {shape.layers}",
             also=("model.overrides.num_hidden_layers",),
         )
@@ -77,7 +77,8 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
 def _memory(
     run: RunSpec, family: Family, config: Mapping[str, Any], shape: ModelShape
 ) -> Iterator[Problem]:
-    """Weights, gradients and optimizer states alone must fit; activations come on top."""
+    """Weights, gradients and optimizer states must fit; activations, which come in addition, are
+    not counted."""
     limit = run.hardware.memory_gb
     if limit is None or "train" not in run.stages:
         return
@@ -94,8 +95,8 @@ def _memory(
 
 
 def state_bytes(run: RunSpec, shape: ModelShape, trained: float = 1.0) -> float:
-    """Bytes of weights, gradients and AdamW states on the fullest device, where a share of the
-    weights is ``trained``.
+    """Bytes of weights, gradients and AdamW states on the device with the most of them; ``trained``
+    is the share of the weights that is trained.
 
     In bfloat16 the optimizer keeps an fp32 copy of the weights and fp32 gradients.
     """

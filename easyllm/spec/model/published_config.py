@@ -1,4 +1,4 @@
-"""What the keys of a published Hugging Face configuration may hold. No I/O."""
+"""The values that the keys of a published Hugging Face configuration may have. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DIMENSIONS = frozenset(
 COUNTS = frozenset(
     "head_dim kv_channels num_key_value_heads pretraining_tp seq_length sliding_window".split()  # noqa: SIM905
 )
-"""Whole numbers, or null for what follows from others."""
+"""Whole numbers, or null where the value follows from other keys."""
 NUMBERS = frozenset(
     "initializer_range layer_norm_epsilon max_window_layers rms_norm_eps rope_theta "  # noqa: SIM905
     "rotary_emb_base rotary_pct z_loss_weight".split()
@@ -35,18 +35,18 @@ LISTS = frozenset(("architectures", "layer_types"))
 TOKENS = frozenset(("bos_token_id", "eos_token_id", "pad_token_id"))
 LARGEST = 2**31 - 1
 LAYERS = 1000
-"""The largest dimension, and the most decoder layers; no model has a tenth of either."""
+"""The largest dimension, and the most decoder layers. No model has a tenth of either."""
 
 
 def wrong(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each key whose value is none that it can hold, and what it must be."""
+    """Each key with a value that it cannot have, and what the value must be."""
     for key, value in config.items():
         if must := _must(key, value):
             yield key, must
 
 
 def _must(key: str, value: Any) -> str:
-    """What the value must be; empty where it is that, or nothing is known of the key."""
+    """What the value must be; empty where the value is right or the key is not known."""
     if value is None:
         return "a whole number" if key in DIMENSIONS else ""
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""What of a model training changes, by the names and shapes of its layers alone."""
+"""Which parameters of a model are trained, from the names and shapes of its layers only."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from easyllm.spec.roles import Adapter, LayerShape
 from easyllm.spec.run import RunSpec
 
 REGEX = "re:"
-"""What a pattern begins with that is a regular expression, for a whole name, and no glob."""
+"""The prefix of a pattern that is a regular expression and not a glob."""
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a glob, or a regular expression after ``re:``, fits the whole of a name; what is
-    no regular expression fits none."""
+    """Whether a glob, or a regular expression after ``re:``, matches the whole of a name. An
+    invalid regular expression matches no name."""
     if pattern.startswith(REGEX):
         with contextlib.suppress(re.error):
             return re.fullmatch(pattern.removeprefix(REGEX), name) is not None
@@ -42,13 +42,13 @@ def linears(layers: Iterable[LayerShape]) -> dict[str, tuple[int, ...]]:
 
 
 def tied(layers: Iterable[LayerShape]) -> dict[str, str]:
-    """The names under which layers have a weight that is another's, and that weight's own."""
+    """The names of weights that are shared with another layer, each with that layer's name."""
     return {f"{layer.name}.weight": f"{layer.tied_to}.weight" for layer in layers if layer.tied_to}
 
 
 def _beside(layers: Sequence[LayerShape]) -> dict[str, str]:
-    """The modules with a matrix that are no part of a decoder layer, the embedding and the head,
-    and what is to be known of each."""
+    """The modules with a matrix outside the decoder layers, which are the embedding and the head,
+    each with a remark for an error message."""
     pairs = tied(layers)
     own = shapes(layer for layer in layers if not layer.decoder)
     names = [name for name, shape in own.items() if len(shape) == 2]
@@ -59,8 +59,8 @@ def _beside(layers: Sequence[LayerShape]) -> dict[str, str]:
 
 
 def trained(run: RunSpec, layers: Sequence[LayerShape]) -> dict[str, tuple[int, ...]]:
-    """The shapes of what training changes, by name: an adapter's parameters, or the model's
-    without the frozen ones."""
+    """The shapes of the trained parameters by name: those of an adapter, or those of the model
+    that are not frozen."""
     if adapter := run.training.adapter:
         matrices = linears(layers)
         return {
@@ -77,12 +77,12 @@ def trained(run: RunSpec, layers: Sequence[LayerShape]) -> dict[str, tuple[int, 
 
 
 def share(run: RunSpec, layers: Sequence[LayerShape]) -> float:
-    """What is trained, as a share of the model's parameters."""
+    """The number of trained parameters as a share of the model's."""
     return _numbers(trained(run, layers)) / max(1, _numbers(shapes(layers)))
 
 
 def problems(run: RunSpec, layers: Sequence[LayerShape]) -> Iterator[Problem]:
-    """Patterns that match nothing of the model, and a model of which nothing is trained."""
+    """Patterns that match nothing in the model, and a model without any trained parameter."""
     training, names = run.training, list(shapes(layers))
     if training.adapter and training.freeze:
         yield Problem(
@@ -115,17 +115,17 @@ def _unmatched(run: RunSpec, layers: Sequence[LayerShape]) -> Iterator[Problem]:
         elif not any(matches(pattern, name) for name in names):
             yield _nothing(
                 f"training.freeze.{key}", pattern, "parameter of the model",
-                f"their names are such as {some}; * stands for any text",
+                f"parameters have names such as {some}; * matches any text",
             )  # fmt: skip
     if run.training.adapter:
         yield from _misplaced(run.training.adapter, layers)
 
 
 def _misplaced(adapter: Adapter, layers: Sequence[LayerShape]) -> Iterator[Problem]:
-    """Patterns of an adapter that choose no linear layer of a decoder layer, or more than those.
+    """Patterns of an adapter that match no linear layer of a decoder layer, or also match others.
 
-    The embedding and the head, which may be one tensor, get no adapter: peft 0.21 either trains
-    two for such a pair of which only one is merged, or one that it merges twice.
+    The embedding and the head, which may be one tensor, get no adapter. For such a pair peft 0.21
+    either trains two adapters and merges only one, or trains one and merges it twice.
     """
     key, matrices, beside = "training.adapter.targets", linears(layers), _beside(layers)
     last = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in matrices))
@@ -142,7 +142,7 @@ def _misplaced(adapter: Adapter, layers: Sequence[LayerShape]) -> Iterator[Probl
                 "training.adapter=null training.freeze.layers='model.layers.*'",
             )  # fmt: skip
         elif not adapter.chosen(matrices, [pattern]):
-            remedy = f"those of the decoder layers end in {last}"
+            remedy = f"the names of those in the decoder layers end in {last}"
             yield _nothing(key, pattern, "linear layer", remedy)
 
 

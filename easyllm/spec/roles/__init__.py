@@ -1,10 +1,10 @@
-"""The roles a component can take: what stands behind a ``_target_`` in a spec.
+"""The roles of components, which are the classes that a ``_target_`` in a spec can name.
 
 A component is a frozen dataclass whose fields are its configuration. Its module
-imports the standard library only (its *light face*); what it needs of torch,
-transformers, pyarrow and the like it imports inside the methods that do the work.
-Each role below is an abstract base; concrete components live in the rooms above
-and may live outside the package (``components.allow``).
+imports the standard library only; torch, transformers, pyarrow and similar packages are
+imported inside the methods that use them.
+Each role below is an abstract base class. Concrete components are in the other packages of
+easyllm, and may be outside easyllm (``components.allow``).
 """
 
 from easyllm.spec.roles.base import Component

@@ -1,4 +1,4 @@
-"""What every component is."""
+"""The base class of all components."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Component(abc.ABC):  # noqa: B024  (the roles below have the abstract meth
     """Base of every role."""
 
     requires: ClassVar[Mapping[str, str]] = {}
-    """Optional packages it imports, with the extra of easyllm that installs each."""
+    """Optional packages that it imports, each with the extra of easyllm that installs it."""
 
     def problems(self, key: str, run: RunSpec) -> Iterator[Problem]:
         """What is wrong with this component in this run; no I/O.
 
-        ``key`` is the dotted key at which the component stands.
+        ``key`` is the dotted key of the component.
         """
         return iter(())
 
     def missing(self, key: str, run: RunSpec) -> Iterator[Problem]:
         """What this machine lacks that the component needs in this run's stages.
 
-        Asked before anything starts; may read small files and ask programs for their version.
+        Called before anything starts. It may read small files and ask programs for their version.
         """
         return iter(())

@@ -1,4 +1,4 @@
-"""Roles of the data room: from files to tokens."""
+"""Roles of the data components: from files to tokens."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ if TYPE_CHECKING:
 
 
 Message = Mapping[str, Any]
-"""``role`` (system, user, assistant or tool) and ``content``; an assistant's
-``reasoning_content`` and ``tool_calls``, ``train`` false where its answer is not trained, and on
-the first message the ``tools`` it may call: what ``easyllm.data.chat.messages`` makes."""
+"""``role`` (system, user, assistant or tool) and ``content``. An assistant's message can also have
+``reasoning_content``, ``tool_calls``, and ``train`` false where its answer is not trained. The
+first message has the ``tools`` that the assistant may call. ``easyllm.data.chat.messages`` makes
+them."""
 
 Document = str | Sequence[Message]
 """A text, or a conversation."""
 
 
 class ChatDocument(NamedTuple):
-    """A document that a conversation becomes, or one of several."""
+    """A document made from a conversation, or one of several."""
 
     ids: list[int]
     trained: list[bool]
     """Whether each token is trained."""
     arguments: tuple[str, ...] = ()
-    """For each answer the arguments, as JSON, with which a chat template rendered its context
-    beside those that all get."""
+    """For each answer, the additional arguments, as JSON, with which the chat template rendered
+    its context."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A document, and the line or row of its file from 1 at which it begins."""
+    """A document, and the line or row of its file, counted from 1, at which it begins."""
 
     line: int
     document: Document
@@ -57,7 +58,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record that cannot be used: its line or row from 1, and why."""
+    """A record that cannot be used: its line or row, counted from 1, and the reason."""
 
     line: int
     reason: str
@@ -65,7 +66,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class ByteRange:
-    """A range of a file's bytes that holds whole records, to be read by itself."""
+    """A range of a file's bytes that holds whole records and can be read by itself."""
 
     file: Path
     start: int
@@ -86,10 +87,11 @@ class Reader(Component):
     """Turns files into documents."""
 
     sample: ClassVar[bool] = False
-    """Whether it reads what comes with a program, for trials, and no text of the user's."""
+    """Whether it reads sample texts that come with a program, and not texts of the user."""
     weight: PositiveFloat = 1.0
-    """How often an epoch holds each document of this source: 2 is twice, 0.5 every other one. No
-    share of the mixture; ``stages=[inspect]`` shows each source's share of an epoch's tokens."""
+    """How often an epoch holds each document of this source: 2 means twice, 0.5 means every other
+    document. It is not a share of the mixture; ``stages=[inspect]`` shows each source's share of an
+    epoch's tokens."""
 
     @abc.abstractmethod
     def files(self) -> Sequence[Path | str]:
@@ -100,8 +102,8 @@ class Reader(Component):
     def documents(self, file: Any) -> Iterator[Document | Record | Rejected]:
         """The documents of one of ``files()``, or of one of its ``parts()``, in order.
 
-        A bad record is given as ``Rejected``, and the rest goes on. Documents that are not in
-        a ``Record`` are counted from 1.
+        A bad record is given as ``Rejected``, and reading continues after it. Documents that are
+        not in a ``Record`` are counted from 1.
         """
 
     def parts(self, file: Path | str, size: int, rows: int) -> Iterator[ByteRange] | None:
@@ -113,7 +115,7 @@ class Reader(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer(Component):
-    """Where the tokenizer comes from."""
+    """Makes the tokenizer of the run."""
 
     @abc.abstractmethod
     def label(self, run: RunSpec) -> str:
@@ -121,11 +123,12 @@ class Tokenizer(Component):
 
     @abc.abstractmethod
     def files(self, run: RunSpec) -> list[Path]:
-        """Local files its identity depends on, the sources' not counted."""
+        """Local files that its identity depends on, without those of the sources."""
 
     def rule(self, run: RunSpec) -> str | None:
-        """The conversion that makes the tokenizer of its files, in words, with a version: where
-        it changes, the same files give other ids. None where they are taken as they are."""
+        """A description, with a version, of the conversion that makes the tokenizer from its
+        files. Where it changes, the same files give other ids. None where the files are used as
+        they are."""
         return None
 
     def of_model(self, run: RunSpec) -> bool:
@@ -134,7 +137,7 @@ class Tokenizer(Component):
 
     def content(self, run: RunSpec) -> str | None:
         """A hash of files that the hub has at a known revision; None where they are not on this
-        machine. Asks nobody. ``files`` names local files."""
+        machine. It uses no network. ``files`` names local files."""
         return None
 
     @abc.abstractmethod
@@ -146,9 +149,9 @@ class Tokenizer(Component):
 class Encoder(Component):
     """The engine that turns texts into token ids.
 
-    Its ids are those of Hugging Face's tokenizers, or it is not used: it is compared with
+    An encoder is used only if its ids are those of Hugging Face's tokenizers. It is compared with
     them on texts that are hard to get right, on every token of the vocabulary and on the first
-    documents of each source. An engine changes how fast a store is made, never what it holds.
+    documents of each source. An encoder changes how fast a store is made, never what it holds.
     """
 
     @property
@@ -157,19 +160,19 @@ class Encoder(Component):
         """Its name and version."""
 
     def prepare(self, folder: Path) -> None:
-        """Write what ``load`` needs beside ``folder/tokenizer.json``, once a tokenizer.
+        """Write what ``load`` needs beside ``folder/tokenizer.json``, once for each tokenizer.
 
         That file is the tokenizer as transformers loaded it. Raises UserError where the engine
-        cannot take it.
+        does not support it.
         """
 
     @abc.abstractmethod
     def load(self, folder: Path) -> Callable[[list[str]], tuple[Any, Any]]:
-        """A function from texts to numpy arrays: their ids, int32 [tokens], laid end to end,
-        and the offsets, int64 [texts + 1], at which each text's begin.
+        """A function from texts to numpy arrays: the concatenated ids of all texts, int32
+        [tokens], and the offsets, int64 [texts + 1], at which the ids of each text begin.
 
-        No token is added, and names of special tokens in a text are words. It runs on one
-        thread: processes are the parallelism. Raises UserError as ``prepare`` does.
+        No token is added, and names of special tokens in a text are words. It runs in one
+        thread; several processes do the work in parallel. Raises UserError as ``prepare`` does.
         """
 
 
@@ -179,12 +182,13 @@ class Template(Component):
 
     @abc.abstractmethod
     def encode(self, tokenizer: Any, messages: Sequence[Message]) -> list[ChatDocument]:
-        """The documents of a conversation: token ids and, for each, whether it is trained, which
-        the assistant's words and the end of its turn are.
+        """The documents of a conversation: token ids and, for each, whether it is trained. The
+        assistant's words and the end of its turn are trained.
 
-        One document where each answer follows the ids with which it is asked for; several where
-        a format writes earlier turns in another way later on; none where no answer is to be
-        trained. Raises ``easyllm.errors.BadRecord`` for a conversation that it cannot express.
+        There is one document where each answer follows exactly the ids of its prompt. There are
+        several where a format later writes earlier turns in another way, and none where no answer
+        is to be trained. Raises ``easyllm.errors.BadRecord`` for a conversation that it cannot
+        express.
         """
 
     @abc.abstractmethod
@@ -193,7 +197,7 @@ class Template(Component):
 
     def stop_tokens(self, tokenizer: Any) -> list[int]:
         """The ids of the special tokens that end the assistant's turn and are trained with it;
-        none where no such token does. Raises as ``encode`` does."""
+        empty where there is no such token. Raises as ``encode`` does."""
         question = {"role": "user", "content": "Is it?"}
         answer = {"role": "assistant", "content": "Yes."}
         (document,) = self.encode(tokenizer, [question, answer])
@@ -202,26 +206,26 @@ class Template(Component):
         return [last] if last in special else []
 
     def prepare(self, folder: Path) -> None:
-        """Change the store's tokenizer in ``folder``, which exported models carry, so that it
-        renders what training used; nothing where it already does."""
+        """Change the store's tokenizer in ``folder``, which exported models contain, so that it
+        renders what training used. Do nothing where it already does."""
 
     def chat_template(self, tokenizer: Any) -> str | None:
-        """The same as Jinja text, which the store's and the exported tokenizer carry; None
-        keeps the tokenizer's own."""
+        """The same template as Jinja text, for the tokenizers of the store and of exported
+        models; None keeps the tokenizer's own."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataEngine(Component):
-    """What does the work of the data stages, on this machine or on many.
+    """Does the work of the data stages, on this machine or on many.
 
-    It never changes what they make. Its processes, wherever they run, must see the sources
+    It never changes what they make. All its processes, on any machine, must see the sources
     and the token store under the same paths.
     """
 
     def start(self, run: RunSpec, size: int) -> None:
-        """Begin to start what a stage with inputs of ``size`` bytes will need, while its code
-        is imported; returns at once."""
+        """Begin to start what a stage with inputs of ``size`` bytes will need, while the stage's
+        code is imported; returns at once."""
 
     @abc.abstractmethod
     def open(self, run: RunSpec, scratch: Path) -> contextlib.AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""The role of what generates text."""
+"""The role of components that generate text."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class InferenceEngine(Component):
     """Generates text with a model in Hugging Face's format."""
 
     apart: ClassVar[bool] = False
-    """Whether its generation takes turns with the caller's Python, so that a server answers its
-    clients from another process. What ``load`` returns then is asked by ``begin`` and ``leave``
-    of ``easyllm.inference.remote_engine.Generation`` too."""
+    """Whether its generation takes turns with the caller's Python code, so that a server answers
+    its clients from another process. What ``load`` returns then also has ``begin`` and ``leave``
+    of ``easyllm.inference.remote_engine.Generation``."""
 
     @abc.abstractmethod
     def load(self, model: Path, run: RunSpec) -> Any:

@@ -1,4 +1,4 @@
-"""The role of what starts ranks."""
+"""The role of components that start ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Launch(Protocol):
-    """What a launcher is to the stages of one run."""
+    """What the stages of one run use of a launcher."""
 
     def launch(
         self,
@@ -37,35 +37,37 @@ class Launcher(Component):
     """How the ranks of a stage are started, watched and ended.
 
     Ranks on this machine have its environment, as any child process has. Ranks on another
-    have that machine's own; of this one they get what ``env`` and ``pass_env`` name, and, where the
-    launcher starts them, what ``easyllm.launchers.remote.environment.NEEDED`` lists.
+    machine have that machine's environment. From this machine they get the variables that ``env``
+    and ``pass_env`` name and, where the launcher starts them, those that
+    ``easyllm.launchers.remote.environment.NEEDED`` lists.
     """
 
     env: dict[str, str] = field(default_factory=dict)
     """Variables set for every rank, on all machines, e.g. ``NCCL_SOCKET_IFNAME: eth0``. They
-    stand in ``run.yaml``: name secrets in ``pass_env`` instead."""
+    are written to ``run.yaml``: name secrets in ``pass_env`` instead."""
     pass_env: tuple[str, ...] = ()
-    """Names of variables of this environment that ranks on other machines get as well, with
-    ``*`` for any text, e.g. ``WANDB_API_KEY`` or ``AWS_*``."""
+    """Names of variables of this machine's environment that ranks on other machines get as well,
+    with ``*`` for any text, e.g. ``WANDB_API_KEY`` or ``AWS_*``."""
     grace: NonNegativeFloat = 5.0
-    """Seconds between SIGTERM and SIGKILL for ranks that must end since another one has failed."""
+    """Seconds between SIGTERM and SIGKILL for ranks that must end because another one has
+    failed."""
 
     def follow(self, nodes: int) -> int | None:
-        """Serve another machine that owns the run until that ends; returns the run's exit
-        status. None where this machine owns it.
+        """Serve another machine, which owns the run, until the run ends; returns the run's exit
+        status. None where this machine owns the run.
 
         For launchers under which the same command is started on each of ``nodes`` machines.
         """
         return None
 
     def follows(self, nodes: int) -> bool:
-        """Whether this machine is one that ``follow`` serves another from."""
+        """Whether ``follow`` on this machine would serve another machine."""
         return False
 
     @contextlib.contextmanager
     def opened(self, nodes: int, status: Callable[[], int]) -> Iterator[Launch]:
-        """What launches the stages of one run, on the machine that owns it. ``status`` tells at
-        the end how the run ended. Raises UserError where a machine cannot be reached."""
+        """What launches the stages of one run, on the machine that owns it. ``status`` gives the
+        run's exit status at its end. Raises UserError where a machine cannot be reached."""
         yield self
 
     @abc.abstractmethod
@@ -79,14 +81,14 @@ class Launcher(Component):
         nodes: int = 1,
         files: Sequence[Path] = (),
     ) -> int:
-        """Run ``command`` on ``ranks`` ranks, as many on each of ``nodes`` machines, until all
-        have ended; returns the exit status.
+        """Run ``command`` on ``ranks`` ranks, the same number on each of ``nodes`` machines, until
+        all have ended; returns the exit status.
 
         Each rank finds RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and
-        MASTER_PORT in its environment. Words of ``command`` that name one of ``files`` name a
-        copy of it on other machines. Output goes to ``logs/rank-<n>.log`` here, rank 0's to
-        the terminal as well. When one rank fails the others are ended, and why is in
-        ``logs/error-<n>.json`` (``easyllm.launchers.reports``). The status of the rank that
-        failed first is returned (128 + signal for a rank that was killed). Raises UserError
-        where a machine cannot be reached.
+        MASTER_PORT in its environment. A word of ``command`` that names one of ``files`` is
+        replaced on other machines by the name of a copy. Output goes to ``logs/rank-<n>.log`` on
+        this machine, and rank 0's also to the terminal. When one rank fails, the others are ended,
+        and the reason is in ``logs/error-<n>.json`` (``easyllm.launchers.reports``). The status of
+        the rank that failed first is returned (128 + signal for a rank that was killed). Raises
+        UserError where a machine cannot be reached.
         """

@@ -29,7 +29,7 @@ class Family(Component):
 
     @abc.abstractmethod
     def shape(self, config: Mapping[str, Any]) -> ModelShape:
-        """The dimensions that plans and checks need. Raises KeyError for a missing key."""
+        """The dimensions that layouts and checks need. Raises KeyError for a missing key."""
 
     @abc.abstractmethod
     def shaped(self, config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
@@ -40,32 +40,32 @@ class Family(Component):
         """The layers in order, as ``easyllm.models.layers.LayerSpec``."""
 
     def param_specs(self, config: Mapping[str, Any]) -> list[LayerShape] | None:
-        """The layers in order, known without building them, for what is checked before
-        anything starts; None where only building them tells. Raises KeyError for a missing
-        key."""
+        """The layers in order, known without building them, for checks before anything starts.
+        None where they are known only by building them. Raises KeyError for a missing key."""
         return None
 
     def names(self) -> Any:
-        """What the files call the parameters of these layers, an
-        ``easyllm.models.weight_mapping.WeightMapping``; None where they have the layers' own
+        """The names in the files of these layers' parameters, as an
+        ``easyllm.models.weight_mapping.WeightMapping``; None where the files use the layers' own
         names."""
         return None
 
     def alibi(self, config: Mapping[str, Any]) -> bool:
-        """Whether positions are ALiBi's, which are added to the scores of attention."""
+        """Whether the model uses ALiBi, which adds positions to the attention scores."""
         return False
 
     def native_only(self, config: Mapping[str, Any]) -> str:
-        """Why the model has no layout but its own; empty where ``canonical`` gives one."""
+        """Why the model can be exported in its own layout only; empty where ``canonical`` gives
+        another."""
         return ""
 
     def modern(self, config: Any) -> Any:
-        """The configuration of the same model in the layout that every engine runs, whose
-        parameters have the layers' own names. By default its own."""
+        """The configuration of the same model in the canonical layout, which every engine runs and
+        whose parameters have the layers' own names. By default the model's own configuration."""
         return config
 
     def modern_tensor(self, config: Any, name: str, tensor: Any) -> Any:
-        """The layers' parameter ``name`` as the modern layout has it."""
+        """The layers' parameter ``name`` in the canonical layout."""
         return tensor
 
 
@@ -74,9 +74,9 @@ class LayerShape:
     """A layer by the names and shapes of its parameters."""
 
     name: str
-    """What the names of its parameters begin with, e.g. ``model.layers.3``."""
+    """The prefix of its parameters' names, e.g. ``model.layers.3``."""
     parameters: Mapping[str, tuple[int, ...]]
-    """Shapes by name in the whole model; none where the layer shares those of another."""
+    """Shapes by full name in the model; empty where the layer shares those of another."""
     decoder: bool = False
     tied_to: str | None = None
     """The layer whose ``weight`` it shares."""
@@ -98,7 +98,7 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one decoder layer with a gated feed-forward, biases not counted."""
+        """Parameters of one decoder layer with a gated feed-forward, without biases."""
         attention = self.hidden_size * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
 

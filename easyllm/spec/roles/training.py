@@ -23,19 +23,20 @@ class Parallelism(Component):
     data_parallel: Count | None = None
     """Replicas of the model; derived from the number of ranks when null."""
     micro_batch_size: Count = 1
-    """Rows a replica takes at once."""
+    """Rows that a replica processes at once."""
     global_batch_size: Count = 8
     """Rows of one optimizer step over all replicas. Gradient accumulation is derived."""
     checkpoint_activations: bool | Count = False
     """Recompute decoder layers in the backward pass instead of keeping their activations: true
     for every layer, ``n`` for the first of every n, which takes less time and more memory."""
     reduce_dtype: DType = "float32"
-    """What gradients are sent in, and added up over the replicas. ``bfloat16`` sends half as much,
-    and each sum is rounded to 8 bits of precision."""
+    """The type in which gradients are sent and summed over the replicas. ``bfloat16`` sends half as
+    much, and each sum is rounded to 8 bits of precision."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    """DeepSpeed's own settings of speed and memory for which there is no key, laid over what
-    follows from the spec: ``deepspeed.zero_optimization.overlap_comm=true``. Those that follow
-    from another key, or would change what is computed, are refused."""
+    """DeepSpeed settings for speed and memory that have no key of their own here, such as
+    ``deepspeed.zero_optimization.overlap_comm=true``. They are added to the settings that follow
+    from the spec. Settings that follow from another key, or that would change what is computed, are
+    refused."""
 
     @property
     @abc.abstractmethod
@@ -62,7 +63,7 @@ class Parallelism(Component):
         return self.data_parallel or max(1, ranks // self.stages)
 
     def accumulation(self, ranks: int) -> int:
-        """Micro-batches a replica takes in one optimizer step."""
+        """Micro-batches that a replica processes in one optimizer step."""
         return max(1, self.global_batch_size // (self.micro_batch_size * self.replicas(ranks)))
 
     @abc.abstractmethod
@@ -72,38 +73,39 @@ class Parallelism(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Component):
-    """Small matrices trained beside those of a model, which stays as it is."""
+    """Small matrices that are trained beside those of a model, which are not changed."""
 
     everywhere: ClassVar[tuple[str, ...]] = ()
-    """Patterns that mean all linear layers of the decoder layers, and nothing beside them."""
+    """Patterns that mean all linear layers of the decoder layers, and nothing else."""
 
     @property
     @abc.abstractmethod
     def patterns(self) -> tuple[str, ...]:
-        """What chooses the linear layers that get an adapter."""
+        """The patterns that choose the linear layers that get an adapter."""
 
     @abc.abstractmethod
     def chosen(self, linears: Iterable[str], patterns: Sequence[str] = ()) -> list[str]:
-        """Those of the model's ``linears``, by name, that ``patterns``, or the adapter's own
-        where none are given, choose."""
+        """The names among the model's ``linears`` that ``patterns`` choose, or the adapter's own
+        patterns where none are given."""
 
     @abc.abstractmethod
     def parameters(self, linear: str, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-        """The shapes by name of what stands beside a linear layer whose weight is of ``shape``."""
+        """The shapes by name of the adapter's parameters for a linear layer whose weight has
+        ``shape``."""
 
     @abc.abstractmethod
     def attach(self, layer: Any, targets: Sequence[str]) -> None:
         """Put adapters on the submodules ``targets`` of a layer on the meta device, and freeze
-        what is its own."""
+        the layer's own parameters."""
 
     @abc.abstractmethod
     def base_name(self, parameter: str) -> str | None:
-        """What a parameter of an adapted layer is called in the model without adapters; None
-        for one of the adapter's."""
+        """The name in the model without adapters of a parameter of an adapted layer; None for a
+        parameter of the adapter."""
 
     @abc.abstractmethod
     def fresh(self, parameter: str, shape: Sequence[int], generator: Any) -> Any:
-        """The tensor that a parameter of the adapter begins as, drawn with a torch generator."""
+        """The initial tensor of a parameter of the adapter, drawn with a torch generator."""
 
     @abc.abstractmethod
     def delta(self, parts: Mapping[str, Any]) -> Any:
@@ -118,9 +120,9 @@ class Adapter(Component):
         parts: Mapping[str, Any],
         revision: str | None = None,
     ) -> None:
-        """Write the adapter of the model at ``base``, at ``revision`` of a hub id, whose linear
-        layers are ``linears``, as a folder that peft loads; ``parts`` are all its tensors by
-        name."""
+        """Write the adapter as a folder that peft loads. ``base`` is its model, ``revision`` that
+        model's revision on the hub, ``linears`` the linear layers that it adapts, and ``parts`` are
+        all its tensors by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +140,12 @@ class Optimizer(Component):
 class Schedule(Component):
     warmup: NonNegativeFloat = 0.0
     """Steps of linear warm-up; a number below 1 is a share of all steps. Step ``s`` (from 0) of
-    ``w`` has ``(s + 1) / (w + 1)`` of the peak: no step is lost on a learning rate of 0."""
+    ``w`` has ``(s + 1) / (w + 1)`` of the peak, so no step has a learning rate of 0."""
     warmup_from_zero: bool = False
     """Warm up as transformers does: step ``s`` of ``w`` has ``s / w`` of the peak, so the first
-    step changes no weight, and a share of the steps is rounded up where it is rounded down
-    otherwise. ``linear`` then has exactly the learning rates of transformers' ``linear``, and
-    ``cosine`` with ``floor: 0`` those of its ``cosine``."""
+    step changes no weight, and a share of the steps is rounded up instead of down. ``linear`` then
+    has exactly the learning rates of transformers' ``linear``, and ``cosine`` with ``floor: 0``
+    those of its ``cosine``."""
 
     def warmup_steps(self, total: int) -> int:
         if self.warmup >= 1:
@@ -166,10 +168,10 @@ class Schedule(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class Tracker(Component):
-    """Where training metrics go besides ``metrics.jsonl``."""
+    """Logs training metrics to another place besides ``metrics.jsonl``."""
 
     @abc.abstractmethod
     def open(self, name: str, folder: Path, settings: Mapping[str, Any], *, done: int = 0) -> Any:
-        """Start tracking, or go on after step ``done``: later ones, which a run made before it
-        was killed, come again. Returns an object with ``log(step, values)`` and ``close()``, which
-        a thread calls: training does not wait for them."""
+        """Start tracking, or resume after step ``done``; later steps, which a run made before it
+        was killed, are logged again. Returns an object with ``log(step, values)`` and ``close()``.
+        A thread calls them, so training does not wait for them."""

@@ -1,1 +1,1 @@
-"""Checkpoints: saved by all ranks, listed, removed, and taken up again."""
+"""Checkpoints: saved by all ranks, listed, removed, and resumed."""

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: which are whole, which is the newest, which may go. Light.
+"""Checkpoints on disk: which are complete, which is the newest, which can be removed. Light.
 
 ``checkpoints/step-00000012/`` holds ``weights/`` (a plain Hugging Face folder), ``optimizer/``
 (its state by parameter name) and ``manifest.json`` with every file's size and hash, and what
@@ -19,7 +19,7 @@ from easyllm.heartbeat import beat
 MANIFEST = "manifest.json"
 WEIGHTS = "weights"
 DAMAGED = "damaged-"
-"""The beginning of the name of a checkpoint that was passed over."""
+"""The prefix of the name of a quarantined checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Checkpoint:
     samples: int
     """Samples trained so far."""
     trained_with: Mapping[str, Any]
-    """What decides how training goes on, by dotted key."""
+    """The settings that decide how training continues, by dotted key."""
     files: Mapping[str, Mapping[str, Any]]
     """``bytes`` and ``sha256`` of every file, by its path in the folder."""
 
@@ -95,7 +95,7 @@ def newest(checkpoints: Path) -> tuple[Checkpoint | None, list[Path]]:
 
 
 def facts_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What the manifest says of the files ``names`` of a folder."""
+    """The manifest's entries for the files ``names`` of a folder."""
     found = {}
     for name in names:
         found[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
@@ -118,22 +118,22 @@ def write_manifest(
 
 
 def quarantine(path: Path) -> Path:
-    """Give a damaged checkpoint a name under which it is none; it goes once a newer one is
-    whole."""
+    """Rename a damaged checkpoint so that it no longer counts as one. It is removed once a newer
+    one is complete."""
     target = path.with_name(DAMAGED + path.name)
     removed(target)
     return path.rename(target)
 
 
 def clear_leftovers(checkpoints: Path) -> None:
-    """Remove what saves that were cut short left behind."""
+    """Remove the files of saves that were interrupted."""
     _remove(checkpoints.glob(".step-*"))
 
 
 def prune(checkpoints: Path, keep: int, keep_every: int | None = None) -> None:
-    """Remove what is older than the ``keep`` newest whole checkpoints, unless its step is a
-    multiple of ``keep_every``; and damaged ones before the newest. What cannot be removed is said
-    and stays, for the next time."""
+    """Remove checkpoints older than the ``keep`` newest complete ones, unless their step is a
+    multiple of ``keep_every``, and damaged ones before the newest. A checkpoint that cannot be
+    removed is reported, and is tried again next time."""
     whole = [found for path in listed(checkpoints) if (found := opened(path))]
     if not whole:
         return

@@ -1,9 +1,9 @@
-"""The optimizer's state on disk, by parameter name: any layout can take it up.
+"""The optimizer's state on disk, by parameter name, so that any layout can load it.
 
-``optimizer/rank-00003.safetensors``, ``rank-00003-00001.safetensors`` and so on hold what rank 3
-held of it, under ``KEY/BEGIN/PARAMETER``:
-``exp_avg/4096/model.norm.weight`` are elements 4096 and on of that flattened parameter's mean
-gradient. Nobody gathers anything, and whoever loads reads only the bytes of its own.
+``optimizer/rank-00003.safetensors``, ``rank-00003-00001.safetensors`` and so on hold rank 3's part
+of it, under ``KEY/BEGIN/PARAMETER``: ``exp_avg/4096/model.norm.weight`` holds the elements from
+4096 on of that flattened parameter's mean gradient. No rank gathers anything, and a rank that loads
+reads only the bytes of its own share.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from easyllm.parallelism.fragments import MASTER, Fragment, state_of, take_up
 FOLDER = "optimizer"
 
 SHARE_BYTES = 1e9
-"""Of a file, and so of what a save that training waits for takes of host memory at once."""
+"""Size of a file, and so the host memory that a save needs while training waits for it."""
 
 PIECE_BYTES = 256e6
-"""Of a tensor in a file; what is larger, such as an embedding's state, is in several."""
+"""Size of a tensor in a file; a larger one, such as an embedding's state, is split into several."""
 
 
 def shares(engine: TrainEngine, limit: float = SHARE_BYTES) -> Iterator[dict[str, torch.Tensor]]:
-    """Copies in host memory of what this rank holds of the optimizer's state, as it is written,
-    of about ``limit`` bytes each. A share may go when the next is asked for."""
+    """Copies in host memory of this rank's part of the optimizer's state, as it is written, of
+    about ``limit`` bytes each. A share may be freed when the next is requested."""
     share: dict[str, torch.Tensor] = {}
     size = 0
     for key, value in _held(engine):
@@ -46,7 +46,7 @@ def shares(engine: TrainEngine, limit: float = SHARE_BYTES) -> Iterator[dict[str
 
 
 def _held(engine: TrainEngine) -> Iterator[tuple[str, torch.Tensor]]:
-    """What this rank holds of the optimizer's state where it lies, in pieces, by their names."""
+    """This rank's part of the optimizer's state, not copied, in pieces by name."""
     for fragment in engine.own_fragments():
         for key, value in state_of(fragment, engine.optimizer).items():
             count = max(1, int(PIECE_BYTES // value.element_size()))
@@ -56,13 +56,13 @@ def _held(engine: TrainEngine) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def file_name(rank: int, number: int) -> str:
-    """Of the share ``number``, from 0, of a rank."""
+    """The file name of the share ``number``, from 0, of a rank."""
     return f"rank-{rank:05}{f'-{number:05}' if number else ''}.safetensors"
 
 
 def load(engine: TrainEngine, folder: Path) -> None:
-    """Give this rank's optimizer its share of what was written under ``folder``, by whatever
-    ranks in whatever layout. Raises UserError where a part is not there."""
+    """Give this rank's optimizer its share of the state under ``folder``, which any number of ranks
+    in any layout wrote. Raises UserError where a part is missing."""
     parts = _index(folder)
     for fragment in engine.fragments():
         known = parts.get(fragment.name, {})
@@ -110,7 +110,7 @@ def _joined(fragment: Fragment, key: str, parts: list[_Part], folder: Path) -> t
 
 
 def _pieces(fragment: Fragment, parts: list[_Part]) -> Iterator[torch.Tensor]:
-    """What the parts, which do not overlap, hold of the fragment, in order."""
+    """The fragment's data from the parts, which do not overlap, in order."""
     end = fragment.begin + fragment.length
     for part in sorted(parts, key=lambda part: part.begin):
         first = max(part.begin, fragment.begin)

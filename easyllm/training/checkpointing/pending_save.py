@@ -1,5 +1,5 @@
-"""A checkpoint that is being written: by all ranks into one folder aside, which gets its name when
-all have written."""
+"""A checkpoint that is being written. All ranks write into one temporary folder, which gets its
+name when all have written."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from easyllm.parallelism import world
 from easyllm.training.checkpointing import checkpoints, optimizer_state
 
 CheckpointFile = tuple[str, Callable[[Path], None]]
-"""A file of a checkpoint, by its path in the folder, and what writes it; of what stands beside the
-weights, the folder."""
+"""A file of a checkpoint, by its path in the folder, and the function that writes it. For the files
+beside the weights, the path is that of their folder."""
 
 
 class PendingSave:
-    """A checkpoint between its first byte and its name."""
+    """A checkpoint that is not complete yet."""
 
     def __init__(self, target: Path, facts: dict[str, Any]):
         self.target, self.facts = target, facts
@@ -34,7 +34,7 @@ class PendingSave:
         self.thread: threading.Thread | None = None
         self.failed: BaseException | None = None
         self.aside_dir: AtomicDir | None = None
-        """Rank 0's: all ranks write into one folder aside, which it names."""
+        """Only on rank 0, which renames the temporary folder into which all ranks write."""
 
     @property
     def busy(self) -> bool:
@@ -50,7 +50,7 @@ class PendingSave:
         self.errors.agree(self.target)
 
     def write(self, parts: Iterator[CheckpointFile] | list[CheckpointFile], apart: bool) -> None:
-        """Write ``parts``, by a thread where they lie ``apart`` from what is trained on."""
+        """Write ``parts``; in a thread if they are copies ``apart`` from what is trained."""
         if not apart:
             self._write(parts)
             return
@@ -67,13 +67,13 @@ class PendingSave:
 
     @staticmethod
     def _released(parts: list[CheckpointFile]) -> Iterator[CheckpointFile]:
-        """The parts, none of which is held longer than it takes to write it."""
+        """The parts, each of which is freed once it is written."""
         while parts:
             yield parts.pop(0)
 
     def _write(self, parts: Iterator[CheckpointFile] | list[CheckpointFile]) -> None:
         names: list[str] = []
-        for name, write in parts:  # to the end, even after an error: all ranks take part
+        for name, write in parts:  # all of them, even after an error: all ranks take part
             beat()
             with self.errors:
                 if self.errors.first is not None:
@@ -91,7 +91,7 @@ class PendingSave:
         self.written = time.perf_counter()
 
     def _beside(self, write: Callable[[Path], None]) -> list[str]:
-        """What ``write`` puts beside the shards, while other ranks' come and go there."""
+        """The files that ``write`` puts beside the shards while other ranks write there."""
         apart = self.folder / "beside"
         apart.mkdir()
         write(apart)
@@ -119,17 +119,17 @@ class PendingSave:
         self.errors.agree(self.target)
 
     def close(self) -> None:
-        """Remove what has no name; nothing is left where it has."""
+        """Remove the temporary folder, unless it has been renamed."""
         if self.aside_dir is not None and not self.busy:
             self.aside_dir.discard()
 
 
 class CollectiveErrors:
-    """Lets no rank fail alone: within ``with`` blocks of it the first error of the disk is kept,
-    and ``agree`` raises it on all ranks.
+    """Makes all ranks fail together: the first disk error within its ``with`` blocks is kept, and
+    ``agree`` raises it on all ranks.
 
-    A rank that raised at once would leave the others waiting for it, and what was written
-    lying there.
+    A rank that raised at once would leave the others waiting for it, and would leave its files
+    behind.
     """
 
     first: str | None = None
@@ -149,7 +149,7 @@ class CollectiveErrors:
         return True
 
     def agree(self, target: Path) -> None:
-        """Raise UserError on all ranks where any met an error on the way to ``target``."""
+        """Raise UserError on all ranks if any had an error while writing ``target``."""
         met = [error for error in world.all_gather_object(self.first) if error]
         if met:
             raise UserError(

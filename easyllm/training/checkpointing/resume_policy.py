@@ -18,7 +18,7 @@ DECIDES = (
     "training.schedule",
     "training.gradient_clipping",
 )
-"""With another value of these the losses to come are others."""
+"""Keys whose values decide the following losses."""
 
 GOES_ON = (
     "parallelism",
@@ -30,9 +30,9 @@ GOES_ON = (
     "training.steps",
     "training.epochs",
 )
-"""With another value of these training goes on from the same state on the same samples: losses
-agree but for rounding, and the schedule follows the new end. Of both lists the longest key counts
-that another is under."""
+"""With other values of these keys training continues from the same state on the same samples:
+losses agree except for rounding, and the schedule follows the new end. Where both lists match a
+key, the longer entry decides."""
 
 
 def affects_loss(key: str) -> bool:
@@ -44,5 +44,5 @@ def may_change(key: str) -> bool:
 
 
 def _length(key: str, prefixes: tuple[str, ...]) -> int:
-    """Of the longest prefix that the key is under; 0 where it is under none."""
+    """The length of the longest prefix of the key; 0 where none is a prefix."""
     return max((len(p) for p in prefixes if key == p or key.startswith(f"{p}.")), default=0)

@@ -29,9 +29,9 @@ from easyllm.training.checkpointing.checkpoints import Checkpoint
 from easyllm.training.checkpointing.resume_policy import affects_loss, may_change
 
 DATA = "data"
-"""Where the fingerprint of the rows stands among the settings."""
+"""The key of the rows' fingerprint among the settings."""
 BASE = "model.weights"
-"""Where that of the weights under an adapter stands."""
+"""The key of the fingerprint of an adapter's base model."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class ResumePoint:
     """Where training begins."""
 
     checkpoint: Checkpoint | None = None
-    """The one to take up; None for the model's first weights."""
+    """The checkpoint to resume; None for the model's first weights."""
     weights_only: bool = False
-    """Whether only its weights are taken, and training begins at step 0."""
+    """Whether only its weights are used, and training begins at step 0."""
 
     @property
     def step(self) -> int:
@@ -53,10 +53,10 @@ class ResumePoint:
 
 
 def settings(run: RunSpec, rows: Rows) -> dict[str, Any]:
-    """What decides how training goes on, by dotted key; a checkpoint keeps them."""
+    """The settings that decide how training continues, by dotted key; a checkpoint keeps them."""
     keys = flatten(write(run))
     found = {key: value for key, value in keys.items() if affects_loss(key) or may_change(key)}
-    # an empty map says what an absent one does
+    # an empty map means the same as an absent one
     found = {key: value for key, value in found.items() if value != {}}
     if run.training.adapter and run.model.init == "pretrained" and (folder := model_folder(run)):
         found[BASE] = tensor_files.identity(folder)
@@ -68,8 +68,8 @@ def settings(run: RunSpec, rows: Rows) -> dict[str, Any]:
 def resume_point(run: RunSpec, rows: Rows, total: int) -> ResumePoint:
     """Where to begin, the same on every rank.
 
-    Raises UserError where all checkpoints are damaged, and where training would not go on as
-    it would have, unless ``training.resume`` says otherwise.
+    Raises UserError where all checkpoints are damaged, and where training would not continue as
+    without the interruption, unless ``training.resume`` allows it.
     """
     root, how = RunPaths(run).checkpoints, run.training.resume
     if how == "never":
@@ -84,24 +84,24 @@ def resume_point(run: RunSpec, rows: Rows, total: int) -> ResumePoint:
         differences.append(f"training.steps: then {found.step} done, now {total}")
     if differences and how == "exact":
         raise UserError(
-            f"training.resume=exact: {found.path} was trained otherwise, and the losses that "
-            "follow would not be those that would have followed:\n  "
+            f"training.resume=exact: {found.path} was trained with other settings, and the losses "
+            "would not be those of an uninterrupted run:\n  "
             + "\n  ".join(differences)
-            + "\ngive what it was then; or training.resume=weights, to begin at step 0 with its "
-            "weights and a fresh optimizer; or another run_dir"
+            + "\ngive the earlier settings; or training.resume=weights, to begin at step 0 with "
+            "its weights and a fresh optimizer; or another run_dir"
         )
     if differences:
         _same_kind(found, run)
-        _say(f"{found.path} was trained otherwise:", *differences)
-        _say("training.resume=weights: its weights only; a fresh optimizer, step 0")
+        _say(f"{found.path} was trained with other settings:", *differences)
+        _say("training.resume=weights: begins at step 0 with its weights and a fresh optimizer")
         return ResumePoint(found, weights_only=True)
     if moved := differing(found.trained_with, now, decided=False):
-        _say(f"going on from {found.path}, the state of the optimizer included, with", *moved)
+        _say(f"resuming from {found.path}, including the optimizer's state, with", *moved)
     return ResumePoint(found)
 
 
 def _unknown_then(run: RunSpec, then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of keys that decide the losses and that a checkpoint does not name: the fields
+    """The defaults of keys that decide the losses and are not in the checkpoint, because the fields
     did not exist yet."""
     absent = {key: default(run, key) for key in now if key not in then and affects_loss(key)}
     return {key: value for key, value in absent.items() if value is not ABSENT}
@@ -110,14 +110,14 @@ def _unknown_then(run: RunSpec, then: Mapping[str, Any], now: Mapping[str, Any])
 def differing(
     then: Mapping[str, Any], now: Mapping[str, Any], *, decided: bool = True
 ) -> list[str]:
-    """The keys whose values differ, with both, a line each: those that decide the losses to
-    come, or those under which they stay the same but for rounding and the end of the run."""
+    """The keys whose values differ, with both values, a line each: those that decide the following
+    losses, or those that change them by rounding only and may change the end of the run."""
     return [
         f"{key}: then {_shown(then.get(key))}, now {_shown(now.get(key))}"
         for key in dict.fromkeys([*now, *then])
         if then.get(key) != now.get(key)
         and (affects_loss(key) or key in (DATA, BASE)) == decided
-        # what one class of layout has and another lacks needs no telling
+        # keys that only one of the two layouts has need not be reported
         and (decided or (key in then and key in now))
     ]
 
@@ -125,8 +125,8 @@ def differing(
 def starting_weights(
     run: RunSpec, config: PretrainedConfig, family: Family, resumed: Checkpoint | None
 ) -> Weights:
-    """The resumed checkpoint's weights, the pretrained ones, or random ones; under an adapter
-    the model's first weights, whatever the checkpoint of the adapter."""
+    """The resumed checkpoint's weights, the pretrained ones, or random ones. With an adapter they
+    are the model's first weights and the adapter's parameters, which alone are in a checkpoint."""
     if adapter := run.training.adapter:
         parts = adapter_files(resumed.weights) if resumed else FreshAdapter(adapter, run.seed)
         return AdaptedWeights(first_weights(run, config, family), parts, adapter)
@@ -145,8 +145,8 @@ def first_weights(run: RunSpec, config: PretrainedConfig, family: Family) -> Wei
 
 
 def archive(paths: RunPaths, but: Path | None = None) -> None:
-    """Move the metrics and checkpoints of an earlier life of the run, all ``but`` one, out of
-    the way of a new one: ``checkpoints.1``, ``metrics.1.jsonl``."""
+    """Archive the metrics and all checkpoints ``but`` one of what was trained before, as
+    ``checkpoints.1`` and ``metrics.1.jsonl``."""
     old = [path for path in reversed(checkpoints.listed(paths.checkpoints)) if path != but]
     if not old:
         return
@@ -156,25 +156,26 @@ def archive(paths: RunPaths, but: Path | None = None) -> None:
     if paths.metrics.exists():
         paths.metrics.rename(paths.root / f"metrics.{number}.jsonl")
     place.mkdir()
-    for path in old:  # the newest last: cut short, this begins again with the same
+    for path in old:  # the newest last: if this is interrupted, it starts again with the same one
         path.rename(place / path.name)
-    _say(f"what was trained before lies in {place}")
+    _say(f"what was trained before is in {place}")
 
 
 def _same_kind(found: Checkpoint, run: RunSpec) -> None:
-    """Raise UserError where the weights of the checkpoint are no start for this run."""
+    """Raise UserError where this run cannot start from the weights of the checkpoint."""
     adapter = tensor_files.adapter_only(found.weights)
     if adapter != (run.training.adapter is not None):
         held, wanted = ("an adapter", "a model") if adapter else ("a model", "an adapter")
         raise UserError(
-            f"training.resume=weights: {found.path} holds {held}, and {wanted} is to be trained; "
+            f"training.resume=weights: {found.path} holds {held}, but {wanted} is to be trained; "
             "export it and give that folder as model.path, with another run_dir; or "
             "training.resume=never"
         )
 
 
 def _newest_good(root: Path) -> Checkpoint | None:
-    """The newest checkpoint with the content it was saved with; damaged ones are set apart."""
+    """The newest checkpoint that still has the content it was saved with; damaged ones are
+    quarantined."""
     passed: list[str] = []
     for path in world.broadcast_object(checkpoints.listed(root)):
         world.beat(f"checking {path.name}")
@@ -182,7 +183,7 @@ def _newest_good(root: Path) -> Checkpoint | None:
         damage = [found] if isinstance(found, str) else _changed(found)
         if not damage:
             for line in passed:
-                _say(f"{line}; going on from step {found.step}")
+                _say(f"{line}; resuming from step {found.step}")
             return _apart(root, found)
         passed.append(f"{path.name} is damaged: {damage[0]}")
     if passed:
@@ -195,7 +196,7 @@ def _newest_good(root: Path) -> Checkpoint | None:
 
 
 def _apart(root: Path, found: Checkpoint) -> Checkpoint:
-    """Set apart what is newer than ``found``, which is therefore damaged."""
+    """Quarantine all checkpoints newer than ``found``, which are damaged."""
     if world.is_main():
         for path in checkpoints.listed(root):
             if path > found.path:
@@ -205,7 +206,7 @@ def _apart(root: Path, found: Checkpoint) -> Checkpoint:
 
 
 def _changed(found: Checkpoint) -> list[str]:
-    """What is wrong with the content of the files, which the ranks share out among them."""
+    """What is wrong with the content of the files; each rank checks a part of them."""
     mine = sorted(found.files)[world.rank() :: world.size()]
     return [damage for part in world.all_gather_object(found.changed(mine)) for damage in part]
 

@@ -1,9 +1,10 @@
-"""Saving a checkpoint from all ranks as one folder that is whole or absent.
+"""Saving a checkpoint from all ranks as one folder that is either complete or absent.
 
-A save has three parts. All ranks copy their share into host memory, which needs communication
-where weights are split; each writes it, which needs none and may be done by a thread while
-training goes on, or file by file as it is copied, so that host memory need not hold all of it; and
-when all have written, rank 0 lists the files and names the folder.
+A save has three parts. First, all ranks copy their share into host memory, which needs
+communication where weights are split. Second, each rank writes its share, which needs none. A
+thread may do that while training continues; or each file is written as it is copied, so that host
+memory need not hold all of them. Third, when all have written, rank 0 lists the files and renames
+the folder.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from easyllm.training.checkpointing.weight_shards import WeightShards
 class Saver:
     """Saves a run's checkpoints, one at a time.
 
-    Whether ``conversations`` were trained decides with what generation ends; answers counted by
-    ``template_arguments``, as JSON, with what the exported chat template asks for them.
+    Whether ``conversations`` were trained decides which tokens end generation.
+    ``template_arguments``, numbers of answers by their arguments as JSON, decides the defaults of
+    the exported chat template.
     """
 
     def __init__(
@@ -52,19 +54,19 @@ class Saver:
         self.root = RunPaths(run).checkpoints
         self.pending: PendingSave | None = None
         self.stalled: float | None = None
-        """Seconds that training stood still for checkpoints since ``metrics``."""
+        """Seconds that training waited for checkpoints since the last call of ``metrics``."""
         self.longest = 0.0
-        """Seconds of the longest save, from its begin until it was whole."""
+        """Seconds of the longest save, from its beginning until it was complete."""
         self.whole: dict[str, Any] = {}
         self.last = time.monotonic()
-        """When the last save began, or else training."""
+        """When the last save began, or training if there was none."""
 
     def begin(self, engine: TrainEngine, facts: dict[str, Any]) -> None:
         """Save ``checkpoints/step-N`` for ``facts["step"]``; every rank must call it.
 
-        Returns when it is whole, or, with ``training.checkpoint.asynchronous``, when all of it
-        is in host memory; the save before is waited for. Raises UserError on every rank where
-        any could not write; older checkpoints are as they were.
+        Returns when it is complete, or, with ``training.checkpoint.asynchronous``, when all of it
+        is in host memory. It first waits for the save before. Raises UserError on every rank if any
+        could not write; older checkpoints are not changed.
         """
         self.finish()
         begin, self.last = time.perf_counter(), time.monotonic()
@@ -82,8 +84,8 @@ class Saver:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written, if one is, and give it its name;
-        every rank must call it. Raises UserError as ``begin`` does."""
+        """Wait for the checkpoint that is being written, if any, and give it its name; every rank
+        must call this. Raises UserError as ``begin`` does."""
         pending, self.pending = self.pending, None
         if pending is None:
             return
@@ -108,8 +110,8 @@ class Saver:
         return self.pending is not None and not self.pending.busy
 
     def metrics(self) -> dict[str, Any]:
-        """For the line of metrics: how long training stood still for checkpoints since it was
-        last asked, and the newest that became whole since, in how many seconds."""
+        """For the line of metrics: how long training waited for checkpoints since the last call,
+        and the newest one completed since, with the seconds it took."""
         found = self.whole
         if self.stalled is not None:
             found = {"save_seconds": self.stalled, **found}
@@ -133,7 +135,7 @@ class Saver:
     def _describe(self, folder: Path) -> None:
         write_description(self.run, self.config, folder, self.conversations)
         if len(self.template_arguments) == 1:
-            # every answer was asked for with these, as it is to be when the model is served
+            # every answer was trained with these, so the served model uses them too
             (arguments,) = map(json.loads, self.template_arguments)
             if arguments:
                 set_defaults(folder, arguments)

@@ -1,8 +1,8 @@
 """A model's weights as Hugging Face shards, each written by a rank that holds its layers.
 
-Under an adapter these are the adapter's alone, in the layers' own names. Which rank writes what
-is decided first, by names and sizes; then the weights are copied layer by layer, which gathers
-them where they are split.
+With an adapter they are the adapter's only, by the layers' own names. First each rank's part is
+decided, by names and sizes. Then the weights are copied layer by layer, which gathers them where
+they are split.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class WeightShards:
     engine: TrainEngine
     names: WeightMapping
     stem: str
-    """Of the files' names."""
+    """The beginning of the files' names."""
     shards: dict[str, list[str]]
-    """This rank's: by file, its tensors in order."""
+    """This rank's tensors by file, in order."""
     all_files: dict[str, str]
-    """Of all ranks: the file by tensor."""
+    """The file of each tensor, for all ranks."""
     all_sizes: dict[str, int]
-    """Of all ranks: bytes by tensor."""
+    """The bytes of each tensor, for all ranks."""
 
     @classmethod
     def of(cls, engine: TrainEngine, names: WeightMapping) -> WeightShards:
-        """Who writes what; every rank must call it."""
+        """Decide which rank writes which tensors; every rank must call it."""
         adapter = engine.run.training.adapter
         stem = ADAPTER if adapter else MODEL
         names = WeightMapping() if adapter else names
@@ -60,9 +60,9 @@ class WeightShards:
         )  # fmt: skip
 
     def files(self) -> Iterator[CheckpointFile]:
-        """This rank's shards, copied to host memory one at a time. Every rank must take all of
-        its own: where weights are split, all ranks gather each layer together. What is given
-        does not change with what is trained."""
+        """This rank's shards, copied to host memory one at a time. Every rank must take all of its
+        own: where weights are split, all ranks gather each layer together. The copies do not change
+        when training continues."""
         engine, mine = self.engine, set(_own_layers(self.engine))
         last = {shard[-1]: file for file, shard in self.shards.items()}
         waiting: dict[str, torch.Tensor] = {}
@@ -73,7 +73,7 @@ class WeightShards:
                 with engine.gathered(own.values()):
                     own = own if layer in mine else {}
                     for tensor, parts in self.names.tensors(own).items():
-                        # always a copy: what is trained on must not be what waits to be written
+                        # always a copy: training must not change what waits to be written
                         waiting[tensor] = torch.cat([own[part].detach().cpu() for part in parts])
                         if tensor in last:
                             file = f"{checkpoints.WEIGHTS}/{last[tensor]}"
@@ -93,7 +93,7 @@ def _own_layers(engine: TrainEngine) -> list[str]:
 
 
 def _parameters(engine: TrainEngine, layer: str) -> dict[str, torch.nn.Parameter]:
-    """What a checkpoint keeps of a layer, by name in the whole model: its parameters, or those
+    """The parameters of a layer that a checkpoint keeps, by name in the whole model: all, or those
     of an adapter only."""
     found = engine.parameters({layer: engine.modules[layer]})
     adapter = engine.run.training.adapter

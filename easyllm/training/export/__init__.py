@@ -1,1 +1,1 @@
-"""A checkpoint's weights in the formats that others read."""
+"""A checkpoint's weights in the formats that other programs read."""

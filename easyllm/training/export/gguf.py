@@ -30,7 +30,7 @@ TYPES = {
 }
 OF_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 BLOCK = 32
-"""Numbers that one scale of Q8_0 is for."""
+"""Numbers that share one scale in Q8_0."""
 
 
 def export(
@@ -41,10 +41,12 @@ def export(
     shapes: Mapping[str, torch.Size],
     read: Callable[[str], torch.Tensor],
 ) -> dict[str, Any]:
-    """Write ``target/<run.name>.gguf`` from the tokenizer beside ``weights``, and from ``config``
-    and the parameters, of ``shapes`` by name and ``read`` one after the other.
+    """Write ``target/<run.name>.gguf`` from the tokenizer beside ``weights``, ``config`` and the
+    parameters. ``shapes`` has the parameters' shapes by name, and ``read`` reads one parameter at a
+    time.
 
-    Returns the stage's metrics. Raises UserError for what llama.cpp would compute otherwise.
+    Returns the stage's metrics. Raises UserError for a model that llama.cpp would compute
+    differently.
     """
     described = model(config)
     kind, file_type = TYPES[run.export.gguf_type or OF_DTYPE[config["dtype"]]]
@@ -61,7 +63,8 @@ def export(
         _add(writer, {f"tokenizer.{key}": value for key, value in spoken.items()})
         writer.add_type("model")
         if "phi3" not in run.name.lower().replace("-", ""):
-            # llama.cpp takes a name with it for Phi-3, whose special tokens take whitespace
+            # llama.cpp takes a model with this name for Phi-3, whose special tokens absorb
+            # whitespace
             writer.add_name(run.name)
         writer.add_file_type(file_type)
         writer.add_quantization_version(2)
@@ -82,8 +85,8 @@ def export(
 
 
 def model(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of a configuration, below its architecture. Raises UserError for what the
-    architecture of llama.cpp cannot compute."""
+    """The metadata of a configuration, with keys under its architecture. Raises UserError for what
+    llama.cpp's architecture cannot compute."""
     model_type = config["model_type"]
     if model_type not in names.ARCHITECTURES:
         known = ", ".join(names.ARCHITECTURES)
@@ -119,8 +122,8 @@ def model(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _context(config: Mapping[str, Any]) -> int:
-    """Positions of the file: at most those of a sliding window, because llama.cpp gives these
-    architectures none; up to it they compute the same."""
+    """The context length in the file: at most the sliding window, because llama.cpp has none for
+    these architectures. Within the window both compute the same."""
     positions, window = config["max_position_embeddings"], config.get("sliding_window")
     layers = config.get("layer_types")
     if layers is not None and "sliding_attention" not in layers:
@@ -149,7 +152,7 @@ def _ends(weights: Path, spoken: Mapping[str, Any]) -> dict[str, int]:
 def _tensors(
     config: Mapping[str, Any], shapes: Mapping[str, torch.Size]
 ) -> Iterator[tuple[str, tuple[Any, str]]]:
-    """GGUF's names, with shape and the name in the model; none for what is computed here."""
+    """GGUF's names, each with the shape and the name in the model, empty for a computed tensor."""
     for name, shape in shapes.items():
         if not (name == "lm_head.weight" and config.get("tie_word_embeddings")):
             yield names.in_gguf(name), (tuple(shape), name)
@@ -172,7 +175,7 @@ def _read(
 
 
 def _type(shape: tuple[int, ...], kind: GGMLQuantizationType, of: str) -> GGMLQuantizationType:
-    """The type that a tensor gets: vectors keep theirs, and blocks need whole rows."""
+    """The type of a tensor in the file: vectors are float32, and blocks must divide rows."""
     if len(shape) < 2:
         return GGMLQuantizationType.F32
     if kind == GGMLQuantizationType.Q8_0 and shape[-1] % BLOCK:
@@ -224,7 +227,7 @@ def _add(writer: GGUFWriter, values: Mapping[str, Any]) -> None:
 def _difference(differs: str | None) -> dict[str, str]:
     if differs is None:
         return {}
-    print(f"export.format=gguf: beside special tokens llama.cpp differs: {differs}", flush=True)
+    print(f"export.format=gguf: llama.cpp differs beside special tokens: {differs}", flush=True)
     return {"differs": differs}
 
 

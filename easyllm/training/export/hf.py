@@ -38,15 +38,15 @@ from easyllm.training.checkpointing.checkpoints import Checkpoint
 from easyllm.training.checkpointing.resuming import first_weights
 
 UNDER_ADAPTER = ("training.adapter", "model.path", "model.revision", "model.init", "seed")
-"""What the weights under an adapter, and its own, depend on."""
+"""The keys that an adapter's base model and its own weights depend on."""
 
 CODE = ("modeling_*.py", "both_transformers.py")
-"""What a model that transformers lacks carries; a tokenizer's own code is another's."""
+"""Code files of a model that is not in transformers; a tokenizer's code has other names."""
 
 
 def export(checkpoint: Checkpoint, target: Path, run: RunSpec) -> dict[str, Any]:
-    """Write ``target`` whole, in shards of at most ``max_shard_gb``, in the layout and dtype
-    that ``run.export`` asks for; of an adapter the model with it, or the adapter alone.
+    """Write all of ``target``, in shards of at most ``max_shard_gb``, in the layout and dtype of
+    ``run.export``. For an adapter write the merged model, or the adapter alone.
 
     One shard is in memory at a time. Returns the stage's metrics.
     """
@@ -85,7 +85,7 @@ def _export_model(
         write_index(aside, files, sizes)
         modern = CODE if settings.layout == "canonical" else ()
         _copy_beside(checkpoint.weights, aside, *modern)
-        settle_tokenizer(aside)  # a checkpoint of before may not be
+        settle_tokenizer(aside)  # a checkpoint of an older version may not be
         write_config(aside, config)
     facts: dict[str, Any] = {
         "tensors": len(sizes),
@@ -114,7 +114,7 @@ def _export_adapter(
         settle_tokenizer(aside)
         path, made = run.model.path, model_folder(run)
         assert path, "checked with the spec: an adapter of random weights is merged"
-        place = source.local(path)  # of another format: what it was converted into
+        place = source.local(path)  # a converted file: the folder that it was converted into
         base = str(made) if place and place.is_file() else path
         adapter.write(aside, base, linears, parts, run.model.revision)
     sizes = [part.nbytes for part in parts.values()]
@@ -122,7 +122,7 @@ def _export_adapter(
 
 
 def _copy_beside(weights: Path, to: Path, *but: str) -> None:
-    """Copy what stands beside the weights of a checkpoint."""
+    """Copy the files beside the weights of a checkpoint."""
     for beside in weights.iterdir():
         tensors = beside.suffix == ".safetensors" or beside.name.endswith(".safetensors.index.json")
         if not tensors and not any(beside.match(pattern) for pattern in but):
@@ -143,7 +143,7 @@ def _adapter(checkpoint: Checkpoint, run: RunSpec) -> Adapter | None:
         raise UserError(
             f"{checkpoint.path} holds an adapter that belongs to another run:\n  "
             + "\n  ".join(differences)
-            + "\nexport it by that one's run.yaml: python -m easyllm RUN_DIR/run.yaml "
+            + "\nexport it with that run's run.yaml: python -m easyllm RUN_DIR/run.yaml "
             "stages=[export]"
         )
     return run.training.adapter
@@ -157,7 +157,7 @@ class _Layout(NamedTuple):
 
 
 def _layout(folder: Path, run: RunSpec, adapter: Adapter | None) -> tuple[dict[str, Any], _Layout]:
-    """``config.json`` and tensors of a checkpoint in the layout that is asked for."""
+    """``config.json`` and tensors of a checkpoint in the layout of ``run.export``."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     if run.export.layout == "native" and adapter is None:
         files = WeightFiles(folder)

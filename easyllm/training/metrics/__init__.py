@@ -1,1 +1,1 @@
-"""Metrics of training: computed of a step, kept as lines, fed to trackers."""
+"""Metrics of training: computed for a step, kept as lines, sent to trackers."""

@@ -18,10 +18,10 @@ from easyllm.trackers.apart import Apart
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl`` and feeds the trackers; to be used as a context manager.
+    """Appends to ``metrics.jsonl`` and sends lines to the trackers; use it as a context manager.
 
-    One rank keeps it, the others' does nothing. Lines after step ``done``, left by a run that
-    was stopped before it could save, go first.
+    One rank keeps the log; on the others it does nothing. Lines after step ``done``, which a run
+    left that was stopped before it could save, are removed first.
     """
 
     def __init__(self, run: RunSpec, done: int, keep: bool):
@@ -51,7 +51,7 @@ class MetricsLog:
             tracker.log(line["step"], line)
 
     def sync(self) -> None:
-        """Force the lines onto the disk: a checkpoint must not outlive the steps before it."""
+        """Flush the lines to disk, so that no checkpoint is without the lines of its steps."""
         if self._file:
             os.fsync(self._file.fileno())
 
@@ -71,8 +71,8 @@ class MetricsLog:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; a last one that was cut off is left out, and so are
-    damaged ones, which is said."""
+    """The lines of a ``metrics.jsonl``. An incomplete last line is left out; damaged ones are too,
+    with a message."""
     lines = []
     texts = file.read_bytes().split(b"\n") if file.exists() else []
     for number, text in enumerate(texts[:-1], 1):
@@ -86,7 +86,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def lacking(lines: list[dict[str, Any]], done: int) -> str:
-    """What is lost where there is no line of some of the steps from 1 to ``done``."""
+    """A message about the steps from 1 to ``done`` that have no line; empty if none is missing."""
     there = {line["step"] for line in lines}
     lost = [step for step in range(1, done + 1) if step not in there]
     if not lost:
@@ -96,7 +96,7 @@ def lacking(lines: list[dict[str, Any]], done: int) -> str:
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the record of training says of all steps: tokens, losses, seconds and speed."""
+    """The totals of all steps for the record of training: tokens, losses, seconds and speed."""
     if not lines:
         return {"tokens": 0, "seconds": 0.0}
     losses = [line["loss"] for line in lines if not line.get("skipped")] or [None]

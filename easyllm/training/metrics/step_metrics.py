@@ -1,4 +1,4 @@
-"""What is computed of one step for its line of metrics."""
+"""Metrics of one step that are computed for its line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from easyllm.training.setup import Setup
 
 MACOS = sys.platform == "darwin"
-"""There a process's memory is counted in bytes, elsewhere in KiB."""
+"""On macOS a process's memory is counted in bytes, elsewhere in KiB."""
 
 
 def speed(setup: Setup, seconds: float) -> dict[str, float]:
-    """Of a step that took ``seconds``, the mean over the ranks: tokens per second, of all and of
-    each device, and the model FLOPs utilization where the device's peak is known."""
+    """The speed of a step that took ``seconds``, the mean over the ranks: tokens per second, of all
+    devices and of each one, and the model FLOPs utilization where the device's peak is known."""
     run, rows = setup.run, setup.rows
     ranks, peak = run.hardware.ranks, run.hardware.peak_tflops
     rate = run.parallelism.global_batch_size * rows.seq_len / seconds
@@ -37,10 +37,10 @@ def flops_per_token(
 ) -> float:
     """Floating point operations of forward and backward pass: 6 N + 12 L H Q T.
 
-    The formula of PaLM (Chowdhery et al., 2022, appendix B) with N all parameters; what is
-    recomputed does not count, and attention is counted in full though it is causal. Of a
-    frozen parameter no gradient is computed: where fewer are ``trained``, 6 N is 4 N + 2 of
-    those.
+    The formula of PaLM (Chowdhery et al., 2022, appendix B), where N is all parameters.
+    Recomputation does not count, and attention is counted in full although it is causal. No
+    gradient is computed for frozen parameters: where only some are ``trained``, 6 N is replaced by
+    4 N plus 2 for each trained one.
     """
     trained = parameters if trained is None else trained
     products = 4 * parameters + 2 * trained
@@ -48,7 +48,7 @@ def flops_per_token(
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes this rank has held at most: of its GPU, or of the machine where it has none."""
+    """Peak bytes that this rank has used: of its GPU, or of host memory where it has none."""
     if device.type == "cuda":
         import torch
 
@@ -57,7 +57,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def progress_fields(line: Mapping[str, Any]) -> dict[str, str]:
-    """What the progress bar shows of a step beside its number, the rate and the time left."""
+    """What the progress bar shows of a step besides its number, the rate and the time left."""
     loss = line["loss"]
     found = {"loss": "skipped" if loss is None else f"{loss:.3f}"}
     found["tok/s"] = f"{line['tokens_per_second']:,.0f}"
