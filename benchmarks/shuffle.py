@@ -62,7 +62,7 @@ def build(folder: Path, gigabytes: float) -> None:
     place.tokenizer.mkdir(parents=True)
     entries: list[dict[str, Any]] = []
     left = int(gigabytes * 1e9 / 4)
-    with atomic_dir(place.tokens) as aside:
+    with atomic_dir(place.tokens) as temporary:
         while left > 0:
             size = min(left, FILE_TOKENS)
             lengths = np.clip(draw.lognormal(6, 1.2, size // 200 + 2), 20, 20_000).astype(np.int64)
@@ -73,10 +73,10 @@ def build(folder: Path, gigabytes: float) -> None:
                 f"text/text-part-00/{token_files.file_name('text-part-00', len(entries), 'zstd')}"
             )
             shard = Shard(ids, np.concatenate([np.zeros(1, np.int64), ends]))
-            entries.append(token_files.save(aside / path, path, shard, "zstd"))
+            entries.append(token_files.save(temporary / path, path, shard, "zstd"))
             left -= size
         write_json(
-            aside / "manifest.json",
+            temporary / "manifest.json",
             {
                 "schema": manifest.SCHEMA,
                 "made_from": "benchmark",

@@ -79,12 +79,12 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     A file that is not ``durable`` may be lost when the machine loses power.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _beside(path)
+    temporary = _beside(path)
     try:
-        yield aside
+        yield temporary
         if durable:
-            flush(aside)
-        aside.replace(path)
+            flush(temporary)
+        temporary.replace(path)
         if durable:
             flush(path.parent)
     except OSError as error:
@@ -92,24 +92,24 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
             error.filename = str(path)
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 class AtomicDir:
-    """An empty folder to fill, ``aside``, that is to become ``path``."""
+    """An empty folder to fill, ``temporary``, that is to become ``path``."""
 
     def __init__(self, path: Path):
-        self.path, self.aside = path, _beside(path)
+        self.path, self.temporary = path, _beside(path)
         self.discard()
-        self.aside.mkdir(parents=True)
+        self.temporary.mkdir(parents=True)
 
     def install(self) -> None:
         """Give the folder its name. An existing folder at ``path`` is replaced only then."""
-        _install(self.aside, self.path)
+        _install(self.temporary, self.path)
 
     def discard(self) -> None:
         """Remove the folder if it has not been given its name."""
-        shutil.rmtree(self.aside, ignore_errors=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -120,7 +120,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     """
     folder = AtomicDir(path)
     try:
-        yield folder.aside
+        yield folder.temporary
         folder.install()
     finally:
         folder.discard()
@@ -160,22 +160,22 @@ def removed(folder: Path) -> bool:
     return True
 
 
-def _install(aside: Path, path: Path) -> None:
+def _install(temporary: Path, path: Path) -> None:
     """Give a folder its final name, and replace what may be there."""
-    for file in aside.rglob("*"):
+    for file in temporary.rglob("*"):
         flush(file)
-    flush(aside)
+    flush(temporary)
     if path.exists():
         old = _beside(path, "old")
         path.rename(old)
-        aside.rename(path)
+        temporary.rename(path)
         removed(old)
     else:
-        aside.rename(path)
+        temporary.rename(path)
     flush(path.parent)
 
 
-class Workshop:
+class StagingDir:
     """A folder that is filled piece by piece, whose finished pieces are kept when the process ends.
 
     They are collected in ``.<name>.work``, and the input and the result of each in
@@ -189,7 +189,7 @@ class Workshop:
         self._pieces = path.with_name(f".{path.name}.pieces")
 
     def piece(self, name: str, made_from: Any, make: Callable[[Path], Any]) -> Any:
-        """The plain data that ``make(aside)`` returns when it writes the file ``name``.
+        """The plain data that ``make(temporary)`` returns when it writes the file ``name``.
 
         ``make`` is not called if that file was finished before from the same ``made_from``.
         """
@@ -199,9 +199,9 @@ class Workshop:
             there = read_json(note)
             if there["made_from"] == key and there["bytes"] == target.stat().st_size:
                 return there["gave"]
-        with atomic_write(target, durable=False) as aside:
-            gave = make(aside)
-            flush(aside)  # before the note, which says that the file is complete
+        with atomic_write(target, durable=False) as temporary:
+            gave = make(temporary)
+            flush(temporary)  # before the note, which says that the file is complete
         # without a complete note, the piece is only made again
         size = target.stat().st_size
         write_json(note, {"made_from": key, "bytes": size, "gave": gave}, durable=False)
@@ -253,8 +253,8 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any, durable: bool = True) -> None:
-    with atomic_write(path, durable) as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    with atomic_write(path, durable) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> Any:

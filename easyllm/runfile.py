@@ -50,6 +50,6 @@ def load(file: Path) -> RunSpec:
 def save(run: RunSpec, file: Path) -> None:
     import yaml
 
-    with atomic_write(file) as aside:
+    with atomic_write(file) as temporary:
         text = yaml.safe_dump(write(run), sort_keys=False, allow_unicode=True, width=100)
-        aside.write_text(text, "utf-8")
+        temporary.write_text(text, "utf-8")

@@ -12,7 +12,7 @@ from easyllm.data.store import token_files
 from easyllm.data.tokenizers.encode import Vocabulary, encode
 from easyllm.data.tokenizers.select_backend import Engine, compared, load
 from easyllm.errors import UserError
-from easyllm.files import Workshop
+from easyllm.files import StagingDir
 from easyllm.spec.roles import Record, Template
 from easyllm.spec.schema import write
 
@@ -46,15 +46,15 @@ def encode_chunk(
     tokenizer: Path,
     identity: str,
     template: Template,
-    workshop: Workshop,
+    staging: StagingDir,
     compression: str,
     chunk: Chunk,
 ) -> ChunkResult:
     """Write a chunk's parquet file, unless an earlier process that was killed has written it."""
 
-    def make(aside: Path) -> tuple[Any, ...]:  # a ChunkResult without its source
+    def make(temporary: Path) -> tuple[Any, ...]:  # a ChunkResult without its source
         if isinstance(chunk.reader, TokenStore):
-            entry = _adopt(engine, chunk.reader, chunk, aside, compression)
+            entry = _adopt(engine, chunk.reader, chunk, temporary, compression)
             return entry["bytes"], entry, [], {}, None
         vocabulary = _vocabulary(engine, tokenizer, identity)
         records = chunk.read()
@@ -72,20 +72,22 @@ def encode_chunk(
             for r in encoded.rejected
         ]
         if encoded.shard is None:
-            aside.touch()  # a piece is a file, an empty one where no document is left
+            temporary.touch()  # a piece is a file, an empty one where no document is left
             return 0, None, rejected, {}, why
-        entry = token_files.save(aside, chunk.path, encoded.shard, compression)
+        entry = token_files.save(temporary, chunk.path, encoded.shard, compression)
         return encoded.text_bytes, entry, rejected, dataclasses.asdict(encoded.chats), None
 
     made_from = [identity, engine.label, write(template), compression, chunk.identity()]
-    return ChunkResult(chunk.source, *workshop.piece(chunk.path, made_from, make))
+    return ChunkResult(chunk.source, *staging.piece(chunk.path, made_from, make))
 
 
 def _adopt(
-    engine: Engine, reader: TokenStore, chunk: Chunk, aside: Path, compression: str
+    engine: Engine, reader: TokenStore, chunk: Chunk, temporary: Path, compression: str
 ) -> dict[str, Any]:
     """Write a file of a legacy store as a file of this store; returns its manifest entry."""
     assert isinstance(chunk.file, Path)
     ids = engine.pad_id, engine.eos_id, engine.vocab_size
     parts = reader.shards(chunk.file, *ids, chunk.limit)
-    return token_files.save_groups(aside, chunk.path, parts, reader.masked(chunk.file), compression)
+    return token_files.save_groups(
+        temporary, chunk.path, parts, reader.masked(chunk.file), compression
+    )

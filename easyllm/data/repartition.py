@@ -13,7 +13,7 @@ from easyllm.data.store import manifest as manifests
 from easyllm.data.store.manifest import Manifest
 from easyllm.data.store.token_files import damaged
 from easyllm.errors import UserError
-from easyllm.files import Workshop, sha256, stable_hash
+from easyllm.files import StagingDir, sha256, stable_hash
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
@@ -39,12 +39,12 @@ def repartition(run: RunSpec) -> dict[str, Any]:
 
 
 def _fill(
-    run: RunSpec, place: StorePaths, shuffled: Manifest, parts: int, workshop: Workshop
+    run: RunSpec, place: StorePaths, shuffled: Manifest, parts: int, staging: StagingDir
 ) -> Manifest:
     if manifests.folder(place, "repartition").exists():
         _check(place, shuffled)
-    workshop.clear()  # starts from scratch: files of a killed process are not trusted
-    folder = workshop.folder
+    staging.clear()  # starts from scratch: files of a killed process are not trusted
+    folder = staging.folder
     folder.mkdir()
     # the original names partitions by 18 hexadecimal digits; here they hash the content
     uuid = stable_hash(shuffled["sources"], 18)

@@ -21,7 +21,7 @@ from easyllm.data.tokenizers.encode import ChatCounts, load_tokenizer
 from easyllm.data.tokenizers.portable import settle
 from easyllm.data.tokenizers.select_backend import Engine, choose
 from easyllm.errors import UserError
-from easyllm.files import Workshop, atomic_dir, stable_hash
+from easyllm.files import StagingDir, atomic_dir, stable_hash
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.roles import Template
@@ -53,24 +53,24 @@ def tokenize(run: RunSpec) -> dict[str, Any]:
     return make(place, "tokenize", inputs, functools.partial(_fill, run, place))
 
 
-def _fill(run: RunSpec, place: StorePaths, workshop: Workshop) -> Manifest:
+def _fill(run: RunSpec, place: StorePaths, staging: StagingDir) -> Manifest:
     with scratch(place, "tokenize") as folder, run.data.engine.open(run, folder) as pool:
-        identity = _tokenizer(run, place, workshop)
+        identity = _tokenizer(run, place, staging)
         engine = choose(run.data.encoder, place.tokenizer, identity, RunPaths(run).models)
         began = time.perf_counter()
         _say(engine)
         try:
-            encoded = _encode(run, place, workshop, engine, identity, pool)
+            encoded = _encode(run, place, staging, engine, identity, pool)
         except _Inexact as error:
             # the other engine does not take the pieces that this one wrote
             engine = engine.refused(str(error))
             _say(engine)
-            encoded = _encode(run, place, workshop, engine, identity, pool)
+            encoded = _encode(run, place, staging, engine, identity, pool)
     _check_sources(encoded)
     _say_arguments(encoded.chats.arguments)
     if encoded.rejected:
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in encoded.rejected)
-        (workshop.folder / "rejected.jsonl").write_text("".join(lines), "utf-8")
+        (staging.folder / "rejected.jsonl").write_text("".join(lines), "utf-8")
     return _manifest(run, engine, identity, encoded, time.perf_counter() - began)
 
 
@@ -120,7 +120,7 @@ def _manifest(
             "text_bytes": encoded.text_bytes,
             "vocab_size": engine.vocab_size,
             "encoder": engine.label,
-            "encoders_passed_over": engine.passed_over,
+            "encoders_rejected": engine.rejected,
             "tokens_per_second": round(counts["tokens"] / seconds, 1),
             "mb_per_second": round(encoded.text_bytes / seconds / 1e6, 3),
         },
@@ -128,7 +128,7 @@ def _manifest(
 
 
 def _say(engine: Engine) -> None:
-    for label, why in engine.passed_over.items():
+    for label, why in engine.rejected.items():
         print(f"{label} is not used: {why}", file=sys.stderr)
     print(f"texts are encoded by {engine.label}", file=sys.stderr, flush=True)
 
@@ -145,13 +145,13 @@ def _say_arguments(answers: dict[str, int]) -> None:
 
 
 def _encode(
-    run: RunSpec, place: StorePaths, workshop: Workshop, engine: Engine, identity: str, pool: Pool
+    run: RunSpec, place: StorePaths, staging: StagingDir, engine: Engine, identity: str, pool: Pool
 ) -> Encoded:
     """Encode all chunks. Raises _Inexact, and UserError for too many bad records."""
     found = Encoded({name: [] for name in sorted(run.data.sources)})
     total = sum(io.size(file) for n, r in run.data.sources.items() for file in files(n, r))
     work = functools.partial(
-        encode_chunk, engine, place.tokenizer, identity, run.data.template, workshop,
+        encode_chunk, engine, place.tokenizer, identity, run.data.template, staging,
         run.data.compression,
     )  # fmt: skip
     with progress("tokenize", None if run.data.max_documents else total, "B") as bar:
@@ -169,29 +169,29 @@ def _encode(
     return found
 
 
-def _tokenizer(run: RunSpec, place: StorePaths, workshop: Workshop) -> str:
+def _tokenizer(run: RunSpec, place: StorePaths, staging: StagingDir) -> str:
     """Make the store's tokenizer, unless a killed process made it; returns its identity."""
 
     def make(note: Path) -> str:
-        with atomic_dir(place.tokenizer) as aside:
-            run.data.tokenizer.make(run, aside)
-            settle(aside)
+        with atomic_dir(place.tokenizer) as temporary:
+            run.data.tokenizer.make(run, temporary)
+            settle(temporary)
             template = run.data.template
-            template.prepare(aside)
+            template.prepare(temporary)
             own = type(template).chat_template is not Template.chat_template
             # loading takes a second, so only where a template may give a chat template
-            chat_template = template.chat_template(load_tokenizer(aside)) if own else None
+            chat_template = template.chat_template(load_tokenizer(temporary)) if own else None
             if chat_template is not None:
                 # so that the exported tokenizer has the template that training used
-                (aside / "chat_template.jinja").write_text(chat_template, "utf-8")
+                (temporary / "chat_template.jinja").write_text(chat_template, "utf-8")
         note.touch()
         return tokenizer_identity(place.tokenizer)
 
     inputs = made_from(run, None)
-    identity: str = workshop.piece("tokenizer", inputs, make)
+    identity: str = staging.piece("tokenizer", inputs, make)
     if identity != tokenizer_identity(place.tokenizer):
-        (workshop.folder / "tokenizer").unlink()
-        identity = workshop.piece("tokenizer", inputs, make)
+        (staging.folder / "tokenizer").unlink()
+        identity = staging.piece("tokenizer", inputs, make)
     return identity
 
 

@@ -66,7 +66,7 @@ def _at(run: RunSpec, revision: str | None) -> RunSpec:
 def _begun_with(run: RunSpec, path: str) -> tuple[bool, str | None]:
     """Whether the directory already holds a run with this model, and its revision: None where it is
     older than revisions, or began without the model."""
-    for keys in _told(run):
+    for keys in _reported(run):
         if keys.get("model.path") == path and keys.get("model.revision"):
             return True, str(keys["model.revision"])
     for name in STAGES:
@@ -77,7 +77,7 @@ def _begun_with(run: RunSpec, path: str) -> tuple[bool, str | None]:
     return False, None
 
 
-def _told(run: RunSpec) -> Iterator[Mapping[str, Any]]:
+def _reported(run: RunSpec) -> Iterator[Mapping[str, Any]]:
     """The keys of the run in the directory, from its run.yaml, or from the records of its stages if
     that is missing."""
     with contextlib.suppress(

@@ -18,7 +18,7 @@ from easyllm.spec.types import Count, Fraction, PositiveFloat
 class Transformers(InferenceEngine):
     """Transformers' own model classes and continuous batching, on one device."""
 
-    apart: ClassVar[bool] = True
+    separate_api_process: ClassVar[bool] = True
 
     max_batch_tokens: Count = 512
     """Most tokens of one forward pass, mainly those of prompts."""

@@ -93,11 +93,11 @@ class RemoteEngine:
         if self.failed:
             raise EngineFailed("the engine has stopped")
         request, finished = next(self._names), False
-        arriving = self._answers[request] = StreamReader()
+        reader = self._answers[request] = StreamReader()
         try:
             self._send(("ask", (request, list(prompt), sampling)))
             while not finished:
-                step = await arriving.next()
+                step = await reader.next()
                 finished = step.finish_reason is not None
                 yield step
         finally:
@@ -107,18 +107,18 @@ class RemoteEngine:
 
     def take(self, grown: StepBatch) -> None:
         for request, step in grown:
-            if arriving := self._answers.get(request):  # else the caller has left it
-                arriving.hand_over(step)
+            if reader := self._answers.get(request):  # else the caller has left it
+                reader.hand_over(step)
 
     def fail(self) -> None:
         """End all answers: the engine has failed."""
         self.failed = True
-        for arriving in self._answers.values():
-            arriving.hand_over(EngineFailed("the engine has stopped"))
+        for reader in self._answers.values():
+            reader.hand_over(EngineFailed("the engine has stopped"))
 
     @property
     def waiting(self) -> int:
-        return sum(not arriving.begun for arriving in self._answers.values())
+        return sum(not reader.begun for reader in self._answers.values())
 
     @property
     def unfinished(self) -> int:

@@ -72,5 +72,5 @@ class InLoop:
 
 
 def _hand_over(grown: StepBatch) -> None:
-    for arriving, step in grown:
-        arriving.hand_over(step)
+    for reader, step in grown:
+        reader.hand_over(step)

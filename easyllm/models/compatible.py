@@ -99,8 +99,8 @@ def settle_tokenizer(folder: Path) -> None:
     except (OSError, ValueError):  # reported where the tokenizer is loaded
         return
     if isinstance(config, dict) and (settled := _settled(config)) != config:
-        with atomic_write(file) as aside:
-            aside.write_text(json.dumps(settled, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(settled, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _settled(config: dict[str, Any]) -> dict[str, Any]:

@@ -248,7 +248,7 @@ class Qwen(_Declared):
 
         return WeightMapping(RENAMED, FUSED)
 
-    def modern(self, config: Any) -> Any:
+    def canonical(self, config: Any) -> Any:
         return config.modern()
 
 
@@ -294,10 +294,10 @@ class Baichuan(_Declared):
     def native_only(self, config: Mapping[str, Any]) -> str:
         return "its ALiBi positions exist in no other layout" if _alibi(config) else ""
 
-    def modern(self, config: Any) -> Any:
+    def canonical(self, config: Any) -> Any:
         return config.modern()
 
-    def modern_tensor(self, config: Any, name: str, tensor: Any) -> Any:
+    def canonical_tensor(self, config: Any, name: str, tensor: Any) -> Any:
         from easyllm.models.custom.modeling_baichuan import normal_rows
 
         # a plain head whose rows are already normalised computes the same

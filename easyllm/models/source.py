@@ -261,13 +261,13 @@ def _converted(file: Path, cache: Path) -> Path:
                     f"converting {file.name} to Hugging Face's format, once; kept in {target}",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
-                with files.atomic_dir(target) as aside:
-                    _convert(file, aside)
+                with files.atomic_dir(target) as temporary:
+                    _convert(file, temporary)
     return target
 
 
-def _convert(file: Path, aside: Path) -> None:
-    """Write model and tokenizer of a GGUF file into ``aside``. Raises UserError.
+def _convert(file: Path, temporary: Path) -> None:
+    """Write model and tokenizer of a GGUF file into ``temporary``. Raises UserError.
 
     If the tokenizer cannot be made, the reason is written instead: the model can still be trained
     with another tokenizer, given by ``data.tokenizer.path``.
@@ -276,7 +276,7 @@ def _convert(file: Path, aside: Path) -> None:
 
     found = header.read(file)
     try:
-        tokenizer.convert(found, aside)
+        tokenizer.convert(found, temporary)
     except UserError as error:
-        (aside / NO_TOKENIZER).write_text(str(error), "utf-8")
-    model.convert(found, aside)
+        (temporary / NO_TOKENIZER).write_text(str(error), "utf-8")
+    model.convert(found, temporary)

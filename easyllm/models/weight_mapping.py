@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSlice:
     """The place of a parameter: part ``part`` of a tensor whose rows are in ``parts`` equal
     parts."""
 
@@ -26,7 +26,7 @@ class WeightMapping:
     """Parts of tensors' names in the files, and for each the parts of the names of the parameters
     whose rows it holds one after the other, the same number of each."""
 
-    def place(self, parameter: str) -> Place:
+    def slice_of(self, parameter: str) -> TensorSlice:
         """The place of ``parameter`` in the files."""
         part, parts = 0, 1
         for theirs, ours in self.fused.items():
@@ -35,7 +35,7 @@ class WeightMapping:
                     parameter, part, parts = parameter.replace(piece, theirs), index, len(ours)
         for piece, theirs in self.renamed.items():
             parameter = parameter.replace(piece, theirs)
-        return Place(parameter, part, parts)
+        return TensorSlice(parameter, part, parts)
 
     def parameters(self, tensor: str) -> list[str]:
         """The parameters that a tensor of the files holds, in the order of its rows."""
@@ -49,7 +49,7 @@ class WeightMapping:
     def tensors(self, parameters: Iterable[str]) -> dict[str, list[str]]:
         """The tensors of the files that hold ``parameters``, each with its parameters in the order
         of its rows."""
-        places = {parameter: self.place(parameter) for parameter in parameters}
+        places = {parameter: self.slice_of(parameter) for parameter in parameters}
         found: dict[str, list[str]] = {place.tensor: [] for place in places.values()}
         for parameter in sorted(places, key=lambda parameter: places[parameter].part):
             found[places[parameter].tensor].append(parameter)

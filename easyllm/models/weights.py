@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
-from easyllm.models.weight_mapping import Place, WeightMapping
+from easyllm.models.weight_mapping import TensorSlice, WeightMapping
 from easyllm.printable import some_of
 
 DTYPES = {
@@ -82,7 +82,7 @@ class WeightFiles:
         self.files = found
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
-        place = self.names.place(name)
+        place = self.names.slice_of(name)
         if reason := self._problem(place, shape, name):
             raise UserError(f"{reason}; {FIX}")
         file = self.files[place.tensor]
@@ -104,7 +104,7 @@ class WeightFiles:
         found = dict.fromkeys(
             reason
             for name, shape in own.items()
-            if (reason := self._problem(self.names.place(name), shape, name))
+            if (reason := self._problem(self.names.slice_of(name), shape, name))
         )
         spare = set(self.files) - set(self.names.tensors([*model, *shared]))
         # tables in old checkpoints that every model computes itself
@@ -125,7 +125,7 @@ class WeightFiles:
 
     def _equal(self, first: str, second: str) -> bool:
         """Whether two tensors are the same, where the files hold both and can be read."""
-        names = [self.names.place(name).tensor for name in (first, second)]
+        names = [self.names.slice_of(name).tensor for name in (first, second)]
         places = [self.files[name] for name in names if name in self.files]
         if len(places) < 2 or any(map(_damage, places)):
             return True
@@ -139,7 +139,7 @@ class WeightFiles:
             for part in parts
         )
 
-    def _problem(self, place: Place, shape: torch.Size, name: str) -> str | None:
+    def _problem(self, place: TensorSlice, shape: torch.Size, name: str) -> str | None:
         whole = torch.Size([place.parts * shape[0], *shape[1:]])
         file = self.files.get(place.tensor)
         if file is None:

@@ -32,28 +32,27 @@ def check(run: RunSpec, inputs: Sequence[Path]) -> None:
     token = world.broadcast_object(root / f".seen-{secrets.token_hex(8)}")
     wanted = world.broadcast_object({str(path): _content(path) for path in inputs})
     if world.is_main():
-        with atomic_write(token) as aside:
-            aside.write_text("removed when every machine has seen it", "utf-8")
+        with atomic_write(token) as temporary:
+            temporary.write_text("removed when every machine has seen it", "utf-8")
     world.wait_for_all()
     try:
-        lacking = [] if _seen(token) else ["run_dir"]
+        missing = [] if _seen(token) else ["run_dir"]
         for path, content in wanted.items():
             if _content(Path(path)) != content:
-                lacking.append(path)
-        found: list[tuple[str, list[str]]] = world.all_gather_object((_machine(), lacking))
+                missing.append(path)
+        found: list[tuple[str, list[str]]] = world.all_gather_object((_machine(), missing))
     finally:
         if world.is_main():
             token.unlink(missing_ok=True)
-    lacks = {machine: paths for machine, paths in found if paths}
-    if any("run_dir" in paths for paths in lacks.values()):
+    by_machine = {machine: paths for machine, paths in found if paths}
+    if without := [machine for machine, paths in by_machine.items() if "run_dir" in paths]:
         raise UserError(
-            f"run_dir={root} of {found[0][0]} is not there on "
-            f"{', '.join(m for m, paths in lacks.items() if 'run_dir' in paths)}: each rank writes "
-            "its part of a checkpoint there, and parts are not gathered from other disks. Give a "
-            "run_dir on a disk that all machines share"
+            f"run_dir={root} of {found[0][0]} is not there on {', '.join(without)}: each rank "
+            "writes its part of a checkpoint there, and parts are not gathered from other disks. "
+            "Give a run_dir on a disk that all machines share"
         )
-    if lacks:
-        named = "; ".join(f"{machine}: {', '.join(paths)}" for machine, paths in lacks.items())
+    if by_machine:
+        named = "; ".join(f"{machine}: {', '.join(paths)}" for machine, paths in by_machine.items())
         raise UserError(
             f"training reads files that are not there, or differ from those of {found[0][0]}, on "
             f"{named}. Give data.dir and model.path on a disk that all machines share, or copy them"

@@ -17,7 +17,7 @@ from easyllm import __version__
 from easyllm.data.chat.values import shown
 from easyllm.serving.errors import Refused, error_body
 from easyllm.serving.http.auth import Keys
-from easyllm.serving.http.middleware import Guard
+from easyllm.serving.http.middleware import Middleware
 from easyllm.serving.routes import generate, openai
 from easyllm.serving.routes.requests import NOT_OFFERED
 from easyllm.serving.service import Service
@@ -36,12 +36,12 @@ class Application:
     """The ASGI application; ``guard`` counts the requests under way."""
 
     def __init__(self, service: Service, keys: Keys):
-        self.guard = Guard(_routes(service), service, keys, frozenset(FILES), _route)
-        self.asgi = self.guard
+        self.middleware = Middleware(_routes(service), service, keys, frozenset(FILES), _route)
+        self.asgi = self.middleware
         if origins := list(service.run.serving.cors_origins):
             # outermost: a browser asks without the key whether it may send it
             self.asgi = CORSMiddleware(  # type: ignore[assignment]
-                self.guard,
+                self.middleware,
                 allow_origins=origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["Authorization", "Content-Type"],

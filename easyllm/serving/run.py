@@ -24,10 +24,12 @@ def serve(run: RunSpec) -> dict[str, Any]:
         load_keys(run.serving)  # errors in them are reported before anything is loaded
         if warning := exposed(run.serving):
             print(warning, file=sys.stderr, flush=True)
-        return (_apart if run.inference.engine.apart else _together)(run, listener)
+        return (
+            _in_two_processes if run.inference.engine.separate_api_process else _in_one_process
+        )(run, listener)
 
 
-def _apart(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
+def _in_two_processes(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
     """The engine in this process, the API in another."""
     with ApiProcess(run, listener) as front:
         engine = None
@@ -41,7 +43,7 @@ def _apart(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
                 engine.close()
 
 
-def _together(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
+def _in_one_process(run: RunSpec, listener: socket.socket) -> dict[str, Any]:
     """The API and the engine, which has its own processes, in one event loop."""
     server = made(run)
     try:

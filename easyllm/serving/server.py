@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
 
     async def _drained(self) -> None:
         deadline = time.monotonic() + self.service.run.serving.grace_seconds
-        while self.application.guard.under_way and not self.should_exit:
+        while self.application.middleware.under_way and not self.should_exit:
             if time.monotonic() > deadline:
                 return
             await asyncio.sleep(POLL)

@@ -50,6 +50,6 @@ class Inspect(Stage):
 
         found = inspect(run)
         show(found, Console(force_terminal=on_terminal(), width=WIDTH))
-        with atomic_write(self.paths(run).inspection) as aside:
-            aside.write_text(page(found), "utf-8")
+        with atomic_write(self.paths(run).inspection) as temporary:
+            temporary.write_text(page(found), "utf-8")
         return {**found.metrics, "page": str(self.paths(run).inspection)}

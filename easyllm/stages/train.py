@@ -52,9 +52,9 @@ class Train(Stage):
     )
 
     def may_change(self, run: RunSpec, key: str) -> bool:
-        anew = run.training.resume != "exact" and key.startswith(("training.", "parallelism."))
+        fresh = run.training.resume != "exact" and key.startswith(("training.", "parallelism."))
         hardware = key.startswith("hardware.")
-        return anew or hardware or key == "training.resume" or resume_policy.may_change(key)
+        return fresh or hardware or key == "training.resume" or resume_policy.may_change(key)
 
     def ranks(self, run: RunSpec) -> int:
         return run.hardware.ranks
@@ -89,7 +89,7 @@ class Train(Stage):
 
         found = checkpoints.opened(self._last(run))
         file = self.paths(run).metrics
-        said = metrics_log.lacking(metrics_log.read(file), found.step if found else 0)
+        said = metrics_log.missing_steps(metrics_log.read(file), found.step if found else 0)
         return f"{file}: {said}" if said else ""
 
     def _last(self, run: RunSpec) -> Path:

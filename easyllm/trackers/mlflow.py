@@ -127,7 +127,7 @@ class Writer:
     def __init__(self, client: Any, run: str, done: int):
         self._client, self._run, self._done = client, run, done
         self._waiting: list[Any] = []
-        self._told = False
+        self._reported = False
         """Whether it was reported that values cannot be sent."""
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -152,9 +152,9 @@ class Writer:
                 self._client.log_batch(self._run, metrics=some)
                 del self._waiting[: len(some)]
         except Exception as error:
-            if not self._told:
+            if not self._reported:
                 print(f"MLflow: {_short(error)}; trying again each step", file=sys.stderr)
-                self._told = True
+                self._reported = True
 
     def close(self) -> None:
         """Send the waiting values and end the run."""

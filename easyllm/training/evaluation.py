@@ -40,7 +40,7 @@ def evaluate(
 def write(rows: Sequence[Row], file: Path) -> None:
     """Write the held-out documents, one a line. A plain loop over them, which does not know the
     boundaries of rows, finds the same loss."""
-    with atomic_write(file) as aside, aside.open("w", encoding="utf-8") as lines:
+    with atomic_write(file) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for row in rows:
             begins = np.flatnonzero(row.positions == 0)[1:]
             for ids, labels in zip(

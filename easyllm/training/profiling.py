@@ -47,15 +47,15 @@ class Profiler:
         found, self.running = self.running, None
         found.stop()
         base = self.folder / f"step-{self.asked.start:08}" / f"rank-{world.rank()}"
-        with atomic_write(base.with_suffix(".json.gz"), durable=False) as aside:
+        with atomic_write(base.with_suffix(".json.gz"), durable=False) as temporary:
             # its own name decides whether the profiler compresses
-            plain = aside.with_name(f"{aside.name}.json.gz")
+            plain = temporary.with_name(f"{temporary.name}.json.gz")
             found.export_chrome_trace(str(plain))
-            plain.replace(aside)
+            plain.replace(temporary)
         by = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        with atomic_write(base.with_suffix(".txt"), durable=False) as aside:
+        with atomic_write(base.with_suffix(".txt"), durable=False) as temporary:
             table = found.key_averages().table(sort_by=by, row_limit=ROWS)
-            aside.write_text(table, "utf-8")
+            temporary.write_text(table, "utf-8")
         if world.is_main():
             print(f"profile of {self.asked.steps} steps: {base.parent}", flush=True)
 

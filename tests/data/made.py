@@ -38,11 +38,11 @@ def tokens_store(
     if tokenizer is not None:
         shutil.copytree(tokenizer, place.tokenizer, dirs_exist_ok=True)
     made = {}
-    with atomic_dir(place.tokens) as aside:
+    with atomic_dir(place.tokens) as temporary:
         for name, files in sources.items():
             paths = [f"{name}/{number}.parquet" for number in range(len(files))]
             entries = [
-                token_files.save(aside / path, path, part, "none")
+                token_files.save(temporary / path, path, part, "none")
                 for path, part in zip(paths, files, strict=True)
             ]
             weight = (weights or {}).get(name, 1.0)
@@ -57,5 +57,5 @@ def tokens_store(
             "sources": made,
             "metrics": {},
         }
-        write_json(aside / "manifest.json", content)
+        write_json(temporary / "manifest.json", content)
     return run_spec(folder, merged({"seed": 7, "data": {"workers": 1}}, changes))

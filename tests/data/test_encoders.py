@@ -37,7 +37,7 @@ Encode = Callable[[list[str]], tuple[Any, Any]]
 def prepared(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder from which each engine loads Qwen's vocabulary."""
     engine = choose(None, qwen, "qwen", tmp_path_factory.mktemp("cache"))
-    assert engine.encoder == Gigatoken() and not engine.passed_over
+    assert engine.encoder == Gigatoken() and not engine.rejected
     QuickTok().prepare(engine.folder)
     return engine.folder
 
@@ -135,7 +135,7 @@ def test_flags_of_added_tokens_that_gigatoken_ignores(
     if why is None:
         assert engine.encoder == Gigatoken()
     else:
-        (said,) = (said for label, said in engine.passed_over.items() if "gigatoken" in label)
+        (said,) = (said for label, said in engine.rejected.items() if "gigatoken" in label)
         assert said.startswith(why)
 
 
@@ -173,8 +173,8 @@ def test_the_vocabulary_of_smollm2_has_hugging_faces_engine(spec: Spec, tmp_path
     model = source.folder(SMOLLM2, tmp_path, with_weights=False)
     engine = choose(None, model, "smollm2", tmp_path)
     assert engine.encoder == HuggingFace()
-    assert [label.split()[0] for label in engine.passed_over] == ["gigatoken", "quicktok"]
-    assert all("does not take this tokenizer" in why for why in engine.passed_over.values())
+    assert [label.split()[0] for label in engine.rejected] == ["gigatoken", "quicktok"]
+    assert all("does not take this tokenizer" in why for why in engine.rejected.values())
     assert engine == choose(None, model, "smollm2", tmp_path)  # as it was kept
     for encoder in ENGINES:
         with pytest.raises(UserError, match=r"does not take this tokenizer.*data\.encoder=null"):
@@ -184,7 +184,7 @@ def test_the_vocabulary_of_smollm2_has_hugging_faces_engine(spec: Spec, tmp_path
     assert difference(reference, encode, corpus()) is None
 
 
-def test_a_package_that_is_absent_is_passed_over(
+def test_a_package_that_is_absent_is_skipped(
     small_qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for encoder in ENGINES:
@@ -192,7 +192,7 @@ def test_a_package_that_is_absent_is_passed_over(
     engine = choose(None, small_qwen, "qwen", tmp_path)
     assert engine.encoder == HuggingFace()
     why = "the package is not installed: pip install 'easyllm[fast-tokenizers]'"
-    assert engine.passed_over == {"Gigatoken": why, "QuickTok": why}
+    assert engine.rejected == {"Gigatoken": why, "QuickTok": why}
 
 
 def test_a_wrong_engine_is_told_by_the_vocabulary(store: Path, tmp_path: Path) -> None:
@@ -218,8 +218,8 @@ def test_an_engine_that_fails_on_the_runs_own_texts_is_left(
     monkeypatch.setattr(select_backend, "FASTEST", (wrong,))
     (metrics,) = work(spec(tmp_path / "found"), "tokenize")
     assert metrics["encoder"] == HuggingFace().label
-    assert "Hugging Face's tokenizers make [" in metrics["encoders_passed_over"]["wrong 1.0"]
-    assert "wrong 1.0 is not used: of 'Story " in capfd.readouterr().err
+    assert "Hugging Face's tokenizers encode it as [" in metrics["encoders_rejected"]["wrong 1.0"]
+    assert "wrong 1.0 is not used: it encodes 'Story " in capfd.readouterr().err
     assert made(tmp_path / "found") == made(tmp_path / "right")
     run = spec(tmp_path / "named")
     run = replace(run, data=replace(run.data, encoder=wrong))

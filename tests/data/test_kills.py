@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from easyllm.data.store import manifest
-from easyllm.files import Workshop
+from easyllm.files import StagingDir
 from easyllm.paths import StorePaths
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
@@ -142,19 +142,19 @@ def test_only_unfinished_shards_are_made_again(
 
 
 def test_a_piece_is_made_again_when_it_differs(tmp_path: Path) -> None:
-    workshop, made = Workshop(tmp_path / "tokens"), []
+    staging, made = StagingDir(tmp_path / "tokens"), []
 
-    def make(aside: Path) -> int:
-        aside.write_text("text")
-        made.append(aside)
+    def make(temporary: Path) -> int:
+        temporary.write_text("text")
+        made.append(temporary)
         return len(made)
 
-    assert [workshop.piece("a/b", 1, make) for _ in range(2)] == [1, 1]
-    assert workshop.piece("a/b", 2, make) == 2  # from something else
-    (workshop.folder / "a/b").write_text("cut")
-    assert workshop.piece("a/b", 2, make) == 3
-    workshop.piece("stale/c", 1, make)
-    workshop.finish({"a/b"})
+    assert [staging.piece("a/b", 1, make) for _ in range(2)] == [1, 1]
+    assert staging.piece("a/b", 2, make) == 2  # from something else
+    (staging.folder / "a/b").write_text("cut")
+    assert staging.piece("a/b", 2, make) == 3
+    staging.piece("stale/c", 1, make)
+    staging.finish({"a/b"})
     assert [str(f.relative_to(tmp_path)) for f in sorted(tmp_path.rglob("*"))] == [
         "tokens",
         "tokens/a",

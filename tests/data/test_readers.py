@@ -64,7 +64,7 @@ def test_bad_text_is_rejected_by_document(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_a_line_of_100_mb_is_passed_over_in_little_memory(tmp_path: Path) -> None:
+def test_a_line_of_100_mb_is_skipped_in_little_memory(tmp_path: Path) -> None:
     import tracemalloc
 
     file = write(tmp_path / "a.jsonl", b'{"text": "')

@@ -38,11 +38,11 @@ def write_store(place: StorePaths, sources: dict[str, list[Shard]]) -> None:
     """A token store with these files a source."""
     place.tokenizer.mkdir(parents=True, exist_ok=True)
     made = {}
-    with atomic_dir(place.tokens) as aside:
+    with atomic_dir(place.tokens) as temporary:
         for name, files in sources.items():
             entries = [
                 token_files.save(
-                    aside / f"{name}/{i}.parquet", f"{name}/{i}.parquet", shard, "none"
+                    temporary / f"{name}/{i}.parquet", f"{name}/{i}.parquet", shard, "none"
                 )
                 for i, shard in enumerate(files)
             ]
@@ -55,7 +55,7 @@ def write_store(place: StorePaths, sources: dict[str, list[Shard]]) -> None:
             "sources": made,
             "metrics": {},
         }
-        write_json(aside / "manifest.json", content)
+        write_json(temporary / "manifest.json", content)
 
 
 def files(place: StorePaths) -> dict[str, bytes]:

@@ -30,8 +30,8 @@ def answers(*names: str) -> tuple[dict[str, Answer], dict[str, StreamReader]]:
 
 def test_many_answers_come_in_fewer_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first token and the end at once; what is passed over comes with the next."""
-    monkeypatch.setattr(engine, "APART", 1000.0)
-    monkeypatch.setattr(engine, "APART_MOST", 1000.0)
+    monkeypatch.setattr(engine, "INTERVAL", 1000.0)
+    monkeypatch.setattr(engine, "LONGEST_INTERVAL", 1000.0)
 
     async def told() -> list[Step]:
         waiting, readers = answers("a", "b")
@@ -52,7 +52,7 @@ def test_many_answers_come_in_fewer_pieces(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_one_answer_comes_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "APART", 1000.0)
+    monkeypatch.setattr(engine, "INTERVAL", 1000.0)
 
     async def told() -> list[list[int]]:
         (waiting, readers), found = answers("a"), []

@@ -184,7 +184,7 @@ def test_another_conversion_has_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Path] = []
-    monkeypatch.setattr(source, "_convert", lambda file, aside: made.append(file))
+    monkeypatch.setattr(source, "_convert", lambda file, temporary: made.append(file))
     file = write(tmp_path / "a.gguf")
     first = source.folder(str(file), tmp_path / "cache")
     assert source.folder(str(file), tmp_path / "cache") == first and len(made) == 1

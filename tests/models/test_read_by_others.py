@@ -75,8 +75,8 @@ def transformers4() -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with file_lock(cache / f".{target.name}.lock"):
             if not target.exists():
-                with atomic_dir(target) as aside:
-                    _install(aside)
+                with atomic_dir(target) as temporary:
+                    _install(temporary)
     return target
 
 

@@ -180,10 +180,10 @@ def test_converters_that_meet_wait_for_one(tmp_path: Path, monkeypatch: pytest.M
     file = write(tmp_path / "a.gguf")
     made: list[Path] = []
 
-    def slow(_: Path, aside: Path) -> None:
-        made.append(aside)
+    def slow(_: Path, temporary: Path) -> None:
+        made.append(temporary)
         for n in range(100):
-            (aside / f"{n}").write_text("x")
+            (temporary / f"{n}").write_text("x")
 
     monkeypatch.setattr(source, "_convert", slow)
     with ThreadPoolExecutor(4) as pool:

@@ -78,7 +78,7 @@ class Served:
         return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def idle(self) -> bool:
-        return self.service.active == 0 and self.server.application.guard.under_way == 0
+        return self.service.active == 0 and self.server.application.middleware.under_way == 0
 
     def close(self) -> None:
         self.client.close()

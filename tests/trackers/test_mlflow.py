@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from easyllm.errors import UserError
-from easyllm.trackers.apart import Apart
+from easyllm.trackers.async_tracker import AsyncTracker
 from easyllm.trackers.mlflow import LONGEST, MLflow
 
 
@@ -139,7 +139,7 @@ def test_training_does_not_stop_for_a_server_that_goes_away(
 
 
 def test_a_server_that_is_silent_slows_no_step(server: str, tmp_path: Path) -> None:
-    tracker = Apart("mine", MLflow(tracking_uri=server).open("mine", tmp_path, {"a": 1}))
+    tracker = AsyncTracker("mine", MLflow(tracking_uri=server).open("mine", tmp_path, {"a": 1}))
     before = len(Server.sent)
     Server.answers.clear()
     begin = time.monotonic()

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from easyllm.trackers.apart import Apart
+from easyllm.trackers.async_tracker import AsyncTracker
 from easyllm.trackers.wandb import WandB
 
 
 def test_numbers_by_step(tmp_path: Path) -> None:
     """As training feeds it, by a thread."""
-    writer = Apart("mine", WandB(mode="offline").open("mine", tmp_path, {"training.steps": 2}))
+    writer = AsyncTracker(
+        "mine", WandB(mode="offline").open("mine", tmp_path, {"training.steps": 2})
+    )
     writer.log(1, {"loss": 3.625, "note": "text is left out", "mfu": None})
     writer.log(2, {"loss": 2.375})
     writer.close()

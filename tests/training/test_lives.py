@@ -118,7 +118,7 @@ def test_bfloat16_trains_nearly_the_same(lives: Trained, layout: str) -> None:
     assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.bfloat16}
 
 
-def test_a_damaged_checkpoint_is_passed_over(lives: Trained) -> None:
+def test_a_damaged_checkpoint_is_skipped(lives: Trained) -> None:
     samples = lives.seen("damaged", "often")[0]["samples"]
     assert min(samples) == (STEPS - 1) * GLOBAL_BATCH
     log = lives.log(0)
@@ -154,7 +154,7 @@ def test_more_steps_go_on(lives: Trained) -> None:
         ("bereft", "optimizer/rank-00001.safetensors is not there"),
     ],
 )
-def test_a_damaged_share_of_the_state_is_passed_over(lives: Trained, case: str, told: str) -> None:
+def test_a_damaged_share_of_the_state_is_skipped(lives: Trained, case: str, told: str) -> None:
     samples = lives.seen(case, "often")[0]["samples"]
     assert min(samples) == STEPS * GLOBAL_BATCH
     log = lives.log(0)

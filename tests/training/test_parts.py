@@ -23,7 +23,7 @@ from easyllm.spec.problems import SpecError
 from easyllm.spec.roles import Schedule
 from easyllm.stages.train import Train
 from easyllm.training.checkpointing import checkpoints
-from easyllm.training.metrics.metrics_log import lacking, read, summary
+from easyllm.training.metrics.metrics_log import missing_steps, read, summary
 from easyllm.training.metrics.step_metrics import flops_per_token
 from easyllm.training.optimizers import AdamW
 from easyllm.training.sampling import samples_of
@@ -218,9 +218,9 @@ def test_metrics_lose_a_damaged_line_alone(tmp_path: Path, capfd: Any) -> None:
 
 def test_metrics_that_are_lost_are_said() -> None:
     lines = [{"step": step} for step in (1, 4, 5)]
-    assert lacking(lines, 5).startswith("the metrics of 2 steps from step 2 on are lost")
-    assert lacking(lines[:1], 2).startswith("the metrics of step 2 are lost")
-    assert lacking(lines[:1], 1) == lacking([], 0) == ""
+    assert missing_steps(lines, 5).startswith("the metrics of 2 steps from step 2 on are lost")
+    assert missing_steps(lines[:1], 2).startswith("the metrics of step 2 are lost")
+    assert missing_steps(lines[:1], 1) == missing_steps([], 0) == ""
 
 
 def checkpoint(root: Path, step: int) -> Path:

@@ -39,7 +39,7 @@ class Turn:
     """Arguments of the template with which the context was rendered."""
 
 
-def reasoning_apart(template: ChatTemplate, messages: Messages) -> list[dict[str, Any]]:
+def separate_reasoning(template: ChatTemplate, messages: Messages) -> list[dict[str, Any]]:
     """The messages, with reasoning inside an answer's text moved to its own key where the
     template knows reasoning."""
     made = [dict(message) for message in messages]

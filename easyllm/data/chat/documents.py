@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from easyllm.data.chat.answers import reasoning_apart, turn_at
+from easyllm.data.chat.answers import separate_reasoning, turn_at
 from easyllm.data.chat.completeness import check_nothing_lost
 from easyllm.data.chat.messages import says_something
 from easyllm.data.chat.rendering import ChatTemplate, Messages
@@ -25,7 +25,7 @@ def documents(
     begins a new document. Only a document's own new answers are trained. Raises BadRecord where
     the template cannot express the conversation or drops a part of it; the error names the part.
     """
-    messages = reasoning_apart(template, messages)
+    messages = separate_reasoning(template, messages)
     made: list[ChatDocument] = []
     checked = 0
     rest = ""

@@ -78,11 +78,11 @@ class TokenizerTemplate(Template):
         return documents(template, text_ids(tokenizer), messages, self.close_empty_reasoning)
 
     def prompt(self, tokenizer: Any, messages: Messages) -> list[int]:
-        from easyllm.data.chat.answers import reasoning_apart
+        from easyllm.data.chat.answers import separate_reasoning
         from easyllm.data.chat.text_ids import text_ids
 
         template = self._template(tokenizer)
-        text = template.render(reasoning_apart(template, messages), prompt=True)
+        text = template.render(separate_reasoning(template, messages), prompt=True)
         return text_ids(tokenizer).of(text)
 
     def stop_tokens(self, tokenizer: Any) -> list[int]:

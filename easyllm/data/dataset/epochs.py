@@ -76,11 +76,11 @@ class Split:
         self.counts: dict[str, dict[str, Any]] = {}
         """By source: documents and tokens, held-out ones, conversations longer than a row, the
         tokens of those that training drops, weight."""
-        apart = []
+        held_out = []
         for name, (first, end) in cache.sources.items():
             held, order = _held_out(cache.hashes[first:end], fraction, seed, name)
             self.parts.append(WeightedSource(name, first + np.flatnonzero(~held), weights[name]))
-            apart.append(first + order)
+            held_out.append(first + order)
             trained = long[name][~held[long[name] - first]]
             dropped = trained if long_conversations == "drop" else trained[:0]
             self.counts[name] = {
@@ -89,10 +89,10 @@ class Split:
                 "long_conversations": len(long[name]),
                 "dropped_tokens": int(self.lengths[dropped].sum()),
                 "heldout_documents": len(order),
-                "heldout_tokens": int(self.lengths[apart[-1]].sum()),
+                "heldout_tokens": int(self.lengths[held_out[-1]].sum()),
                 "weight": weights[name],
             }
-        self.held_out = np.concatenate(apart)
+        self.held_out = np.concatenate(held_out)
         if fraction and not len(self.held_out):
             raise UserError(
                 f"training.evaluate.fraction={fraction:g} holds nothing out: no source has two "

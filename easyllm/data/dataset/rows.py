@@ -133,10 +133,10 @@ class Rows:
         """How the training documents of an epoch are placed in its rows."""
         folder = self._plans / f"epoch-{epoch}"
 
-        def build(aside: Path) -> None:
+        def build(temporary: Path) -> None:
             plan = self._split().epoch(epoch, self.packing)
             check_room(self._cache.root, plan.bytes, "the plan of an epoch's rows")
-            plan.save(aside)
+            plan.save(temporary)
 
         built_once(self._cache.root, folder, build)
         return Plan.open(folder, self.seq_len)

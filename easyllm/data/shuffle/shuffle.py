@@ -31,7 +31,7 @@ from easyllm.data.store import manifest as manifests
 from easyllm.data.store import shards, token_files
 from easyllm.data.store.manifest import Manifest
 from easyllm.errors import UserError
-from easyllm.files import Workshop
+from easyllm.files import StagingDir
 from easyllm.paths import RunPaths, StorePaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
@@ -54,12 +54,12 @@ def shuffle(run: RunSpec) -> dict[str, Any]:
     return manifests.make(place, "shuffle", made_from, partial(_fill, run, place, tokens))
 
 
-def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, workshop: Workshop) -> Manifest:
+def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, staging: StagingDir) -> Manifest:
     _check_partitions(run, tokens)
     total = sum(source["tokens"] for source in tokens["sources"].values())
     _check_room(place.root, TOKEN_BYTES * total)
-    workshop.clear()  # what a killed process left is not trusted
-    workshop.folder.mkdir()
+    staging.clear()  # what a killed process left is not trusted
+    staging.folder.mkdir()
     began = time.perf_counter()
     with (
         manifests.scratch(place, "shuffle") as scratch,
@@ -67,7 +67,7 @@ def _fill(run: RunSpec, place: StorePaths, tokens: Manifest, workshop: Workshop)
         progress("shuffle", 2 * total, "tok") as bar,
     ):
         sources = _sources(place, tokens)
-        job = Job(run, place, tokens, sources, workshop.folder, scratch, bar)
+        job = Job(run, place, tokens, sources, staging.folder, scratch, bar)
         files = pool.shuffle(job) or out_of_core(pool, job)
     made = _checked(place, tokens, files)
     return _manifest(run, tokens, made, time.perf_counter() - began)

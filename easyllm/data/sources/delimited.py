@@ -84,7 +84,7 @@ class Rows:
                     continue
                 fields = []
             if broken is not None:
-                if not self._begins_anew(fields):
+                if not self._begins_record(fields):
                     feed.go_back()
                     if feed.quotes_of_first() % 2:  # what was open is closed
                         yield _until(broken, feed.held[0][0] + 1)
@@ -115,7 +115,7 @@ class Rows:
             return Rejected(first, reason)
         return Rejected(first, _said(error))
 
-    def _begins_anew(self, fields: list[str]) -> bool:
+    def _begins_record(self, fields: list[str]) -> bool:
         text = "".join(line[1] for line in self._feed.held).removesuffix("\n")
         return len(fields) == self.width and self._is_proper(text) is not None
 

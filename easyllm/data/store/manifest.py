@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from easyllm.errors import UserError
-from easyllm.files import Workshop, file_lock, read_record, stable_hash, write_record
+from easyllm.files import StagingDir, file_lock, read_record, stable_hash, write_record
 from easyllm.paths import StorePaths
 from easyllm.spec.run import RunSpec
 
@@ -93,7 +93,7 @@ def tokenizer_identity(folder: Path) -> str:
 
 
 def make(
-    store: StorePaths, stage: str, made_from: Any, work: Callable[[Workshop], Manifest]
+    store: StorePaths, stage: str, made_from: Any, work: Callable[[StagingDir], Manifest]
 ) -> dict[str, Any]:
     """Let ``work`` fill the stage's folder, unless it holds the same already.
 
@@ -106,9 +106,9 @@ def make(
     made_from = json.loads(json.dumps(made_from))
     with file_lock(store.root / f"{STAGES[stage]}.lock"):
         there = find(store, stage)
-        workshop = Workshop(folder(store, stage))
+        staging = StagingDir(folder(store, stage))
         if there and there["made_from"] == made_from and _whole(store, stage, there):
-            workshop.clear()
+            staging.clear()
             return {**there["metrics"], "reused": True}
         if there and there["made_from"] != made_from:
             raise UserError(
@@ -118,11 +118,11 @@ def make(
             )
         sweep(folder(store, stage))
         location(store, stage).unlink(missing_ok=True)
-        workshop.folder.mkdir(exist_ok=True)
-        manifest = {"schema": SCHEMA, "made_from": made_from, **work(workshop)}
-        write_record(workshop.folder / "manifest.json", manifest)
+        staging.folder.mkdir(exist_ok=True)
+        manifest = {"schema": SCHEMA, "made_from": made_from, **work(staging)}
+        write_record(staging.folder / "manifest.json", manifest)
         names = {file["path"] for file in _files(manifest)}
-        workshop.finish(names | BESIDE)
+        staging.finish(names | BESIDE)
         return {**manifest["metrics"], "reused": False}
 
 

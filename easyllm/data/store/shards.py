@@ -201,12 +201,12 @@ class Writer:
         self._schema = pa.schema([pa.field(name, rows, nullable=False) for name in names])
         # the bytes of a number are stored separately: written half again as fast, 7 % larger.
         # Files of the original's codec stay as the original's readers know them
-        apart = [f"{name}.list.element" for name in names] if codec != "gzip" else []
+        split = [f"{name}.list.element" for name in names] if codec != "gzip" else []
         self._writer = pq.ParquetWriter(
             path,
             self._schema,
             compression=codec,
-            column_encoding=dict.fromkeys(apart, "BYTE_STREAM_SPLIT") or None,
+            column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,

@@ -138,8 +138,8 @@ def open_cache(run: RunSpec) -> tuple[Cache, Manifest]:
     root = Path(run.data.cache) if run.data.cache else place.root / "cache"
     folder = root / fingerprint
 
-    def build(aside: Path) -> None:
-        build_token_cache.build(place, stage, manifest, aside, run.data.workers)
+    def build(temporary: Path) -> None:
+        build_token_cache.build(place, stage, manifest, temporary, run.data.workers)
 
     built_once(root, folder, build)
     return _open(folder), manifest
@@ -156,8 +156,8 @@ def built_once(root: Path, folder: Path, build: Callable[[Path], None]) -> None:
     with build_token_cache.room_said(root), file_lock(folder.parent / f"{folder.name}.lock"):
         if not folder.exists():
             manifests.sweep(folder)
-            with atomic_dir(folder) as aside:
-                build(aside)
+            with atomic_dir(folder) as temporary:
+                build(temporary)
 
 
 def _open(folder: Path) -> Cache:

@@ -109,7 +109,7 @@ class Gigatoken(Encoder):
         tokenizer = load_gigatoken(folder)
         text, begun = 0, resident_bytes()
 
-        @_newer_apart(folder)
+        @_newer_characters_by_hugging_face(folder)
         def encode(texts: list[str]) -> tuple[Int32, Int64]:
             nonlocal tokenizer, text, begun
             size = sum(map(len, texts))
@@ -158,7 +158,7 @@ class QuickTok(Encoder):
 
         tokenizer = Tokenizer("tokenizer", str(folder / "quicktok"))
 
-        @_newer_apart(folder)
+        @_newer_characters_by_hugging_face(folder)
         def encode(texts: list[str]) -> tuple[Int32, Int64]:
             ids, offsets = tokenizer.encode_batch(texts, 1)
             return ids.view(np.int32), offsets.astype(np.int64, copy=False)
@@ -190,14 +190,14 @@ FASTEST = (Gigatoken(), QuickTok())
 """Tried in this order where the spec names no engine."""
 
 
-def _newer_apart(folder: Path) -> Callable[[Encode], Encode]:
+def _newer_characters_by_hugging_face(folder: Path) -> Callable[[Encode], Encode]:
     """Give texts with characters of a newer Unicode to Hugging Face's tokenizers.
 
     Engines use different versions of Unicode, which differ in which of these characters are
     letters or marks and in the order of marks.
     """
 
-    def apart(fast: Encode) -> Encode:
+    def with_newer(fast: Encode) -> Encode:
         reference: Encode | None = None
 
         def encode(texts: list[str]) -> tuple[Int32, Int64]:
@@ -220,7 +220,7 @@ def _newer_apart(folder: Path) -> Callable[[Encode], Encode]:
 
         return encode
 
-    return apart
+    return with_newer
 
 
 def _has_newer(text: str) -> bool:

@@ -31,7 +31,7 @@ def settle(folder: Path) -> None:
         return
     if "auto_map" in config:
         return
-    if config.get("tokenizer_class") != GENERIC and _built_anew(folder):
+    if config.get("tokenizer_class") != GENERIC and _rebuilt(folder):
         write_json(folder / CONFIG, {**config, "tokenizer_class": GENERIC})
         settle_tokenizer(folder)
 
@@ -70,7 +70,7 @@ def read_otherwise(folder: Path) -> str | None:
     )
 
 
-def _built_anew(folder: Path) -> bool:
+def _rebuilt(folder: Path) -> bool:
     """Whether the class that the folder names gives other ids than its ``tokenizer.json``."""
     from tokenizers import Tokenizer
 

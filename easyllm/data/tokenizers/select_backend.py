@@ -21,6 +21,9 @@ from easyllm.spec.schema import target_of, write
 if TYPE_CHECKING:
     from easyllm.data.tokenizers.backends import Encode
 
+SCHEMA = 2
+"""Version of what ``engine.json`` holds."""
+
 WORDS = (
     "The quick brown fox jumps over the lazy dog.",
     "don't can't I'll we've they're I'm he'd DON'T I'LL 'tis ''s x's 's",
@@ -142,7 +145,7 @@ class Engine:
     """Holds what ``encoder`` loads."""
     encoder: Encoder | None
     """None where the tokenizer has no fast version: transformers' Python code is used."""
-    passed_over: dict[str, str]
+    rejected: dict[str, str]
     """Engines that would have been taken, and why they were not."""
     named: bool
     """Whether the spec names the engine."""
@@ -163,8 +166,8 @@ class Engine:
         if self.named:
             assert self.encoder
             raise _inexact(self.encoder, why)
-        passed_over = {**self.passed_over, self.label: why}
-        return dataclasses.replace(self, encoder=HuggingFace(), passed_over=passed_over)
+        rejected = {**self.rejected, self.label: why}
+        return dataclasses.replace(self, encoder=HuggingFace(), rejected=rejected)
 
 
 def choose(named: Encoder | None, tokenizer: Path, identity: str, cache: Path) -> Engine:
@@ -174,29 +177,31 @@ def choose(named: Encoder | None, tokenizer: Path, identity: str, cache: Path) -
     Raises UserError where ``named`` cannot take the tokenizer or gives other ids.
     """
     candidates = FASTEST if named is None else (named,)
-    made_by = [version("transformers"), version("tokenizers"), WORDS, SPACES]
+    made_by = [SCHEMA, version("transformers"), version("tokenizers"), WORDS, SPACES]
     tried = [(target_of(type(each)), _label(each), write(each)) for each in candidates]
     place = cache / "encoders" / stable_hash([identity, made_by, tried])
     if not (place / "engine.json").exists():
         with file_lock(cache / "encoders" / f".{place.name}.lock"):
             if not (place / "engine.json").exists():
-                with atomic_dir(place) as aside:
-                    select(tokenizer, aside, candidates, named)
+                with atomic_dir(place) as temporary:
+                    select(tokenizer, temporary, candidates, named)
     facts = read_json(place / "engine.json")
     taken = {target_of(type(each)): each for each in (*candidates, HuggingFace())}
     return Engine(place, taken.get(facts.pop("encoder")), named=named is not None, **facts)
 
 
-def select(folder: Path, aside: Path, candidates: Sequence[Encoder], named: Encoder | None) -> None:
-    """Write to ``aside`` the engine for a tokenizer's folder: the first candidate that encodes as
-    Hugging Face's does. Raises UserError where ``named`` does not."""
+def select(
+    folder: Path, temporary: Path, candidates: Sequence[Encoder], named: Encoder | None
+) -> None:
+    """Write the engine for a tokenizer's folder to ``temporary``: the first candidate that encodes
+    as Hugging Face's does. Raises UserError where ``named`` does not."""
     tokenizer = load_tokenizer(folder)
     eos = end_of_sequence(tokenizer)
     encoder: Encoder | None = None
-    passed_over: dict[str, str] = {}
+    rejected: dict[str, str] = {}
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
-        save(backend, aside)
+        save(backend, temporary)
         encoder = HuggingFace()
         reference: Encode | None = None
         for candidate in candidates:
@@ -204,26 +209,26 @@ def select(folder: Path, aside: Path, candidates: Sequence[Encoder], named: Enco
                 break
             why = _missing(candidate)
             if why is None and reference is None:
-                reference = encoder.load(aside)
+                reference = encoder.load(temporary)
                 texts = [*sample(list(tokenizer.get_added_vocab())), *vocabulary(tokenizer)]
             if why is None and reference is not None:
-                why = _compared(candidate, aside, reference, texts)
+                why = _compared(candidate, temporary, reference, texts)
             if why is None:
                 encoder = candidate
                 break
             if named:
                 raise _inexact(candidate, why)
-            passed_over[_label(candidate)] = why
+            rejected[_label(candidate)] = why
     elif named and named != HuggingFace():
         raise _inexact(named, "the tokenizer has no tokenizer.json")
     facts = {
         "encoder": encoder and target_of(type(encoder)),
-        "passed_over": passed_over,
+        "rejected": rejected,
         "vocab_size": len(tokenizer),
         "eos_id": eos,
         "pad_id": eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
     }
-    write_json(aside / "engine.json", facts)
+    write_json(temporary / "engine.json", facts)
 
 
 def _compared(candidate: Encoder, folder: Path, reference: Encode, texts: list[str]) -> str | None:

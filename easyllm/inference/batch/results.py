@@ -100,11 +100,11 @@ class Journal:
     def finish(self, counts: Mapping[str, Any]) -> None:
         """Write the output, whole or not at all, record that it is whole, with ``counts`` of its
         content, and remove the journal."""
-        with files.atomic_write(self.output) as aside:
+        with files.atomic_write(self.output) as temporary:
             if self.output.suffix == ".parquet":
-                _write_parquet(aside, self.results())
+                _write_parquet(temporary, self.results())
             else:
-                with aside.open("w", encoding="utf-8") as out:
+                with temporary.open("w", encoding="utf-8") as out:
                     for result in self.results():
                         out.write(json.dumps(result, ensure_ascii=False) + "\n")
         done = {"made_from": self._made_from, "sha256": files.sha256(self.output)}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CPU_CACHE_GB = 2.0
 """Most memory for keys and values on a CPU, unless ``kv_cache_gb`` is given."""
-APART, APART_MOST = 0.002, 0.1
+INTERVAL, LONGEST_INTERVAL = 0.002, 0.1
 """Least seconds between the pieces of an answer: for each other answer under way, and the limit
 of their sum."""
 INSTEAD = {"flex_attention": "sdpa", "varlen": "sdpa"}
@@ -47,7 +47,7 @@ class Answer:
     sampling: SamplingSpec
     prompt_tokens: int
     ends: frozenset[int]
-    take: StepSink
+    sink: StepSink
     to: Any
     """The key by which its receiver knows it."""
     sent: int = 0
@@ -88,19 +88,19 @@ class StepRouter(OutputRouter):
         self.deliver_batch([output])
 
     def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
-        by_taker: dict[StepSink, list[tuple[Any, Step | EngineFailed]]] = {}
+        by_sink: dict[StepSink, list[tuple[Any, Step | EngineFailed]]] = {}
         now = time.monotonic()
         due = now >= self._due
         if due:
-            self._due = now + min(APART * (len(outputs) - 1), APART_MOST)
+            self._due = now + min(INTERVAL * (len(outputs) - 1), LONGEST_INTERVAL)
         for output in outputs:
             answer = self._answers.get(output.request_id)
             if answer is None:  # aborted meanwhile
                 continue
             if due or not answer.sent or output.is_finished() or output.error is not None:
-                by_taker.setdefault(answer.take, []).append((answer.to, answer.step(output)))
-        for take, grown in by_taker.items():
-            take(grown)
+                by_sink.setdefault(answer.sink, []).append((answer.to, answer.step(output)))
+        for sink, grown in by_sink.items():
+            sink(grown)
 
 
 class HFEngine:
@@ -172,25 +172,25 @@ class HFEngine:
     async def generate(
         self, prompt: Sequence[int], sampling: SamplingSpec
     ) -> AsyncGenerator[Step, None]:
-        request, arriving = next(self._ids), StreamReader()
-        self.begin(request, prompt, sampling, InLoop(asyncio.get_running_loop()), arriving)
+        request, reader = next(self._ids), StreamReader()
+        self.begin(request, prompt, sampling, InLoop(asyncio.get_running_loop()), reader)
         finished = False
         try:
             while not finished:
-                step = await arriving.next()
+                step = await reader.next()
                 finished = step.finish_reason is not None
                 yield step
         finally:
             self.leave(request)
 
     def begin(
-        self, request: str, prompt: Sequence[int], sampling: SamplingSpec, take: StepSink, to: Any
+        self, request: str, prompt: Sequence[int], sampling: SamplingSpec, sink: StepSink, to: Any
     ) -> None:
         """Begin an answer, in any thread; ``take`` is given its steps, with ``to``.
         Raises as ``generate``."""
         limit = room(self, prompt, sampling)
         stops = ends(self.tokenizer, self._generation_config, sampling)
-        self._answers[request] = Answer(sampling, len(prompt), stops, take, to)
+        self._answers[request] = Answer(sampling, len(prompt), stops, sink, to)
         added = not self.failed and self._manager.add_request(
             list(prompt),
             request_id=request,

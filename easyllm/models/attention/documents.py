@@ -114,7 +114,7 @@ def arguments(
     return {"attention_mask": mask}
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # else compiled anew for every row
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # else it is compiled for every row
 def attend_by_document(
     module: nn.Module,
     query: torch.Tensor,
@@ -148,10 +148,10 @@ def attend_by_document(
     if documents.one_a_row:
         output, _ = attend(module, query, key, value, mask(tokens), **options)
         return output, None
-    apart = (end_to_end(part).split(documents.lengths, dim=2) for part in (query, key, value))
+    split = (end_to_end(part).split(documents.lengths, dim=2) for part in (query, key, value))
     found = [
         attend(module, *parts, mask(parts[0].shape[2]), **options)[0]
-        for parts in zip(*apart, strict=True)
+        for parts in zip(*split, strict=True)
     ]
     return torch.cat(found, dim=1).unflatten(1, (rows, tokens)).squeeze(0), None
 

@@ -277,7 +277,9 @@ def _taken_whole(pieces: Pieces) -> str:
         # a run of unknown characters is one token, and stays one if it is not divided
         pairs = zip(tokens.ids, tokens.ids[1:], strict=False)
         known = (set(pair) != {trainer.unk_id} or trainer.byte_fallback for pair in pairs)
-        end = next((at[1] for at, apart in zip(tokens.offsets, known, strict=False) if apart), 0)
+        end = next(
+            (at[1] for at, is_known in zip(tokens.offsets, known, strict=False) if is_known), 0
+        )
         if end:
             tails.setdefault(piece.piece[:end], []).append(piece.piece[end:])
     parts = [f"{escaped(head)}(?={alternatives(tails[head])}\\z)" for head in tails]

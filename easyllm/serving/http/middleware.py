@@ -37,7 +37,7 @@ HEADERS = {
 ACCESS = logging.getLogger("easyllm.access")
 
 
-class Guard:
+class Middleware:
     """ASGI middleware around the application; the ``Note`` it makes of each request is in
     the scope, at ``easyllm.note``. The application sees HEAD as GET, and no path that ends in a
     slash."""

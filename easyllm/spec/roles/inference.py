@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class InferenceEngine(Component):
     """Generates text with a model in Hugging Face's format."""
 
-    apart: ClassVar[bool] = False
+    separate_api_process: ClassVar[bool] = False
     """Whether its generation takes turns with the caller's Python code, so that a server answers
     its clients from another process. What ``load`` returns then also has ``begin`` and ``leave``
     of ``easyllm.inference.remote_engine.Generation``."""

@@ -59,12 +59,12 @@ class Family(Component):
         another."""
         return ""
 
-    def modern(self, config: Any) -> Any:
+    def canonical(self, config: Any) -> Any:
         """The configuration of the same model in the canonical layout, which every engine runs and
         whose parameters have the layers' own names. By default the model's own configuration."""
         return config
 
-    def modern_tensor(self, config: Any, name: str, tensor: Any) -> Any:
+    def canonical_tensor(self, config: Any, name: str, tensor: Any) -> Any:
         """The layers' parameter ``name`` in the canonical layout."""
         return tensor
 

@@ -140,12 +140,12 @@ def prune(checkpoints: Path, keep: int, keep_every: int | None = None) -> None:
     kept = {found.path for found in whole[:keep]}
     kept |= {found.path for found in whole if keep_every and found.step % keep_every == 0}
     old = [path for path in listed(checkpoints) if path < whole[0].path]
-    apart = [
+    quarantined = [
         path
         for path in checkpoints.glob(f"{DAMAGED}step-*")
         if path.name.removeprefix(DAMAGED) <= whole[0].path.name
     ]
-    _remove([*(set(old) - kept), *apart])
+    _remove([*(set(old) - kept), *quarantined])
 
 
 def _remove(folders: Iterable[Path]) -> None:

@@ -33,7 +33,7 @@ class PendingSave:
         self.files: dict[str, Any] = {}
         self.thread: threading.Thread | None = None
         self.failed: BaseException | None = None
-        self.aside_dir: AtomicDir | None = None
+        self.atomic_dir: AtomicDir | None = None
         """Only on rank 0, which renames the temporary folder into which all ranks write."""
 
     @property
@@ -43,15 +43,17 @@ class PendingSave:
     def open(self) -> None:
         if world.is_main():
             with self.errors:
-                self.aside_dir = AtomicDir(self.target)
+                self.atomic_dir = AtomicDir(self.target)
                 for part in (checkpoints.WEIGHTS, optimizer_state.FOLDER):
-                    (self.aside_dir.aside / part).mkdir()
-        self.folder: Path = world.broadcast_object(self.aside_dir.aside if self.aside_dir else None)
+                    (self.atomic_dir.temporary / part).mkdir()
+        self.folder: Path = world.broadcast_object(
+            self.atomic_dir.temporary if self.atomic_dir else None
+        )
         self.errors.agree(self.target)
 
-    def write(self, parts: Iterator[CheckpointFile] | list[CheckpointFile], apart: bool) -> None:
-        """Write ``parts``; in a thread if they are copies ``apart`` from what is trained."""
-        if not apart:
+    def write(self, parts: Iterator[CheckpointFile] | list[CheckpointFile], copied: bool) -> None:
+        """Write ``parts``; in a thread if they are ``copied`` from what is trained."""
+        if not copied:
             self._write(parts)
             return
         self.thread = threading.Thread(
@@ -92,15 +94,15 @@ class PendingSave:
 
     def _beside(self, write: Callable[[Path], None]) -> list[str]:
         """The files that ``write`` puts beside the shards while other ranks write there."""
-        apart = self.folder / "beside"
-        apart.mkdir()
-        write(apart)
-        made = checkpoints.file_names(apart)
+        beside = self.folder / "beside"
+        beside.mkdir()
+        write(beside)
+        made = checkpoints.file_names(beside)
         for name in made:
             place = self.folder / checkpoints.WEIGHTS / name
             place.parent.mkdir(exist_ok=True)
-            (apart / name).rename(place)
-        removed(apart)
+            (beside / name).rename(place)
+        removed(beside)
         return [f"{checkpoints.WEIGHTS}/{name}" for name in made]
 
     def finish(self) -> None:
@@ -111,17 +113,17 @@ class PendingSave:
             raise self.failed
         everything = world.all_gather_object(self.files)
         self.errors.agree(self.target)
-        if self.aside_dir is not None:
+        if self.atomic_dir is not None:
             with self.errors:
                 whole = {name: fact for part in everything for name, fact in part.items()}
                 checkpoints.write_manifest(self.folder, self.facts, dict(sorted(whole.items())))
-                self.aside_dir.install()
+                self.atomic_dir.install()
         self.errors.agree(self.target)
 
     def close(self) -> None:
         """Remove the temporary folder, unless it has been renamed."""
-        if self.aside_dir is not None and not self.busy:
-            self.aside_dir.discard()
+        if self.atomic_dir is not None and not self.busy:
+            self.atomic_dir.discard()
 
 
 class CollectiveErrors:

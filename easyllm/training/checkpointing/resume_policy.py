@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-DECIDES = (
+AFFECTS_LOSS = (
     "seed",
     "model.path",
     "model.revision",
@@ -20,7 +20,7 @@ DECIDES = (
 )
 """Keys whose values decide the following losses."""
 
-GOES_ON = (
+MAY_CHANGE = (
     "parallelism",
     "model.attention",
     "model.compile",
@@ -36,11 +36,11 @@ key, the longer entry decides."""
 
 
 def affects_loss(key: str) -> bool:
-    return _length(key, DECIDES) > _length(key, GOES_ON)
+    return _length(key, AFFECTS_LOSS) > _length(key, MAY_CHANGE)
 
 
 def may_change(key: str) -> bool:
-    return _length(key, GOES_ON) > _length(key, DECIDES)
+    return _length(key, MAY_CHANGE) > _length(key, AFFECTS_LOSS)
 
 
 def _length(key: str, prefixes: tuple[str, ...]) -> int:

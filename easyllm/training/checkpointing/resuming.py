@@ -184,7 +184,7 @@ def _newest_good(root: Path) -> Checkpoint | None:
         if not damage:
             for line in passed:
                 _say(f"{line}; resuming from step {found.step}")
-            return _apart(root, found)
+            return _quarantine_newer(root, found)
         passed.append(f"{path.name} is damaged: {damage[0]}")
     if passed:
         raise UserError(
@@ -195,7 +195,7 @@ def _newest_good(root: Path) -> Checkpoint | None:
     return None
 
 
-def _apart(root: Path, found: Checkpoint) -> Checkpoint:
+def _quarantine_newer(root: Path, found: Checkpoint) -> Checkpoint:
     """Quarantine all checkpoints newer than ``found``, which are damaged."""
     if world.is_main():
         for path in checkpoints.listed(root):

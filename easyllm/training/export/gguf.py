@@ -56,8 +56,8 @@ def export(
     spoken, differs = metadata(tokenizer, config["vocab_size"], [*plain, *named])
     spoken |= _ends(weights, spoken)
     tensors = dict(_tensors(config, shapes))
-    with atomic_dir(target) as aside:
-        file = aside / RunPaths(run).gguf.name
+    with atomic_dir(target) as temporary:
+        file = temporary / RunPaths(run).gguf.name
         writer = GGUFWriter(file, names.ARCHITECTURES[config["model_type"]])
         _add(writer, {f"{writer.arch}.{key}": value for key, value in described.items()})
         _add(writer, {f"tokenizer.{key}": value for key, value in spoken.items()})

@@ -75,18 +75,20 @@ def _export_model(
     sizes = {name: shape.numel() * dtype.itemsize for name, shape in layout.shapes.items()}
     plan = plan_shards(sizes, settings.max_shard_gb * 1e9)
     files: dict[str, str] = {}
-    with atomic_dir(target) as aside:
+    with atomic_dir(target) as temporary:
         with progress("export", sum(sizes.values()), "B") as bar:
             for number, names in enumerate(plan):
                 file = shard_name(number, len(plan))
-                write_shard(aside / file, {name: layout.tensor(name).to(dtype) for name in names})
+                write_shard(
+                    temporary / file, {name: layout.tensor(name).to(dtype) for name in names}
+                )
                 files |= dict.fromkeys(names, file)
                 bar.update(sum(sizes[name] for name in names))
-        write_index(aside, files, sizes)
+        write_index(temporary, files, sizes)
         modern = CODE if settings.layout == "canonical" else ()
-        _copy_beside(checkpoint.weights, aside, *modern)
-        settle_tokenizer(aside)  # a checkpoint of an older version may not be
-        write_config(aside, config)
+        _copy_beside(checkpoint.weights, temporary, *modern)
+        settle_tokenizer(temporary)  # a checkpoint of an older version may not be
+        write_config(temporary, config)
     facts: dict[str, Any] = {
         "tensors": len(sizes),
         "shards": len(plan),
@@ -109,14 +111,14 @@ def _export_adapter(
     files = adapter_files(checkpoint.weights)
     dtype = DTYPES[run.export.dtype or config["dtype"]]
     parts = {name: files.tensor(name, size).to(dtype) for name, size in files.shapes().items()}
-    with atomic_dir(target) as aside:
-        _copy_beside(checkpoint.weights, aside, "config.json", "generation_config.json", *CODE)
-        settle_tokenizer(aside)
+    with atomic_dir(target) as temporary:
+        _copy_beside(checkpoint.weights, temporary, "config.json", "generation_config.json", *CODE)
+        settle_tokenizer(temporary)
         path, made = run.model.path, model_folder(run)
         assert path, "checked with the spec: an adapter of random weights is merged"
         place = source.local(path)  # a converted file: the folder that it was converted into
         base = str(made) if place and place.is_file() else path
-        adapter.write(aside, base, linears, parts, run.model.revision)
+        adapter.write(temporary, base, linears, parts, run.model.revision)
     sizes = [part.nbytes for part in parts.values()]
     return {"tensors": len(sizes), "shards": 1, "bytes": sum(sizes)}
 
@@ -184,10 +186,10 @@ def _layout(folder: Path, run: RunSpec, adapter: Adapter | None) -> tuple[dict[s
         )
     if why := family.native_only(config):
         raise UserError(f"export.layout=canonical: {why}; give export.layout=native")
-    modern = described(family.modern(native))
+    modern = described(family.canonical(native))
 
     def tensor(name: str) -> torch.Tensor:
         found = held.tensor(name, wanted[name])
-        return torch.as_tensor(family.modern_tensor(native, name, found))
+        return torch.as_tensor(family.canonical_tensor(native, name, found))
 
     return json.loads(modern.to_json_string()), _Layout(wanted, tensor)

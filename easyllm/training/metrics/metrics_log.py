@@ -14,7 +14,7 @@ from easyllm.files import atomic_write, json_line, read_json_line
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import flatten, write
-from easyllm.trackers.apart import Apart
+from easyllm.trackers.async_tracker import AsyncTracker
 
 
 class MetricsLog:
@@ -26,19 +26,19 @@ class MetricsLog:
 
     def __init__(self, run: RunSpec, done: int, keep: bool):
         self._file: TextIO | None = None
-        self._trackers: list[Apart] = []
+        self._trackers: list[AsyncTracker] = []
         if not keep:
             return
         paths = RunPaths(run)
         lines = [line for line in read(paths.metrics) if line["step"] <= done]
-        with atomic_write(paths.metrics) as aside:
-            aside.write_text("".join(json_line(line) + "\n" for line in lines), "utf-8")
-        if lost := lacking(lines, done):
+        with atomic_write(paths.metrics) as temporary:
+            temporary.write_text("".join(json_line(line) + "\n" for line in lines), "utf-8")
+        if lost := missing_steps(lines, done):
             print(f"{paths.metrics}: {lost}", file=sys.stderr, flush=True)
         self._file = paths.metrics.open("a", encoding="utf-8")
         settings = flatten(write(run))
         self._trackers = [
-            Apart(name, tracker.open(name, paths.root, settings, done=done))
+            AsyncTracker(name, tracker.open(name, paths.root, settings, done=done))
             for name, tracker in run.training.trackers.items()
         ]
 
@@ -85,7 +85,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def lacking(lines: list[dict[str, Any]], done: int) -> str:
+def missing_steps(lines: list[dict[str, Any]], done: int) -> str:
     """A message about the steps from 1 to ``done`` that have no line; empty if none is missing."""
     there = {line["step"] for line in lines}
     lost = [step for step in range(1, done + 1) if step not in there]

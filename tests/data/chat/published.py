@@ -57,15 +57,15 @@ def llama_cpp() -> Path | None:
     """The folder of llama.cpp's templates, fetched once a machine; None without a registry."""
     folder = Path(tempfile.gettempdir()) / f"easyllm-tests-{LLAMA_CPP}"
     if not folder.is_dir():
-        with tempfile.TemporaryDirectory() as aside:
-            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", aside]
+        with tempfile.TemporaryDirectory() as temporary:
+            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", temporary]
             fetched = subprocess.run(
                 [*pip, "--no-binary", "llama-cpp-python", LLAMA_CPP], check=False
             )
             if fetched.returncode:
                 return None
-            (archive,) = Path(aside).glob("*.tar.gz")
-            made = Path(aside) / "templates"
+            (archive,) = Path(temporary).glob("*.tar.gz")
+            made = Path(temporary) / "templates"
             made.mkdir()
             with tarfile.open(archive) as tar:
                 for member in tar:

@@ -140,7 +140,7 @@ def test_what_is_wrong_with_a_store_is_said(
         work(run, "tokenize")
 
 
-def test_hadoops_checksums_are_passed_over(original: Path, spec: Spec, tmp_path: Path) -> None:
+def test_hadoops_checksums_are_skipped(original: Path, spec: Spec, tmp_path: Path) -> None:
     next(original.glob("talk_T/*/.*.crc")).write_bytes(b"crc\0\0\0\2\0\xff")
     (metrics,) = work(spec_with_tokenizer(spec, tmp_path, **changes(original)), "tokenize")
     assert metrics["documents"] == 6

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from easyllm.trackers import apart
-from easyllm.trackers.apart import Apart
+from easyllm.trackers import async_tracker
+from easyllm.trackers.async_tracker import AsyncTracker
 
 
 class Never:
@@ -45,10 +45,10 @@ class Broken:
 def test_a_tracker_that_never_answers_slows_no_step_and_no_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(apart, "CLOSING", 0.2)
-    monkeypatch.setattr(apart, "WAITING", 50)
+    monkeypatch.setattr(async_tracker, "CLOSING", 0.2)
+    monkeypatch.setattr(async_tracker, "WAITING", 50)
     never = Never()
-    tracker = Apart("mine", never)
+    tracker = AsyncTracker("mine", never)
     begin = time.monotonic()
     for step in range(1, 201):
         tracker.log(step, {"loss": 1.0})
@@ -62,7 +62,7 @@ def test_a_tracker_that_never_answers_slows_no_step_and_no_end(
 
 def test_a_tracker_that_fails_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     broken = Broken()
-    tracker = Apart("mine", broken)
+    tracker = AsyncTracker("mine", broken)
     for step in (1, 2, 3):
         tracker.log(step, {"loss": 1.0})
     tracker.close()

@@ -15,7 +15,7 @@ WAITING = 10_000
 """Most steps that wait for a tracker; further ones are not sent to it."""
 
 
-class Apart:
+class AsyncTracker:
     """An open tracker, ``writer``, whose ``log`` and ``close`` a thread calls.
 
     An exception from it is reported once, and it lacks that step's values, which ``metrics.jsonl``
@@ -25,7 +25,7 @@ class Apart:
     def __init__(self, name: str, writer: Any):
         self._name, self._writer = name, writer
         self._steps: queue.Queue[tuple[int, Mapping[str, Any]] | None] = queue.Queue()
-        self._told = False
+        self._reported = False
         self._given = self._taken = 0
         """Numbers of steps given to the tracker, and of steps that it has recorded."""
         self._thread = threading.Thread(target=self._feed, daemon=True, name=f"tracker {name}")
@@ -42,11 +42,11 @@ class Apart:
         CLOSING are left out."""
         self._steps.put(None)
         self._thread.join(timeout=CLOSING)
-        lacks = f"lacks {self._given - self._taken} of {self._given} steps"
+        missing = f"lacks {self._given - self._taken} of {self._given} steps"
         if self._thread.is_alive():
-            self._say(f"does not answer; it {lacks}")
+            self._say(f"does not answer; it {missing}")
         elif self._taken < self._given:
-            self._say(lacks)
+            self._say(missing)
 
     def _feed(self) -> None:
         while (given := self._steps.get()) is not None:
@@ -61,9 +61,9 @@ class Apart:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        if not self._told:
+        if not self._reported:
             self._say(f"{type(error).__name__}: {error}")
-            self._told = True
+            self._reported = True
 
     def _say(self, what: str) -> None:
         print(
