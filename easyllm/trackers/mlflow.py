@@ -122,6 +122,8 @@ class Writer:
     """A run that resumes after step ``done``.
 
     Values that cannot be sent wait for the next step; training does not stop for its tracker.
+    MLflow's own asynchronous queue (``log_batch(synchronous=False)`` in 3.17) is not used: it drops
+    the values that its server did not accept, and keeps the error in a future alone.
     """
 
     def __init__(self, client: Any, run: str, done: int):
