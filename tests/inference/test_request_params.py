@@ -12,8 +12,8 @@ import pytest
 
 from easyllm.inference.batch.readers import Prompt, read_prompts
 from easyllm.spec.run import RunSpec
+from tests.inference.batch.test_infer import infer, spec
 from tests.inference.small import save_model
-from tests.inference.test_infer import infer, spec
 
 HI = [{"role": "user", "content": "hi"}]
 ADD = {"type": "function", "function": {"name": "add", "parameters": {}}}

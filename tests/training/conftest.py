@@ -258,7 +258,7 @@ RESUMED = {
 """Layouts in which runs are stopped and taken up again."""
 
 
-def add_other_lives(add: Callable[..., None], often: Mapping[str, Any]) -> None:
+def add_other_runs(add: Callable[..., None], often: Mapping[str, Any]) -> None:
     """The run ``often``, damaged and with other settings."""
     zero = RESUMED["zero1"]
     faster = merged(often, {"training": {"optimizer": {"lr": 1e-2, "beta1": 0.8}}})
@@ -296,7 +296,7 @@ def add_loops(add: Callable[..., None]) -> None:
 
 
 @pytest.fixture(scope="session")
-def lives(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def many_runs(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Runs that are stopped, damaged, prolonged, mistaken: one case after the other."""
     cases: list[dict[str, Any]] = []
 
@@ -330,7 +330,7 @@ def lives(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     add("longer", zero, merged(often, {"training": {"steps": STEPS + 1}}), run="often")
     add("shorter", zero, merged(often, {"training": {"steps": 2}}), run="often")
     add("other-data", zero, merged(often, {"data": {"seq_len": 32}}), run="often")
-    add_other_lives(add, merged(often, {"training": {"steps": STEPS + 1}}))
+    add_other_runs(add, merged(often, {"training": {"steps": STEPS + 1}}))
     add("epochs", zero, {"training": {"steps": None, "epochs": 0.1}})
     fresh = {"init": "random", "path": None, "config": {**LLAMA, "vocab_size": 100}}
     add("small-vocabulary", zero, {"model": fresh})
@@ -341,4 +341,4 @@ def lives(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
         over = {"training": merged(wild, skip)}
         add(f"skipping-{name}", layout, over)
     add_loops(add)
-    return launch(tmp_path_factory.mktemp("lives"), 2, cases)
+    return launch(tmp_path_factory.mktemp("many_runs"), 2, cases)

@@ -21,7 +21,7 @@ from easyllm.training.save_policy import SavePolicy
 from easyllm.training.stopping import Stop
 from tests.support import run_spec
 from tests.training.conftest import GLOBAL_BATCH, RESUMED, Trained
-from tests.training.test_lives import losses
+from tests.training.test_runs import losses
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "bubble")
 
@@ -31,25 +31,25 @@ def folder(trained: Trained, run: str) -> Path:
 
 
 @pytest.mark.parametrize("layout", RESUMED)
-def test_saving_meanwhile_saves_the_same(lives: Trained, layout: str) -> None:
+def test_saving_meanwhile_saves_the_same(many_runs: Trained, layout: str) -> None:
     run = f"async-{layout}"
-    assert losses(lives, run) == losses(lives, f"whole-{layout}")
-    found = checkpoints.listed(folder(lives, run))
+    assert losses(many_runs, run) == losses(many_runs, f"whole-{layout}")
+    found = checkpoints.listed(folder(many_runs, run))
     assert [path.name for path in found] == [f"step-0000000{step}" for step in (4, 3, 2, 1)]
     for path in found:  # written whole while the weights went on changing
         one = checkpoints.opened(path)
         assert one and not one.changed(one.files)
-    whole = checkpoints.opened(folder(lives, f"whole-{layout}") / "step-00000004")
-    last = checkpoints.opened(folder(lives, run) / "step-00000004")
+    whole = checkpoints.opened(folder(many_runs, f"whole-{layout}") / "step-00000004")
+    last = checkpoints.opened(folder(many_runs, run) / "step-00000004")
     assert whole and last and last.files == whole.files
-    earlier = checkpoints.opened(folder(lives, run) / "step-00000003")
+    earlier = checkpoints.opened(folder(many_runs, run) / "step-00000003")
     assert earlier and earlier.files != whole.files
-    assert not list(folder(lives, run).glob(".step*"))
+    assert not list(folder(many_runs, run).glob(".step*"))
 
 
 @pytest.mark.parametrize("layout", RESUMED)
-def test_what_a_save_costs_is_told(lives: Trained, layout: str) -> None:
-    lines = lives.metrics(f"async-{layout}")
+def test_what_a_save_costs_is_told(many_runs: Trained, layout: str) -> None:
+    lines = many_runs.metrics(f"async-{layout}")
     assert "save_seconds" not in lines[0]
     assert all(line["save_seconds"] > 0 for line in lines[1:])
     saved = [line["saved_step"] for line in lines if "saved_step" in line]
@@ -60,21 +60,21 @@ def test_what_a_save_costs_is_told(lives: Trained, layout: str) -> None:
             assert line["saved_step"] < line["step"] and line["write_seconds"] > 0
 
 
-def test_a_signal_waits_for_what_is_being_saved(lives: Trained) -> None:
-    stopped = lives.seen("async-stopped", "async-broken")[0]
+def test_a_signal_waits_for_what_is_being_saved(many_runs: Trained) -> None:
+    stopped = many_runs.seen("async-stopped", "async-broken")[0]
     assert stopped["error"].startswith("Stopped: stopped by a signal")
     assert stopped["checkpoints"] == ["step-00000001", "step-00000002"]
-    assert min(lives.seen("async-resumed", "async-broken")[0]["samples"]) == 2 * GLOBAL_BATCH
-    assert losses(lives, "", "async-broken") == losses(lives, "whole-zero3")
+    assert min(many_runs.seen("async-resumed", "async-broken")[0]["samples"]) == 2 * GLOBAL_BATCH
+    assert losses(many_runs, "", "async-broken") == losses(many_runs, "whole-zero3")
 
 
-def test_a_run_gone_wild_names_what_was_being_saved(lives: Trained) -> None:
-    assert "norm of the gradient" in lives.seen("async-wild")[0]["error"]
-    assert [path.name for path in folder(lives, "async-wild").iterdir()] == ["step-00000001"]
+def test_a_run_gone_wild_names_what_was_being_saved(many_runs: Trained) -> None:
+    assert "norm of the gradient" in many_runs.seen("async-wild")[0]["error"]
+    assert [path.name for path in folder(many_runs, "async-wild").iterdir()] == ["step-00000001"]
 
 
-def test_a_start_ends_when_its_time_is_spent(lives: Trained) -> None:
-    first, second, third = (lives.seen(f"budget-{number}", "budget") for number in range(3))
+def test_a_start_ends_when_its_time_is_spent(many_runs: Trained) -> None:
+    first, second, third = (many_runs.seen(f"budget-{number}", "budget") for number in range(3))
     # one step at least, and only what fits: a step takes over 0.3 s for each of eight samples
     for number, seen in enumerate((first, second), 1):
         for rank in seen:
@@ -82,7 +82,7 @@ def test_a_start_ends_when_its_time_is_spent(lives: Trained) -> None:
             assert rank["error"].endswith(f"saved at step {number} of 4")
     assert max(second[0]["samples"]) == 3 * GLOBAL_BATCH - 1  # and what the next would train on
     assert third[0]["report"]["steps"] == 4
-    assert losses(lives, "", "budget") == losses(lives, "whole-pipe")
+    assert losses(many_runs, "", "budget") == losses(many_runs, "whole-pipe")
 
 
 def test_a_step_is_not_begun_that_would_not_end_in_time(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_what_is_no_length_of_time_is_refused(tmp_path: Path, given: object) -> 
 
 
 @pytest.mark.parametrize("layout", ["zero0", "zero1", "zero3", "pipe"])
-def test_the_parts_of_a_step_add_up(lives: Trained, layout: str) -> None:
+def test_the_parts_of_a_step_add_up(many_runs: Trained, layout: str) -> None:
     name = f"skipping-{layout}" if layout == "zero0" else f"whole-{layout}"
-    for line in lives.metrics(name):
+    for line in many_runs.metrics(name):
         parts = {phase: line[f"{phase}_seconds"] for phase in PHASES}
         # the rest is Python in between
         assert 0.7 * line["seconds"] < sum(parts.values()) <= line["seconds"]
@@ -133,18 +133,18 @@ def test_the_parts_of_a_step_add_up(lives: Trained, layout: str) -> None:
         assert busy == [phase for phase in PHASES if layout == "pipe" or phase != "bubble"]
 
 
-def test_time_is_told_where_it_goes(lives: Trained) -> None:
-    *lines, last = lives.metrics("profiled")
+def test_time_is_told_where_it_goes(many_runs: Trained) -> None:
+    *lines, last = many_runs.metrics("profiled")
     for line in lines:
         # eight samples of the next step on each of two ranks, 0.02 s each
         assert 0.16 <= line["data_seconds"] < 0.3
     assert last["data_seconds"] < 0.02
 
 
-def test_steps_are_profiled_on_demand(lives: Trained) -> None:
-    marked = [line.get("profiled", False) for line in lives.metrics("profiled")]
+def test_steps_are_profiled_on_demand(many_runs: Trained) -> None:
+    marked = [line.get("profiled", False) for line in many_runs.metrics("profiled")]
     assert marked == [False, True, True, False]
-    place = lives.root / "profiled" / "run" / "profile" / "step-00000002"
+    place = many_runs.root / "profiled" / "run" / "profile" / "step-00000002"
     names = [f"rank-{rank}.{kind}" for rank in (0, 1) for kind in ("json.gz", "txt")]
     assert sorted(path.name for path in place.iterdir()) == sorted(names)
     for rank in (0, 1):
@@ -154,7 +154,7 @@ def test_steps_are_profiled_on_demand(lives: Trained) -> None:
         # both steps, four micro-batches each; the last stage has the loss, the first has not
         assert operations.count("aten::cross_entropy_loss") == 8 * rank
         assert "aten::mm" in (place / f"rank-{rank}.txt").read_text("utf-8")
-    assert losses(lives, "profiled") == losses(lives, "whole-pipe")
+    assert losses(many_runs, "profiled") == losses(many_runs, "whole-pipe")
 
 
 def test_a_profile_after_the_end_is_refused(tmp_path: Path) -> None:

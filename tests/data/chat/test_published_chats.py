@@ -16,7 +16,7 @@ from easyllm.data.sources.readers import JSON, JSONL, Alpaca, OpenAI, ShareGPT
 from easyllm.data.sources.tables import HFDatasets, Parquet
 from easyllm.spec.schema import write
 from tests.data.conftest import work
-from tests.data.test_readers import read
+from tests.data.sources.test_readers import read
 from tests.data.test_stages import documents
 from tests.support import run_spec
 

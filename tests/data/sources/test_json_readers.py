@@ -12,7 +12,7 @@ from easyllm.data.sources.readers import (
     JSONL,
     OpenAI,
 )
-from tests.data.reading import QA, read, write
+from tests.data.sources.reading import QA, read, write
 
 
 def test_jsonl_holds_texts_or_conversations(tmp_path: Path) -> None:

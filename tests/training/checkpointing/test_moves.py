@@ -52,7 +52,7 @@ def test_a_moved_run_says_so(moved: tuple[Trained, Trained]) -> None:
     [(0, False), *(pytest.param(1, late, marks=pytest.mark.slow) for late in (False, True))],
 )
 def test_a_rank_killed_while_saving_costs_nothing(
-    small: Small, lives: Trained, tmp_path: Path, rank: int, asynchronous: bool
+    small: Small, many_runs: Trained, tmp_path: Path, rank: int, asynchronous: bool
 ) -> None:
     name = ("pipe", "zero3")[rank]
     over = {"training": {"steps": 4, "checkpoint": {"every": 1, "asynchronous": asynchronous}}}
@@ -64,7 +64,7 @@ def test_a_rank_killed_while_saving_costs_nothing(
         assert list(root.glob(".step-00000003*")), "it must have died while saving"
     resumed = launch(tmp_path, 2, [case])
     assert min(resumed.seen(name)[0]["samples"]) == 2 * GLOBAL_BATCH
-    found, whole = resumed.metrics(name), lives.metrics(f"whole-{name}")
+    found, whole = resumed.metrics(name), many_runs.metrics(f"whole-{name}")
     assert [line["step"] for line in found] == [1, 2, 3, 4]
     for key in ("loss", "grad_norm", "lr", "trained_tokens"):
         assert [line[key] for line in found] == [line[key] for line in whole]
@@ -86,12 +86,12 @@ subprocess.run(["cp", "-a", str(place), str(root / "left")], check=True)
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_full_disk_leaves_what_was_saved(
-    small: Small, lives: Trained, tmp_path: Path, asynchronous: bool
+    small: Small, many_runs: Trained, tmp_path: Path, asynchronous: bool
 ) -> None:
     apart = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("no mount of its own here: `unshare --user --mount` is not allowed")
-    saved = next((lives.root / "whole-zero1" / "run" / "checkpoints").glob("step-*"))
+    saved = next((many_runs.root / "whole-zero1" / "run" / "checkpoints").glob("step-*"))
     size = sum(file.stat().st_size for file in saved.rglob("*") if file.is_file())
     checkpoint = {"every": 1, "keep": 1, "asynchronous": asynchronous}
     over = {"training": {"steps": 4, "checkpoint": checkpoint}}
@@ -112,5 +112,5 @@ def test_a_full_disk_leaves_what_was_saved(
     assert min(trained.seen("roomy", "full")[0]["samples"]) == GLOBAL_BATCH
     lines = [json.loads(line) for line in (tmp_path / "left" / "metrics.jsonl").open()]
     assert [line["loss"] for line in lines] == [
-        line["loss"] for line in lives.metrics("whole-zero1")
+        line["loss"] for line in many_runs.metrics("whole-zero1")
     ]

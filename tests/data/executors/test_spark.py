@@ -29,8 +29,8 @@ from easyllm.runfile import read_config
 from easyllm.spec.roles import DataEngine
 from easyllm.spec.run import RunSpec
 from tests.data.conftest import Spec, story, work
+from tests.data.shuffle.test_shuffle import large, linked  # noqa: F401  (a fixture)
 from tests.data.test_kills import STAGES, config, content, start
-from tests.data.test_shuffle import large, linked  # noqa: F401  (a fixture)
 from tests.support import merged, needs_java, run_spec
 
 SPARK = {"_target_": "spark", "master": "local[2]", "memory_gb": 1}
@@ -306,7 +306,7 @@ def test_a_stopped_run_leaves_no_jvm(number: int, status: int, texts: Path, tmp_
     process = subprocess.Popen(
         [sys.executable, "-m", "easyllm", *words],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )  # fmt: skip
     assert process.stderr
     while not (line := process.stderr.readline()).startswith("texts are encoded"):

@@ -17,8 +17,8 @@ from easyllm.data.tokenizers.encode import load_tokenizer
 from easyllm.errors import BadRecord, UserError
 from easyllm.smoke import shrink
 from easyllm.spec.roles import Template
+from tests.data.chat.test_templates import runs
 from tests.data.conftest import Spec, work
-from tests.data.test_templates import runs
 from tests.support import LLAMA
 
 LLAMA_FAMILY = "easyllm.models.families.Llama"

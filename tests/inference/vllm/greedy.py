@@ -1,6 +1,6 @@
 """vLLM's greedy answers of several models, one after the other in this process.
 
-``python -m tests.inference.greedy_vllm FILE``: JSON of ``models``, folders by name, ``prompts``,
+``python -m tests.inference.vllm.greedy FILE``: JSON of ``models``, folders by name, ``prompts``,
 token ids, ``tokens``, how many to generate, and ``ranks`` that share each layer. The last line
 is JSON: answers by name.
 """

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.inference.batch.test_infer import infer
 from tests.inference.saying import TEXT, save_saying
-from tests.inference.test_infer import infer
 from tests.serving.served import Served, spec
 
 TOKENS = ["", " the", " end", " of", " it", "", "", "", "😊"]

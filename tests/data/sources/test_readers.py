@@ -27,7 +27,7 @@ from easyllm.dispatcher.summary import made_by
 from easyllm.errors import UserError
 from easyllm.spec.problems import SpecError
 from tests.data.conftest import Spec, work
-from tests.data.reading import QA, read, write
+from tests.data.sources.reading import QA, read, write
 from tests.support import run_spec
 
 

@@ -39,16 +39,16 @@ def exported(
 
 
 @pytest.mark.parametrize("layout", RESUMED)
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(lives: Trained, layout: str) -> None:
-    stopped = lives.seen(f"stopped-{layout}", f"broken-{layout}")
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(many_runs: Trained, layout: str) -> None:
+    stopped = many_runs.seen(f"stopped-{layout}", f"broken-{layout}")
     assert [seen["error"] for seen in stopped] == [
         "Stopped: stopped by a signal; saved at step 2 of 4"
     ] * 2
-    resumed = lives.seen(f"resumed-{layout}", f"broken-{layout}")
+    resumed = many_runs.seen(f"resumed-{layout}", f"broken-{layout}")
     assert min(resumed[0]["samples"]) == 2 * GLOBAL_BATCH
-    assert losses(lives, "", f"broken-{layout}") == losses(lives, f"whole-{layout}")
+    assert losses(many_runs, "", f"broken-{layout}") == losses(many_runs, f"whole-{layout}")
     whole, broken = (
-        lives.seen(case, run)[0]["report"]["eval_loss"]
+        many_runs.seen(case, run)[0]["report"]["eval_loss"]
         for case, run in ((f"whole-{layout}", ""), (f"resumed-{layout}", f"broken-{layout}"))
     )
     assert whole == broken
@@ -56,8 +56,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(lives: Trained, layout: str
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", RESUMED)
-def test_no_steps_change_no_bit(small: Small, lives: Trained, layout: str, model: str) -> None:
-    folder = exported(small, lives, f"untrained-{model}-{layout}", model)
+def test_no_steps_change_no_bit(small: Small, many_runs: Trained, layout: str, model: str) -> None:
+    folder = exported(small, many_runs, f"untrained-{model}-{layout}", model)
     before = load_file(small.root / model / "model.safetensors")
     after = load_file(folder / "model.safetensors")
     assert set(after) == set(before)
@@ -68,9 +68,9 @@ def test_no_steps_change_no_bit(small: Small, lives: Trained, layout: str, model
 
 @pytest.mark.parametrize("layout", RESUMED)
 def test_the_export_has_the_loss_that_training_told(
-    small: Small, lives: Trained, layout: str
+    small: Small, many_runs: Trained, layout: str
 ) -> None:
-    folder = exported(small, lives, f"whole-{layout}")
+    folder = exported(small, many_runs, f"whole-{layout}")
     model = AutoModelForCausalLM.from_pretrained(folder)
     total, count = 0.0, 0
     for line in (folder.parent / "heldout.jsonl").read_text("utf-8").splitlines():
@@ -79,8 +79,8 @@ def test_the_export_has_the_loss_that_training_told(
         trained = int((labels[:, 1:] != -100).sum())
         total += model(input_ids=ids, labels=labels).loss.item() * trained
         count += trained
-    told = lives.seen(f"whole-{layout}")[0]["report"]["eval_loss"]
-    assert told == lives.metrics(f"whole-{layout}")[-1]["eval_loss"]
+    told = many_runs.seen(f"whole-{layout}")[0]["report"]["eval_loss"]
+    assert told == many_runs.metrics(f"whole-{layout}")[-1]["eval_loss"]
     assert total / count == pytest.approx(told, abs=1e-4)
 
 
@@ -91,15 +91,15 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_the_export_is_whole(small: Small, lives: Trained) -> None:
-    checkpoint = lives.root / "whole-pipe" / "run" / "checkpoints" / "step-00000004"
+def test_the_export_is_whole(small: Small, many_runs: Trained) -> None:
+    checkpoint = many_runs.root / "whole-pipe" / "run" / "checkpoints" / "step-00000004"
     weights = next(checkpoint.glob("weights/*.safetensors"))
     flip(weights)
     with pytest.raises(UserError, match=f"the content of weights/{weights.name} is not what was"):
-        exported(small, lives, "whole-pipe")
+        exported(small, many_runs, "whole-pipe")
     flip(weights)
     flip(checkpoint / "optimizer" / "rank-00000.safetensors")  # which no export reads
-    folder = exported(small, lives, "whole-pipe", dtype="bfloat16", max_shard_gb=6e-5)
+    folder = exported(small, many_runs, "whole-pipe", dtype="bfloat16", max_shard_gb=6e-5)
     shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) > 1
     assert max(shard.stat().st_size for shard in shards) < 6e-5 * 1e9 * 1.2
@@ -110,40 +110,44 @@ def test_the_export_is_whole(small: Small, lives: Trained) -> None:
 
 
 @pytest.mark.parametrize("layout", RESUMED)
-def test_bfloat16_trains_nearly_the_same(lives: Trained, layout: str) -> None:
-    assert losses(lives, f"bf16-{layout}")[:4] == pytest.approx(
-        losses(lives, f"whole-{layout}"), abs=0.03
+def test_bfloat16_trains_nearly_the_same(many_runs: Trained, layout: str) -> None:
+    assert losses(many_runs, f"bf16-{layout}")[:4] == pytest.approx(
+        losses(many_runs, f"whole-{layout}"), abs=0.03
     )
-    weights = next((lives.root / f"bf16-{layout}").glob("run/checkpoints/*/weights/*.safetensors"))
+    weights = next(
+        (many_runs.root / f"bf16-{layout}").glob("run/checkpoints/*/weights/*.safetensors")
+    )
     assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.bfloat16}
 
 
-def test_a_damaged_checkpoint_is_skipped(lives: Trained) -> None:
-    samples = lives.seen("damaged", "often")[0]["samples"]
+def test_a_damaged_checkpoint_is_skipped(many_runs: Trained) -> None:
+    samples = many_runs.seen("damaged", "often")[0]["samples"]
     assert min(samples) == (STEPS - 1) * GLOBAL_BATCH
-    log = lives.log(0)
+    log = many_runs.log(0)
     assert f"step-{STEPS:08} is damaged: weights/model" in log
     assert f"bytes; resuming from step {STEPS - 1}" in log
 
 
-def test_what_is_done_is_not_done_again(lives: Trained) -> None:
-    again = lives.seen("again", "often")[0]
+def test_what_is_done_is_not_done_again(many_runs: Trained) -> None:
+    again = many_runs.seen("again", "often")[0]
     assert again["samples"] == []
-    report = lives.seen("damaged", "often")[0]["report"]
+    report = many_runs.seen("damaged", "often")[0]["report"]
     same = ("steps", "tokens", "last_loss", "eval_loss", "checkpoint")
     assert {key: again["report"][key] for key in same} == {key: report[key] for key in same}
 
 
-def test_more_steps_go_on(lives: Trained) -> None:
-    samples = lives.seen("longer", "often")[0]["samples"]
+def test_more_steps_go_on(many_runs: Trained) -> None:
+    samples = many_runs.seen("longer", "often")[0]["samples"]
     assert min(samples) == STEPS * GLOBAL_BATCH
     lines = [
         json.loads(line)
-        for line in (lives.root / "often" / "run" / "metrics.1.jsonl").read_text().splitlines()
+        for line in (many_runs.root / "often" / "run" / "metrics.1.jsonl").read_text().splitlines()
     ]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 2))
     assert [line["step"] for line in lines if "eval_loss" in line] == [2, 4, 5, 6]
-    kept = sorted(path.name for path in (lives.root / "often" / "run" / "checkpoints.1").iterdir())
+    kept = sorted(
+        path.name for path in (many_runs.root / "often" / "run" / "checkpoints.1").iterdir()
+    )
     assert kept == [f"step-{step:08}" for step in (STEPS, STEPS + 1)]
 
 
@@ -154,34 +158,34 @@ def test_more_steps_go_on(lives: Trained) -> None:
         ("bereft", "optimizer/rank-00001.safetensors is not there"),
     ],
 )
-def test_a_damaged_share_of_the_state_is_skipped(lives: Trained, case: str, told: str) -> None:
-    samples = lives.seen(case, "often")[0]["samples"]
+def test_a_damaged_share_of_the_state_is_skipped(many_runs: Trained, case: str, told: str) -> None:
+    samples = many_runs.seen(case, "often")[0]["samples"]
     assert min(samples) == STEPS * GLOBAL_BATCH
-    log = lives.log(0)
+    log = many_runs.log(0)
     assert f"step-{STEPS + 1:08} is damaged: {told}; resuming from step {STEPS}" in log
     before, after = (
-        lives.seen(name, "often")[0]["report"]["last_loss"] for name in ("longer", case)
+        many_runs.seen(name, "often")[0]["report"]["last_loss"] for name in ("longer", case)
     )
     assert before == after
 
 
-def test_weights_alone_begin_anew_and_go_on_exactly(lives: Trained) -> None:
-    stopped, resumed = (lives.seen(case, "often")[0] for case in ("weights-stopped", "weights"))
+def test_weights_alone_begin_anew_and_go_on_exactly(many_runs: Trained) -> None:
+    stopped, resumed = (many_runs.seen(case, "often")[0] for case in ("weights-stopped", "weights"))
     assert stopped["error"] == "Stopped: stopped by a signal; saved at step 2 of 3"
     assert min(stopped["samples"]) == 0 and min(resumed["samples"]) == 2 * GLOBAL_BATCH
-    lines = (lives.root / "often" / "run" / "metrics.2.jsonl").read_text("utf-8").splitlines()
+    lines = (many_runs.root / "often" / "run" / "metrics.2.jsonl").read_text("utf-8").splitlines()
     first = json.loads(lines[0])
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
     # the same samples as the first step of all, with weights that have learnt
-    assert first["loss"] < losses(lives, "whole-zero1")[0] - 0.1
+    assert first["loss"] < losses(many_runs, "whole-zero1")[0] - 0.1
 
 
-def test_never_begins_afresh_and_removes_nothing(lives: Trained) -> None:
-    root = lives.root / "often" / "run"
-    lines = lives.metrics("never", "often")
+def test_never_begins_afresh_and_removes_nothing(many_runs: Trained) -> None:
+    root = many_runs.root / "often" / "run"
+    lines = many_runs.metrics("never", "often")
     assert [line["step"] for line in lines] == [1, 2, 3]
     # the first step of any run of this model, up to its learning rate
-    assert lines[0]["loss"] == losses(lives, "whole-zero1")[0]
+    assert lines[0]["loss"] == losses(many_runs, "whole-zero1")[0]
     assert sorted(path.name for path in root.glob("checkpoints*")) == [
         "checkpoints",
         "checkpoints.1",
@@ -213,52 +217,52 @@ def test_never_begins_afresh_and_removes_nothing(lives: Trained) -> None:
         ("wild", "", ("step 2", "training.optimizer.lr", "1e+30", "on_nonfinite=skip")),
     ],
 )
-def test_a_mistake_is_told(lives: Trained, case: str, run: str, words: tuple[str, ...]) -> None:
-    for seen in lives.seen(case, run):
+def test_a_mistake_is_told(many_runs: Trained, case: str, run: str, words: tuple[str, ...]) -> None:
+    for seen in many_runs.seen(case, run):
         assert seen["error"].startswith("UserError")
         for word in words:
             assert word in seen["error"]
 
 
 @pytest.mark.parametrize("layout", RESUMED)
-def test_the_norm_is_told_where_nothing_is_clipped(lives: Trained, layout: str) -> None:
+def test_the_norm_is_told_where_nothing_is_clipped(many_runs: Trained, layout: str) -> None:
     clipped, unclipped = (
-        lives.metrics(f"{kind}-{layout}")[0]["grad_norm"] for kind in ("whole", "unclipped")
+        many_runs.metrics(f"{kind}-{layout}")[0]["grad_norm"] for kind in ("whole", "unclipped")
     )
     assert unclipped == pytest.approx(clipped, rel=1e-5)
 
 
-def test_mfu_is_speed_over_the_peak_of_all_devices(lives: Trained) -> None:
-    report = lives.seen("longer", "often")[0]["report"]
+def test_mfu_is_speed_over_the_peak_of_all_devices(many_runs: Trained) -> None:
+    report = many_runs.seen("longer", "often")[0]["report"]
     width = LLAMA["hidden_size"]
     flops = 6 * report["parameters"] + 12 * 4 * width * 48
-    lines = (lives.root / "often" / "run" / "metrics.1.jsonl").read_text("utf-8").splitlines()
+    lines = (many_runs.root / "often" / "run" / "metrics.1.jsonl").read_text("utf-8").splitlines()
     for line in map(json.loads, lines):
         expected = line["tokens_per_second"] * flops / (2 * 0.01e12)
         assert line["mfu"] == pytest.approx(expected)
-    assert "mfu" not in lives.metrics("whole-pipe")[0]
+    assert "mfu" not in many_runs.metrics("whole-pipe")[0]
 
 
-def test_trackers_are_fed(lives: Trained) -> None:
-    folder = lives.root / "often" / "run" / "tensorboard"
+def test_trackers_are_fed(many_runs: Trained) -> None:
+    folder = many_runs.root / "often" / "run" / "tensorboard"
     assert any("tfevents" in file.name for file in folder.iterdir())
 
 
-def test_a_run_gone_wild_keeps_what_was_saved(lives: Trained) -> None:
-    saved = [path.name for path in (lives.root / "wild" / "run" / "checkpoints").iterdir()]
+def test_a_run_gone_wild_keeps_what_was_saved(many_runs: Trained) -> None:
+    saved = [path.name for path in (many_runs.root / "wild" / "run" / "checkpoints").iterdir()]
     assert saved == ["step-00000001"]
 
 
 @pytest.mark.parametrize("layout", [*RESUMED, "zero0"])
-def test_a_step_without_a_finite_gradient_changes_nothing(lives: Trained, layout: str) -> None:
+def test_a_step_without_a_finite_gradient_changes_nothing(many_runs: Trained, layout: str) -> None:
     name = f"skipping-{layout}"
-    lines = lives.metrics(name)
+    lines = many_runs.metrics(name)
     assert [line.get("skipped", False) for line in lines] == [False, True, True]
     assert [line["loss"] is None for line in lines] == [False, True, True]
-    report = lives.seen(name)[0]["report"]
+    report = many_runs.seen(name)[0]["report"]
     assert report["skipped_steps"] == 2 and report["last_loss"] == lines[0]["loss"]
     first, last = (
-        weights_of(lives.root / name / "run" / "checkpoints" / step)
+        weights_of(many_runs.root / name / "run" / "checkpoints" / step)
         for step in ("step-00000001", "step-00000003")
     )
     for tensor in first:
@@ -266,9 +270,9 @@ def test_a_step_without_a_finite_gradient_changes_nothing(lives: Trained, layout
         assert torch.equal(first[tensor], last[tensor])
 
 
-def test_epochs_are_counted_in_steps(lives: Trained) -> None:
-    report = lives.seen("epochs")[0]["report"]
-    assert 1 <= report["steps"] == len(lives.metrics("epochs")) < STEPS
+def test_epochs_are_counted_in_steps(many_runs: Trained) -> None:
+    report = many_runs.seen("epochs")[0]["report"]
+    assert 1 <= report["steps"] == len(many_runs.metrics("epochs")) < STEPS
 
 
 def test_export_without_a_checkpoint_says_what_to_run(small: Small, tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ def asked(folders: dict[str, Path], prompts: list[list[int]], ranks: int = 1) ->
         "prompts": prompts, "tokens": TOKENS, "ranks": ranks,
     }  # fmt: skip
     given.write_text(json.dumps(values), "utf-8")
-    command = [sys.executable, "-m", "tests.inference.greedy_vllm", str(given)]
-    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.inference.vllm.greedy", str(given)]
+    root = Path(__file__).parents[3]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
