@@ -81,7 +81,9 @@ def _filled(value: Any, hint: Any, target: str | None, resolve: Resolve) -> Any:
         if not isinstance(value, Mapping):
             return value
         name = value.get(TARGET, target)
-        return value if name in (None, MISSING) else filled(value, resolve, resolve(name, hint))
+        if not isinstance(name, str) or name == MISSING or "$" in name:
+            return value
+        return filled(value, resolve, resolve(name, hint))
     return filled(value, resolve, hint) if is_group(hint) and isinstance(value, Mapping) else value
 
 

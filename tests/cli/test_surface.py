@@ -261,3 +261,6 @@ def test_cfg_job_keeps_interpolations_unless_asked(folder, capsys):
     assert "${data.seq_len}x" in capsys.readouterr().out
     assert main([*words, "--resolve"]) == 0
     assert "256x" in capsys.readouterr().out
+    words = ["name=easyllm.training.schedules.Linear", "training.schedule={_target_: '${name}'}"]
+    assert main(["--cfg", "job", "+recipe=demo", *words, "-p", "training.schedule"]) == 0
+    assert "_target_: ${name}" in capsys.readouterr().out
