@@ -137,8 +137,8 @@ def test_time_is_told_where_it_goes(many_runs: Trained) -> None:
     *lines, last = many_runs.metrics("profiled")
     for line in lines:
         # eight samples of the next step on each of two ranks, 0.02 s each
-        assert 0.16 <= line["data_seconds"] < 0.3
-    assert last["data_seconds"] < 0.02
+        assert 0.16 <= line["data_seconds"] <= line["seconds"]
+    assert last["data_seconds"] < 0.16  # it reads nothing more
 
 
 def test_steps_are_profiled_on_demand(many_runs: Trained) -> None:
