@@ -25,7 +25,7 @@ from tests.cli.drawing import CONFIG, Draw
 SECONDS = 10
 """CPU seconds after which a spec counts as hanging."""
 FOREIGN = re.compile(
-    r"omegaconf|Hydra(?!'s settings)|--config-name|default list|defaults list|Interpolation|"
+    r"omegaconf|Hydra(?! setting)|--config-name|default list|defaults list|Interpolation|"
     r"full_key|object_type|in struct|force-add|ListConfig|DictConfig|expecting \{|"
     r"(mismatched|extraneous) input|"
     r"token recognition|viable alternative|Traceback|\bargparse\b|usage:",

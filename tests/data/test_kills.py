@@ -118,11 +118,11 @@ def test_kills_of_each_stage_change_nothing(texts: Path, tmp_path: Path) -> None
 def test_only_unfinished_shards_are_made_again(
     spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from easyllm.data import tokenize
+    from easyllm.data import encode_chunk
 
     run: RunSpec = spec(tmp_path, data={"rows_per_file": 10})
     encoded: list[int] = []
-    encode = tokenize.encode
+    encode = encode_chunk.encode
 
     def failing(tokenizer: Any, template: Any, documents: Any) -> Any:
         if len(encoded) == 6:
@@ -130,11 +130,11 @@ def test_only_unfinished_shards_are_made_again(
         encoded.append(len(documents))
         return encode(tokenizer, template, documents)
 
-    monkeypatch.setattr(tokenize, "encode", failing)
+    monkeypatch.setattr(encode_chunk, "encode", failing)
     with pytest.raises(KeyboardInterrupt):
         load("tokenize").work(run, Rank())
     assert not (tmp_path / "store/tokens").exists()
-    monkeypatch.setattr(tokenize, "encode", lambda *a: encoded.append(len(a[2])) or encode(*a))
+    monkeypatch.setattr(encode_chunk, "encode", lambda *a: encoded.append(len(a[2])) or encode(*a))
     metrics = load("tokenize").work(run, Rank())
     assert encoded == [10] * 10
     assert metrics["documents"] == 100

@@ -85,7 +85,7 @@ def test_another_adapter_is_not_taken_up(adapted: Adapted) -> None:
     (told, _) = (seen["error"] for seen in adapted.two.seen("other-rank", "broken-zero3"))
     assert "training.adapter.r: then 4, now 8" in told
     (told, _) = (seen["error"] for seen in adapted.two.seen("other-kind", "broken-zero3"))
-    assert "holds an adapter, and a model is to be trained" in told
+    assert "holds an adapter, but a model is to be trained" in told
     (told, _) = (seen["error"] for seen in adapted.two.seen("thawed", "frozen-zero3"))
     assert "training.freeze.edges: then model.layers.[03].*, now nothing" in told
 

@@ -223,7 +223,9 @@ def test_an_engine_that_fails_on_the_runs_own_texts_is_left(
     assert made(tmp_path / "found") == made(tmp_path / "right")
     run = spec(tmp_path / "named")
     run = replace(run, data=replace(run.data, encoder=wrong))
-    with pytest.raises(UserError, match=r"WrongAt cannot be used.*of 'Story .*give data.encoder="):
+    with pytest.raises(
+        UserError, match=r"WrongAt cannot be used.*it encodes 'Story .*give data.encoder="
+    ):
         work(run, "tokenize")
 
 
