@@ -81,7 +81,7 @@ def _composed(arguments: Arguments, overrides: list[Override]) -> RunSpec:
 
 
 def _again(arguments: Arguments, file: Path, overrides: list[Override]) -> RunSpec:
-    """Run the spec of a run.yaml; with other values it is another run in another directory."""
+    """The run of a run.yaml; with other values it is another run in another directory."""
     from easyllm.cli import trust
     from easyllm.cli.check import check
     from easyllm.cli.compose import from_file
@@ -96,9 +96,7 @@ def _again(arguments: Arguments, file: Path, overrides: list[Override]) -> RunSp
         return run
     try:
         before = check(from_file(file, []), arguments.library)
-    except (
-        SpecError
-    ):  # a handwritten spec that is complete only with the overrides: it cannot have a run
+    except SpecError:  # complete with the overrides only: there is no run of the file alone
         return run
     return moved(resolved(before), run)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from easyllm.errors import UserError
 from easyllm.files import (
     atomic_write,
     full_disk,
     json_line,
     read_json_line,
     read_record,
+    try_lock,
     write_record,
 )
 
@@ -93,3 +97,25 @@ def test_machines_that_share_a_disk_write_aside_apart(
         assert not file.exists() and len(list(tmp_path.iterdir())) == 2
     assert file.read_text() == "one"  # which ends last
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_lock_is_one_holders(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as one, (tmp_path / "lock").open("w") as other:
+        assert try_lock(one)
+        assert not try_lock(other)
+        one.close()
+        assert try_lock(other)
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        (tmp_path / "lock").open("w") as file,
+        pytest.raises(UserError, match=r"lock: this file system has no locks \(No locks avail"),
+    ):
+        try_lock(file)

@@ -23,7 +23,7 @@ NAMES = {
     "workshop": "staging", "aside": "temporary", "from_first": "broadcast_object",
     "from_all": "all_gather_object", "apart": "async_tracker", "guard": "middleware",
     "lacking": "missing", "lacks": "missing", "insecure": "allow_unauthenticated",
-    "new_file": "atomic_write", "new_folder": "atomic_dir", "whole_parameters": "gathered",
+    "new_file": "atomic_write", "new_folder": "atomic_dir",
 }  # fmt: skip
 """Words of identifiers, each with the field's word for it."""
 PHRASES = {

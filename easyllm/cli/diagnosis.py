@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from easyllm.cli.command_line.overrides import IN_ROOT, TOGETHER, Override, of_hydra
+from easyllm.cli.command_line.overrides import IN_ROOT, SEVERAL, TOGETHER, Override, of_hydra
 from easyllm.cli.library import Library, absent_option
 from easyllm.spec.problems import ABSENT, Problem, near
 
 SELF = "_self_"
-SEVERAL = "is several options, but a run has one of this group"
 ENTRY = re.compile(r"((?:override|optional)\s+)?(/?)([\w./-]+?)(@[\w.:]+)?")
 """A key of ``defaults``: a keyword, a slash for a group of the root, the group, its package."""
 

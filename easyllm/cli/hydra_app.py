@@ -48,7 +48,14 @@ def _print_job(overrides: Sequence[Override], arguments: Arguments) -> int:
     config = filled(config, resolver(*places(config)))
     if "--resolve" in arguments.hydra_flags:
         config = interpolation.resolved(config, [])
-    if package := _package(arguments.hydra_flags):
+    package = dict(itertools.pairwise(arguments.hydra_flags)).get("--package")
+    if package is not None:
+        if not has(config, package):
+            remedy = (
+                near(package, flatten(config)) or "give --package model, or another key that it has"
+            )
+            message = "is not a part of this configuration"
+            raise SpecError([Problem("--package", package, message, remedy)])
         for name in package.split("."):
             config = config[name]
         print(f"# @package {package}")
@@ -145,22 +152,6 @@ def checked(arguments: Arguments, overrides: Sequence[Override]) -> None:
     from easyllm.cli.compose import compose
 
     if "--cfg" in arguments.hydra_flags:
-        config = compose(list(overrides), arguments.library)
-        _, found = read_config(config)
-        found = [p for p in found if p.message != REQUIRED]
-        whole = {} if found else filled(config, resolver(*places(config)))
-        if found := found or _absent_package(arguments.hydra_flags, whole):
+        _, found = read_config(compose(list(overrides), arguments.library))
+        if found := [problem for problem in found if problem.message != REQUIRED]:
             raise SpecError(found)
-
-
-def _package(flags: list[str]) -> str | None:
-    return dict(itertools.pairwise(flags)).get("--package")
-
-
-def _absent_package(flags: list[str], config: dict[str, Any]) -> list[Problem]:
-    """What is wrong with the part of the configuration that ``--package`` names."""
-    name = _package(flags)
-    if name is None or "job" not in flags or has(config, name):
-        return []
-    remedy = near(name, flatten(config)) or "give --package model, or another key that it has"
-    return [Problem("--package", name, "is not a part of this configuration", remedy)]

@@ -49,7 +49,7 @@ class StreamReader:
 
     async def next(self) -> Step:
         """The step of the answer since the last call. Raises EngineFailed."""
-        if self._came is None:
+        if not self.ready:
             self._reader = self._loop.create_future()
             await self._reader
         step, self._came = self._came, None

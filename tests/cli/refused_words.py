@@ -168,7 +168,7 @@ REFUSED_WORDS = {
     "a question that Hydra does not know": (["--cfg", "jbo"], ["--cfg = jbo", "one of job"]),
     "a part of the configuration that is none": (
         ["--cfg", "job", "--package", "modle", "+recipe=demo"],
-        ["--package = modle", "is not a part of this configuration"],
+        ["--package = modle", "is not a part of this configuration did you mean model?"],
     ),
     "a flag of --cfg alone": (["--resolve", "+recipe=demo"], ["--resolve", "give --cfg job"]),
 }

@@ -195,9 +195,8 @@ def test_signal_ends_every_process_and_is_recorded(folder, number, status):
 
     process = start(*slow_source(folder))
     wait_for(lambda: any((folder / "runs").glob("stores/*/tokens.lock")))  # it is at work
-    time.sleep(1)
+    wait_for(lambda: descendants(process.pid))
     children = descendants(process.pid)
-    assert children
     process.send_signal(number)
     _, message = process.communicate(timeout=60)
     assert process.returncode == status, message

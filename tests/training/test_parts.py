@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 from transformers import LlamaConfig, TrainingArguments, get_scheduler
@@ -17,6 +18,7 @@ from transformers import LlamaConfig, TrainingArguments, get_scheduler
 from easyllm.errors import UserError
 from easyllm.files import json_line, write_json
 from easyllm.models.families import Llama
+from easyllm.parallelism import deepspeed_internals
 from easyllm.parallelism.layouts import Pipeline, Zero
 from easyllm.parallelism.partition import bounds
 from easyllm.spec.problems import SpecError
@@ -320,3 +322,13 @@ def test_train_declares_what_it_reads_and_leaves(tmp_path: Path) -> None:
     ]
     last = tmp_path / "run" / "checkpoints" / "step-00000007" / "manifest.json"
     assert Train().outputs(run) == [last]
+
+
+def test_another_release_of_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    deepspeed_internals.check_version()
+    for version in ("0.18.9", "0.20.0", "1.19.0"):
+        monkeypatch.setattr(deepspeed, "__version__", version)
+        with pytest.raises(UserError, match=f"DeepSpeed {version} is installed.*~=0.19.0"):
+            deepspeed_internals.check_version()
+    monkeypatch.setattr(deepspeed, "__version__", "0.19.99+abc")
+    deepspeed_internals.check_version()

@@ -20,6 +20,7 @@ TOGETHER = {"data", "tracker"}
 """Groups of which a run can have several options."""
 ALONE = (IN_ROOT | {"recipe", "engine", "smoke"}) - TOGETHER
 """Groups of which a run has at most one option."""
+SEVERAL = "is several options, but a run has one of this group"
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _several(key: str, typed: str, group: bool, swept: bool, value: Any) -> Prob
     options = [option for option in value if isinstance(option, str)]
     if key in ALONE:
         return Problem(
-            key, typed, "is several options, but a run has one of this group",
+            key, typed, SEVERAL,
             f"give {key}={options[0] if options else '<option>'}, or "
             f"-m {key}={','.join(options) or '<option>,<option>'} for a run with each",
         )  # fmt: skip

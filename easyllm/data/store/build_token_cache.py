@@ -33,8 +33,8 @@ from easyllm.files import flush, full_disk, write_record
 from easyllm.paths import StorePaths
 from easyllm.progress import progress
 
-VERSION = 3
-"""Version of the map's layout; part of its fingerprint."""
+VERSION = 4
+"""Version of the cache's layout, the size of hashed blocks included; part of its fingerprint."""
 
 TOKENS, TRAINED, OFFSETS, HASHES = "tokens.int32", "trained.bool", "offsets.int64", "hashes.uint64"
 INDEX = "index.json"

@@ -73,7 +73,7 @@ class Saver:
         pending = PendingSave(checkpoints.location(self.root, facts["step"]), facts)
         try:
             pending.open()
-            parts = self._parts(engine, pending)
+            parts = self._parts(engine)
             pending.write(list(parts) if self.asynchronous else parts, self.asynchronous)
         except BaseException:
             pending.close()
@@ -121,7 +121,7 @@ class Saver:
     def _stood_still(self, since: float) -> None:
         self.stalled = (self.stalled or 0.0) + time.perf_counter() - since
 
-    def _parts(self, engine: TrainEngine, pending: PendingSave) -> Iterator[CheckpointFile]:
+    def _parts(self, engine: TrainEngine) -> Iterator[CheckpointFile]:
         """What this rank writes; every rank must take all of it."""
         for number, share in enumerate(optimizer_state.shares(engine)):
             file = optimizer_state.file_name(world.rank(), number)
