@@ -51,9 +51,8 @@ def _print_job(overrides: Sequence[Override], arguments: Arguments) -> int:
     package = dict(itertools.pairwise(arguments.hydra_flags)).get("--package")
     if package is not None:
         if not has(config, package):
-            remedy = (
-                near(package, flatten(config)) or "give --package model, or another key that it has"
-            )
+            known = near(package, [*config, *flatten(config)])
+            remedy = known or "give --package model, or another key that it has"
             message = "is not a part of this configuration"
             raise SpecError([Problem("--package", package, message, remedy)])
         for name in package.split("."):
