@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,17 @@ LLAMA = {
 }
 """A Llama small enough for fp32 steps in milliseconds."""
 
+PATIENCE = 300.0
+"""Seconds after which a test gives up: many times what anything it waits for takes."""
+
 needs_java = pytest.mark.skipif(bool(java_problem()), reason=f"Spark {java_problem()}")
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

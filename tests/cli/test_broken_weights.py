@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,9 +116,7 @@ def test_tensors_to_generate_from_are_looked_at_too(model: Path, engine: str) ->
         pytest.importorskip("vllm")
     said = misshape(model)
     words = [sys.executable, "-m", "easyllm", *asking(model), f"+engine={engine}"]
-    begin = time.monotonic()
     done = subprocess.run(words, cwd=model.parent, capture_output=True, text=True, timeout=300)
-    assert time.monotonic() - begin < 120
     assert done.returncode == 1, done.stderr
     told = " ".join(done.stderr.split())
     assert all(part in told for part in said) and "Traceback" not in told

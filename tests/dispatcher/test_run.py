@@ -7,12 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from easyllm.__main__ import main
+from tests.support import PATIENCE, wait_for
 
 DATA = ["+recipe=demo", "stages=[tokenize,shuffle,repartition]", "data.max_documents=20",
         "data.tokenizer.vocab_size=300"]  # fmt: skip
@@ -174,13 +174,6 @@ def slow_source(folder: Path) -> list[str]:
             "data.sources.python_docs._target_=slow_reader.Slow"]  # fmt: skip
 
 
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def descendants(pid: int) -> list[int]:
     import psutil
 
@@ -198,11 +191,11 @@ def test_signal_ends_every_process_and_is_recorded(folder, number, status):
     wait_for(lambda: descendants(process.pid))
     children = descendants(process.pid)
     process.send_signal(number)
-    _, message = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, message
     assert "Traceback" not in message
     assert "run the same command again" in message
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children), 10)
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children))
     assert record(folder / "here", "tokenize")["status"] == "interrupted"
     (store,) = (folder / "runs/stores").iterdir()
     assert not (store / "tokens" / "manifest.json").exists()
@@ -215,12 +208,12 @@ def test_second_live_run_in_a_directory_is_refused(folder):
     try:
         wait_for((folder / "here/run.yaml").exists)
         second = start(*words)
-        _, message = second.communicate(timeout=60)
+        _, message = second.communicate(timeout=PATIENCE)
         assert second.returncode == 2
         assert f"process {first.pid}" in message
     finally:
         first.send_signal(signal.SIGINT)
-        first.communicate(timeout=60)
+        first.communicate(timeout=PATIENCE)
 
 
 def test_killed_parent_takes_its_ranks_along(folder):
@@ -232,7 +225,7 @@ def test_killed_parent_takes_its_ranks_along(folder):
     assert children
     process.kill()
     process.communicate()
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children), 10)
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children))
 
 
 @pytest.mark.parametrize(
@@ -260,9 +253,9 @@ TRAINED = ["+recipe=demo", "stages=[tokenize,train,export]", *DATA[2:], "paralle
 
 def test_ctrl_c_saves_what_was_trained(folder):
     process = start(*TRAINED, "run_dir=here")
-    wait_for((folder / "here/metrics.jsonl").exists, 120)
+    wait_for((folder / "here/metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, told
     assert "press it again to stop at once" in told and "Traceback" not in told
     (step,) = re.findall(r"train: stopped by .*; saved at step (\d+) of 400", told)

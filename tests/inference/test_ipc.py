@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 from easyllm.inference.ipc import Wire, packed, received
+from tests.support import PATIENCE
 
 LONG = bytes(range(256)) * 40_000
 """Longer than any socket's buffer."""
@@ -51,7 +52,7 @@ def test_from_a_thread_to_a_loop_that_takes_the_socket_over(ends, runner) -> Non
     sending.start()
     first = Wire(ends[1]).receive()
     assert [first, *runner.run(hear())] == MESSAGES
-    sending.join(10)
+    sending.join(PATIENCE)
 
 
 def test_from_a_loop_that_waits_for_nobody(ends, runner) -> None:
@@ -59,7 +60,7 @@ def test_from_a_loop_that_waits_for_nobody(ends, runner) -> None:
     written, heard = threading.Event(), []
 
     def hear() -> None:
-        written.wait(30)
+        written.wait(PATIENCE)
         wire = Wire(ends[0])
         with suppress(EOFError):
             while True:
@@ -76,7 +77,7 @@ def test_from_a_loop_that_waits_for_nobody(ends, runner) -> None:
     hearing = threading.Thread(target=hear)
     hearing.start()
     runner.run(send())
-    hearing.join(30)
+    hearing.join(PATIENCE)
     assert heard == MESSAGES
 
 
@@ -106,7 +107,7 @@ def test_closing_wakes_the_one_who_waits_here(ends) -> None:
     hearing = threading.Thread(target=hear, daemon=True)
     hearing.start()
     wire.close()
-    hearing.join(10)
+    hearing.join(PATIENCE)
     assert len(raised) == 1
     with pytest.raises(EOFError):
         Wire(ends[1]).receive()

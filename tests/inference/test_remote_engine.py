@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from easyllm.inference.ipc import Wire, packed, received
 from easyllm.inference.remote_engine import EngineServer, RemoteEngine
 from easyllm.spec.inference import SamplingSpec
 from tests.inference.driven import GREEDY, WARM, complete, encode, load
+from tests.support import PATIENCE, wait_for
 
 LONG = SamplingSpec(max_tokens=200, ignore_eos=True)
 
@@ -39,7 +39,7 @@ def end(engine: HFEngine) -> Iterator[socket.socket]:
     listening.start()
     yield theirs
     theirs.close()
-    listening.join(10)
+    listening.join(PATIENCE)
     assert not listening.is_alive()
     ours.close()
 
@@ -93,12 +93,13 @@ def test_one_who_leaves_ends_the_generation(engine, end) -> None:
         ):
             assert (await anext(steps)).tokens
             assert engine.unfinished == 1
-        deadline = time.monotonic() + 1
-        while engine.unfinished:  # the message is on its way
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(wait_for, lambda: not engine.unfinished)  # it is on its way
 
+    steps: list[None] = []
+    counting = engine.model.register_forward_hook(lambda *_: steps.append(None))
     asyncio.run(leave())
+    counting.remove()
+    assert len(steps) < LONG.max_tokens
 
 
 def test_what_is_under_way_ends_when_the_engine_fails(engine, end) -> None:

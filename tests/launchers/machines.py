@@ -11,8 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from tests.support import PATIENCE, wait_for
 
 ROOT = Path(__file__).parents[2]
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -91,7 +92,7 @@ class Machines:
         ip("-n", self.second, "link", "set", self.cables[1], "down")
         self._kill(self.second)
         if self.sshd is not None:
-            self.sshd.wait(timeout=30)
+            self.sshd.wait(timeout=PATIENCE)
 
     def processes(self, name: str) -> list[int]:
         found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
@@ -107,16 +108,9 @@ class Machines:
             self._kill(name)
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
         if self.sshd is not None:
-            self.sshd.wait(timeout=30)
+            self.sshd.wait(timeout=PATIENCE)
 
 
 def ip(*words: str) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True)
     assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)

@@ -14,6 +14,7 @@ import pytest
 from easyllm.errors import UserError
 from easyllm.launchers.remote.handshake import SECRET, admit, introduce, with_secret
 from easyllm.launchers.remote.protocol import Channel
+from tests.support import PATIENCE
 
 FACTS = {"node": 0, "version": "1"}
 
@@ -42,7 +43,7 @@ def meanwhile(work: Callable[[], Any]) -> Callable[[], Any]:
     thread.start()
 
     def result() -> Any:
-        thread.join(10)
+        thread.join(PATIENCE)
         return found[0]
 
     return result

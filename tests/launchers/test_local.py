@@ -14,7 +14,7 @@ import pytest
 from easyllm.launchers.local import Local
 from easyllm.launchers.ranks import FEW_THREADS
 from easyllm.spec import checks
-from tests.support import run_spec
+from tests.support import PATIENCE, run_spec, wait_for
 
 LAUNCHER = """
 import sys
@@ -36,13 +36,6 @@ def started(logs: Path, code: str, ranks: int, grace: float = 2.0) -> subprocess
     ready = [logs / f"rank-{n}.log" for n in range(ranks)]
     wait_for(lambda: all(log.exists() and b"ready" in log.read_bytes() for log in ready))
     return process
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -99,7 +92,7 @@ def test_output_arrives_before_the_rank_ends(tmp_path: Path) -> None:
     ) % (tmp_path / "go")
     process = started(tmp_path, code, 1)
     (tmp_path / "go").touch()
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize(
@@ -115,12 +108,10 @@ def test_a_failing_rank_ends_the_others_and_its_status_counts(tmp_path: Path) ->
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "print(os.getpid(), flush=True)\n"
-        "time.sleep(0.5 if os.environ['RANK'] == '1' else 60)\n"
+        "time.sleep(0.5 if os.environ['RANK'] == '1' else 3600)\n"
         "sys.exit(4)"
     )
-    begin = time.monotonic()
     assert launch(tmp_path, code, ranks=3, grace=0.5) == 4
-    assert time.monotonic() - begin < 30
     assert not any(alive(int((tmp_path / f"rank-{n}.log").read_text())) for n in range(3))
 
 
@@ -130,25 +121,21 @@ def test_the_others_are_asked_before_they_are_killed(tmp_path: Path) -> None:
         "def end(*_): print('asked'); sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, end)\n"
         f"ready = pathlib.Path(r'{tmp_path}') / 'ready'\n"
-        "if os.environ['RANK'] == '0': ready.touch(); time.sleep(60)\n"
+        "if os.environ['RANK'] == '0': ready.touch(); time.sleep(3600)\n"
         "while not ready.exists(): time.sleep(0.01)\n"
         "sys.exit(4)"
     )
-    begin = time.monotonic()
-    assert launch(tmp_path, code, ranks=2, grace=30) == 4
-    assert time.monotonic() - begin < 25
+    assert launch(tmp_path, code, ranks=2, grace=2 * PATIENCE) == 4
     assert (tmp_path / "rank-0.log").read_text() == "asked\n"
 
 
 def test_what_a_rank_leaves_behind_is_ended(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'])\n"
         "print(child.pid)"
     )
-    begin = time.monotonic()
     assert launch(tmp_path, code) == 0
-    assert time.monotonic() - begin < 30
     child = int((tmp_path / "rank-0.log").read_text())
     wait_for(lambda: not alive(child))
 
@@ -165,7 +152,7 @@ SAVING = (
     "def save(*_): time.sleep({}); print('saved'); sys.exit(75)\n"
     "signal.signal(signal.SIGTERM, save)\n"
     "print('ready')\n"
-    "time.sleep(60)"
+    "time.sleep(3600)"
 )
 
 
@@ -180,19 +167,17 @@ def test_a_signal_lets_the_ranks_save(
     """For longer than the grace that ranks have when another one has failed."""
     process = started(tmp_path, SAVING.format("int(os.environ['RANK'])"), 2, grace=0.2)
     process.send_signal(number)
-    assert process.wait(60) == status  # KeyboardInterrupt reaches the top
+    assert process.wait(PATIENCE) == status  # KeyboardInterrupt reaches the top
     assert all("saved" in (tmp_path / f"rank-{n}.log").read_text() for n in range(2))
     assert ("press it again to stop at once" in capfd.readouterr().err) == (number == signal.SIGINT)
 
 
 def test_a_second_ctrl_c_stops_without_saving(tmp_path: Path) -> None:
-    process = started(tmp_path, SAVING.format(50), 2)
-    begin = time.monotonic()
+    process = started(tmp_path, SAVING.format(3600), 2)
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(1)
-    assert process.wait(60) == -signal.SIGINT
-    assert time.monotonic() - begin < 30
+    assert process.wait(PATIENCE) == -signal.SIGINT
     assert not any("saved" in (tmp_path / f"rank-{n}.log").read_text() for n in range(2))
 
 
@@ -201,20 +186,20 @@ def test_ctrl_c_ends_every_rank(tmp_path: Path, deaf: bool) -> None:
     code = (
         "import os, signal, subprocess, sys, time\n"
         f"if {deaf}: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'])\n"
         "print(os.getpid(), child.pid, 'ready')\n"
-        "time.sleep(60)"
+        "time.sleep(3600)"
     )
     process = started(tmp_path, code, 2)
     process.send_signal(signal.SIGINT)
     if deaf:
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-    assert process.wait(60) == -signal.SIGINT
+    assert process.wait(PATIENCE) == -signal.SIGINT
     pids = [
         int(pid) for n in range(2) for pid in (tmp_path / f"rank-{n}.log").read_text().split()[:2]
     ]
-    wait_for(lambda: not any(alive(pid) for pid in pids), 2)
+    wait_for(lambda: not any(alive(pid) for pid in pids))
 
 
 def test_the_callers_handler_comes_back(tmp_path: Path) -> None:
@@ -227,7 +212,7 @@ def test_launches_from_a_thread(tmp_path: Path) -> None:
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(launch(tmp_path, "exit(2)")))
     thread.start()
-    thread.join(60)
+    thread.join(PATIENCE)
     assert found == [2]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchers.machines import ROOT, Machines, wait_for
+from tests.launchers.machines import ROOT, Machines
 from tests.launchers.test_two_machines import (
     DEMO,
     KEPT_HERE,
@@ -23,6 +23,7 @@ from tests.launchers.test_two_machines import (
     steps,
     witness,
 )
+from tests.support import PATIENCE, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +72,7 @@ class Slurm:
             f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log",
             f"--seed-file={folder}/munge.seed",
         )  # fmt: skip
-        wait_for((folder / "munge.sock").exists, 20)
+        wait_for((folder / "munge.sock").exists)
         self._daemon(*self.on("first", "slurmctld", "-D"))
         for name in ("first", "second"):
             self._daemon(*self.on(name, "slurmd", "-D", "-N", name))
@@ -92,7 +93,7 @@ class Slurm:
 
     def call(self, *words: str) -> str:
         done = subprocess.run(
-            self.on("first", *words), env=self.env, capture_output=True, text=True, timeout=60
+            self.on("first", *words), env=self.env, capture_output=True, text=True, timeout=PATIENCE
         )
         return done.stdout
 
@@ -110,7 +111,7 @@ class Slurm:
     def down(self) -> None:
         for daemon in reversed(self.daemons):
             daemon.terminate()
-            daemon.wait(timeout=30)
+            daemon.wait(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_a_job_trains_on_both_nodes(slurm: Slurm, tmp_path: Path, srun: str) -> 
     script.write_text(f"#!/bin/sh\n{exports}cd {tmp_path}\n{command}")
     slurm.call("sbatch", "--nodes=2", f"--output={tmp_path}/out", str(script))
     # the queue forgets a job when it has ended
-    wait_for(lambda: (tmp_path / "out").exists() and not slurm.call("squeue", "-h"), 300)
+    wait_for(lambda: (tmp_path / "out").exists() and not slurm.call("squeue", "-h"))
     said = (tmp_path / "out").read_text()
     assert steps(tmp_path / "run") == 4, said
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4]

@@ -15,8 +15,9 @@ from easyllm.__main__ import main
 from easyllm.cli import check
 from easyllm.launchers.ranks import TERMINATED, free_port
 from easyllm.launchers.remote.handshake import SECRET
-from tests.launchers.machines import ROOT, wait_for
+from tests.launchers.machines import ROOT
 from tests.launchers.test_local import started
+from tests.support import PATIENCE, wait_for
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["term", "usr1"])
@@ -55,10 +56,10 @@ def test_while_machines_join(tmp_path: Path) -> None:
         connections = psutil.Process(process.pid).net_connections("tcp4")
         return any(found.status == psutil.CONN_ESTABLISHED for found in connections)
 
-    wait_for(lambda: joined(owner) and joined(other), 60)
+    wait_for(lambda: joined(owner) and joined(other))
     other.send_signal(signal.SIGTERM)
     for process in (owner, other):
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 75, said
         assert "Traceback" not in said
 
@@ -70,8 +71,8 @@ def test_before_a_rank_can_hear(tmp_path: Path) -> None:
         "def lost(*_): sys.exit(1)\n"
         "if os.environ['RANK'] == '0': signal.signal(signal.SIGTERM, lost)\n"
         "print('ready', flush=True)\n"
-        "time.sleep(60)"
+        "time.sleep(3600)"
     )
     process = started(tmp_path, code, 2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == TERMINATED  # of which the dispatcher makes 75
+    assert process.wait(PATIENCE) == TERMINATED  # of which the dispatcher makes 75

@@ -8,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.launchers.machines import ROOT, Machines, wait_for
+from tests.launchers.machines import ROOT, Machines
+from tests.support import PATIENCE, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, flo
     words = [w for w in DEMO if not w.startswith("hardware.")]
     command = [sys.executable, "-m", "easyllm", *words, "training.steps=30", "run_dir=run"]
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300,
+        command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -83,9 +83,7 @@ def test_a_machine_loses_its_power_and_the_same_command_goes_on(
     process = easyllm(machines, tmp_path, *words)
     wait_for(lambda: steps(tmp_path / "run") >= 5)
     machines.cut()
-    cut = time.monotonic()
     said = ended(process, 1)
-    assert time.monotonic() - cut < 30
     failure = next(line for line in said.splitlines() if "train failed" in line)
     assert f"rank 1 on {machines.addresses[1]} is out of reach" in failure
     assert "Traceback" not in said
@@ -107,9 +105,7 @@ def test_a_rank_killed_there_is_named_here(machines: Machines, tmp_path: Path) -
     wait_for(lambda: steps(tmp_path / "run") >= 3)
     workers = [pid for pid in machines.processes(machines.second) if is_worker(pid)]
     os.kill(workers[0], signal.SIGKILL)
-    killed = time.monotonic()
     said = ended(process, 1)
-    assert time.monotonic() - killed < 30
     assert f"rank 1 on {machines.addresses[1]} was killed by SIGKILL" in said
     assert "Traceback" not in said, "rank 0 lost its peer, which is not the cause"
     wait_for(lambda: not any(map(is_worker, machines.processes(machines.second))))
@@ -130,8 +126,8 @@ def test_the_owner_is_killed_and_takes_the_other_along(
     process = easyllm(machines, tmp_path, *words)
     wait_for(lambda: steps(tmp_path / "run") >= 3)
     process.kill()
-    process.communicate(timeout=30)
-    wait_for(lambda: not any(map(is_worker, machines.processes(machines.second))), 20)
+    process.communicate(timeout=PATIENCE)
+    wait_for(lambda: not any(map(is_worker, machines.processes(machines.second))))
 
 
 def test_a_run_dir_of_one_machine_only_is_refused(cable: Machines, tmp_path: Path) -> None:

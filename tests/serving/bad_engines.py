@@ -15,10 +15,10 @@ from easyllm.spec.run import RunSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Slow(Transformers):
-    """Takes a minute to load."""
+    """Takes an hour to load."""
 
     def load(self, model: Path, run: RunSpec) -> Engine:
-        time.sleep(60)
+        time.sleep(3600)
         return super().load(model, run)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from easyllm.serving.http.auth import Keys
 from easyllm.serving.server import Server
 from easyllm.serving.service import Service
 from easyllm.spec.run import RunSpec
-from tests.support import merged, run_spec
+from tests.support import PATIENCE, merged, run_spec, wait_for
 
 LONG = 3000
 """Tokens that take the small model several seconds."""
@@ -48,7 +46,7 @@ class Served:
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
-        self.client = httpx.Client(base_url=self.url, timeout=120, headers=headers)
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, headers=headers)
         self.openai = openai.OpenAI(
             base_url=f"{self.url}/v1", api_key=(keys or ("none",))[0], max_retries=0
         )
@@ -84,14 +82,7 @@ class Served:
         self.client.close()
         self.openai.close()
         self.server.should_exit = True
-        self.thread.join(60)
+        self.thread.join(PATIENCE)
         assert not self.thread.is_alive()
         if self.own:
             self.engine.close()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)

@@ -17,7 +17,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from easyllm.inference.engine_protocol import EngineFailed, Step
-from tests.serving.served import Served, spec, wait_for
+from tests.serving.served import Served, spec
+from tests.support import wait_for
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -183,7 +184,7 @@ def test_stops(page: Page) -> None:
     page.send("go on")
     wait_for(lambda: "and on" in page.text())
     page.by("stop").click()
-    wait_for(lambda: page.served.engine.closed == closed + 1, 1)
+    wait_for(lambda: page.served.engine.closed == closed + 1)
     wait_for(page.answered)
     assert page.text().endswith("Stopped.")
     length = len(page.text())

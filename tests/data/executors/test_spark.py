@@ -31,7 +31,7 @@ from easyllm.spec.run import RunSpec
 from tests.data.conftest import Spec, story, work
 from tests.data.shuffle.test_shuffle import large, linked  # noqa: F401  (a fixture)
 from tests.data.test_kills import STAGES, config, content, start
-from tests.support import merged, needs_java, run_spec
+from tests.support import PATIENCE, merged, needs_java, run_spec
 
 SPARK = {"_target_": "spark", "master": "local[2]", "memory_gb": 1}
 
@@ -236,7 +236,7 @@ def jvm(process: psutil.Process) -> psutil.Process:
 
 
 def gone(process: psutil.Process) -> bool:
-    return not psutil.wait_procs([process], timeout=60)[1]
+    return not psutil.wait_procs([process], timeout=PATIENCE)[1]
 
 
 @needs_java
@@ -282,7 +282,7 @@ def test_a_jvm_that_is_killed_is_said(texts: Path, tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "UserError: Spark" in errors
     assert "JVM has ended with status -9" in errors or "does not start" in errors
@@ -313,7 +313,7 @@ def test_a_stopped_run_leaves_no_jvm(number: int, status: int, texts: Path, tmp_
         assert line, "it has ended"
     running = jvm(psutil.Process(process.pid))  # and its first job, of seconds, is begun
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, errors
     assert gone(running)
     assert "Traceback" not in errors

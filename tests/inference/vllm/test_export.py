@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serving.served import wait_for
+from tests.support import PATIENCE, wait_for
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -90,7 +90,7 @@ def served(folder: Path) -> Iterator[httpx.Client]:
         server = subprocess.Popen(
             command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
         )
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE)
 
     def ready() -> bool:
         assert server.poll() is None, (folder / "serve.log").read_text()[-4000:]
@@ -100,12 +100,12 @@ def served(folder: Path) -> Iterator[httpx.Client]:
             return False
 
     try:
-        wait_for(ready, 300)
+        wait_for(ready)
         yield client
     finally:
         server.send_signal(signal.SIGTERM)
         try:
-            server.wait(60)
+            server.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()

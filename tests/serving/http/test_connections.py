@@ -17,6 +17,7 @@ from easyllm.serving.http import protocol
 from easyllm.serving.http.hosts import Hosts, host_name
 from easyllm.spec.inference import ServingSpec
 from tests.serving.served import Served, spec
+from tests.support import PATIENCE
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -37,7 +38,7 @@ def hasty(
 
 def exchanged(served: Served, *parts: bytes, pause: float = 0.0) -> bytes:
     """What comes until the server closes the connection, ``parts`` having been sent."""
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as connection:
         for part in parts:
             connection.sendall(part)
             time.sleep(pause)
@@ -76,27 +77,22 @@ def test_headers_within_the_limit(hasty: Served) -> None:
 
 
 def test_slow_headers(hasty: Served) -> None:
-    begun = time.monotonic()
     status, error = refusal(exchanged(hasty, HEAD, *[b"X: a\r\n"] * 4, pause=0.1))
     assert status == b"408" and "0.5 seconds (serving.header_seconds)" in error["message"]
     assert exchanged(hasty) == b""  # one that asks nothing is closed without words
-    assert time.monotonic() - begun < 20
 
 
 def test_a_refused_body_that_does_not_end(hasty: Served) -> None:
     """Without a key the answer comes before the body, which may not keep the connection."""
     post = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    begun = time.monotonic()
     assert exchanged(hasty, post + b"Content-Length: 100\r\n\r\n{").startswith(b"HTTP/1.1 401")
-    assert time.monotonic() - begun < 5
     chunked = post + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\nX: "
-    begun = time.monotonic()
     answer = exchanged(hasty, chunked, b"a" * 20_000, pause=0.1)
-    assert answer.startswith(b"HTTP/1.1 401") and time.monotonic() - begun < 5
+    assert answer.startswith(b"HTTP/1.1 401")
 
 
 def test_a_connection_is_used_again(hasty: Served) -> None:
-    with socket.create_connection(("127.0.0.1", hasty.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=PATIENCE) as connection:
         for _ in range(2):
             connection.sendall(HEAD + b"\r\n")
             received = b""
