@@ -71,14 +71,14 @@ def write_model(folder: Path, gigabytes: float) -> int:
     from transformers import LlamaConfig
 
     from easyllm.models.families import Llama
-    from easyllm.models.layers import parameter_shapes
+    from easyllm.models.layers import tensor_shapes
     from easyllm.models.weights import plan_shards, shard_name, write_index, write_shard
 
     shape = Llama().shape({**CONFIG, "num_hidden_layers": 1})
     layers = round((gigabytes * 1e9 / 4 - 2 * shape.embedding_parameters) / shape.layer_parameters)
     config = LlamaConfig(**CONFIG, num_hidden_layers=layers, architectures=["LlamaForCausalLM"])
     config.save_pretrained(folder)
-    shapes = parameter_shapes(Llama().layers(config, "sdpa"))
+    shapes = tensor_shapes(Llama().layers(config, "sdpa"))
     sizes = {name: 4 * shape.numel() for name, shape in shapes.items()}
     plan, files = plan_shards(sizes, sum(sizes.values()) / 3), {}
     for number, names in enumerate(plan):

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-LIMIT = 1.5
+LIMIT = 1.3
 EMPTY = """\
 import hydra
 

@@ -17,32 +17,33 @@ from easyllm.spec.problems import near
 from easyllm.spec.roles import Component
 from easyllm.spec.schema import Resolve, UnknownComponent, target_of
 
-FACES = (
-    "easyllm.data.tokenizers.backends",
-    "easyllm.data.executors.components",
-    "easyllm.data.chat.formats",
-    "easyllm.data.sources.legacy_store",
-    "easyllm.data.sources.readers",
-    "easyllm.data.sources.tables",
-    "easyllm.data.chat.templates",
-    "easyllm.data.tokenizers.components",
-    "easyllm.inference.engines",
-    "easyllm.launchers.auto",
-    "easyllm.launchers.local",
-    "easyllm.launchers.multi_node",
-    "easyllm.launchers.rendezvous",
-    "easyllm.launchers.slurm",
-    "easyllm.launchers.ssh",
-    "easyllm.models.families",
-    "easyllm.parallelism.layouts",
-    "easyllm.trackers.mlflow",
-    "easyllm.trackers.tensorboard",
-    "easyllm.trackers.wandb",
-    "easyllm.training.adapters",
-    "easyllm.training.optimizers",
-    "easyllm.training.schedules",
-)
-"""The modules in which shipped components are declared."""
+FACES = {
+    "easyllm.data.tokenizers.backends": "Encoder",
+    "easyllm.data.executors.components": "DataEngine",
+    "easyllm.data.chat.formats": "Template",
+    "easyllm.data.sources.legacy_store": "Reader",
+    "easyllm.data.sources.readers": "Reader",
+    "easyllm.data.sources.tables": "Reader",
+    "easyllm.data.chat.templates": "Template",
+    "easyllm.data.tokenizers.components": "Tokenizer",
+    "easyllm.inference.engines": "InferenceEngine",
+    "easyllm.launchers.auto": "Launcher",
+    "easyllm.launchers.local": "Launcher",
+    "easyllm.launchers.multi_node": "Launcher",
+    "easyllm.launchers.rendezvous": "Launcher",
+    "easyllm.launchers.slurm": "Launcher",
+    "easyllm.launchers.ssh": "Launcher",
+    "easyllm.models.decoders.family": "Family",
+    "easyllm.models.families": "Family",
+    "easyllm.parallelism.layouts": "Parallelism",
+    "easyllm.trackers.mlflow": "Tracker",
+    "easyllm.trackers.tensorboard": "Tracker",
+    "easyllm.trackers.wandb": "Tracker",
+    "easyllm.training.adapters": "Adapter",
+    "easyllm.training.optimizers": "Optimizer",
+    "easyllm.training.schedules": "Schedule",
+}
+"""The modules in which shipped components are declared, each with their role."""
 
 
 RENAMED = {
@@ -113,7 +114,9 @@ def outside(folders: Iterable[str], homes: Iterable[Path]) -> list[str]:
 def shipped(role: type[Component] = Component) -> list[type[Component]]:
     """The package's own components of a role."""
     found = []
-    for name in FACES:
+    for name, of in FACES.items():
+        if role.__name__ in FACES.values() and of != role.__name__:
+            continue  # not imported in vain
         for cls in vars(importlib.import_module(name)).values():
             ours = inspect.isclass(cls) and cls.__module__ == name and cls.__name__[0] != "_"
             if ours and issubclass(cls, role) and not inspect.isabstract(cls):

@@ -192,6 +192,10 @@ def test_every_shipped_component_is_declared_in_a_face():
         return {c for sub in cls.__subclasses__() for c in {sub, *below(sub)}}
 
     assert shipped()
-    declared = {c for c in below(Component) if c.__module__.startswith("easyllm.")}
-    modules = {c.__module__ for c in declared}
-    assert {m for m in modules if not m.startswith("easyllm.spec.roles.")} <= set(FACES)
+    found = {
+        (cls.__module__, role.__name__)
+        for role in Component.__subclasses__()
+        for cls in below(role)
+        if cls.__module__.startswith("easyllm.") and ".spec.roles." not in cls.__module__
+    }
+    assert found <= set(FACES.items())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ from easyllm.cli import diagnosis, interpolation
 from easyllm.cli.command_line import quoting
 from easyllm.cli.command_line.overlay import has, lay, tree
 from easyllm.cli.command_line.overrides import Override, of_hydra
-from easyllm.cli.library import ROOT, Library, absent_option
+from easyllm.cli.composition import composition
+from easyllm.cli.library import Library, absent_option
 from easyllm.cli.relocation import relocated
 from easyllm.spec import texts
 from easyllm.spec.problems import ABSENT, Problem, SpecError
@@ -112,11 +111,8 @@ def composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any
     if absent:
         raise SpecError(absent)
     groups = [o for o in overrides if o.group or of_hydra(o.key)]
-    words = [o.text for o in groups]
-    if library.user is not None:
-        words.append(f"hydra.searchpath=['file://{library.user}']")
     try:
-        config, chosen = copy.deepcopy(composed_by_hydra(library.own, tuple(words)))
+        config, chosen = composition(groups, library).copied()
     except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds, including ValueError
         raise SpecError(diagnosis.problems(error, groups, library)) from error
     if library.user is not None and (several := diagnosis.several(groups, library)):
@@ -125,23 +121,6 @@ def composed(overrides: list[Override], library: Library) -> tuple[dict[str, Any
     if found := [problem for problem in problems if problem]:
         raise SpecError(found)
     return config, chosen
-
-
-@functools.cache
-def composed_by_hydra(
-    folder: Path, words: tuple[str, ...]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Cached, because a command composes the same groups more than once, with other values."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from omegaconf import OmegaConf, open_dict
-
-    with initialize_config_dir(str(folder), version_base="1.3", job_name="easyllm"):
-        config = hydra_compose(ROOT, list(words), return_hydra_config=True)
-    with open_dict(config):
-        chosen = dict(config.pop("hydra").runtime.choices)
-    plain: Any = OmegaConf.to_container(config)
-    return dict(plain), chosen
 
 
 def from_file(file: Path, overrides: list[Override]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from easyllm.cli.command_line import quoting
 from easyllm.cli.command_line.overrides import Override
-from easyllm.cli.library import ROOT, Library
+from easyllm.cli.composition import composition
+from easyllm.cli.library import Library
 
 COMMAND_LINE = "command line"
 
@@ -82,8 +83,7 @@ class OfComposition(Origin):
 
     @functools.cached_property
     def _layers(self) -> list[tuple[str, Any, Any]]:
-        words = tuple(o.text for o in self.overrides if o.group)
-        return _layers(words, self.library)
+        return _layers(self.overrides, self.library)
 
     def __call__(self, key: str) -> str:
         given = self._on_command_line(key)
@@ -128,37 +128,18 @@ def _scalar(place: Any, key: str) -> str | None:
     return node.value if isinstance(node, yaml.ScalarNode) else None
 
 
-@functools.cache
-def _layers(words: tuple[str, ...], library: Library) -> list[tuple[str, Any, Any]]:
+def _layers(overrides: list[Override], library: Library) -> list[tuple[str, Any, Any]]:
     """(file, its tree as placed in the spec, its place) in the order in which Hydra merges
     them."""
-    import warnings
-
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    chosen = list(words)
-    if library.user is not None:
-        chosen.append(f"hydra.searchpath=['file://{library.user}']")
     layers = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with initialize_config_dir(str(library.own), version_base="1.3", job_name="easyllm"):
-                hydra = GlobalHydra.instance().hydra
-                assert hydra is not None
-                defaults = hydra.config_loader.compute_defaults_list(ROOT, chosen, RunMode.RUN)
-        for default in defaults.defaults:
-            path = default.config_path
-            if path is None or path.startswith("hydra") or path.startswith("_"):
-                continue
+        for path, package, contents in composition(overrides, library).files:
             file = library.file(path)
             if not file.is_file():
                 continue
-            tree: Any = OmegaConf.to_container(OmegaConf.load(file))
-            package = default.package or ""
+            tree: Any = OmegaConf.to_container(contents)
             for part in reversed([p for p in package.split(".") if p]):
                 tree = {part: tree}
             layers.append((_shown(file, library), tree, (package, file)))

@@ -10,7 +10,7 @@ import easyllm.models.custom  # noqa: F401  registers what transformers does not
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
 from easyllm.models.families import family_named
-from easyllm.models.layers import parameter_shapes
+from easyllm.models.layers import tensor_shapes
 from easyllm.models.weights import WeightFiles
 from easyllm.printable import some_of
 
@@ -23,14 +23,17 @@ def check_weights(folder: Path) -> None:
     """
     config = AutoConfig.from_pretrained(folder)
     family = family_named(config.model_type)
-    if family is None or getattr(config, "quantization_config", None):
+    if getattr(config, "quantization_config", None):
         return
     if not (messages := tensor_files.problems(folder)):
-        layers = family.layers(config, "sdpa")
-        shapes = parameter_shapes(layers)
+        try:
+            layers = family.layers(config, "eager")
+        except (UserError, ValueError, AttributeError):  # not a decoder that easyllm trains
+            return
+        shapes = tensor_shapes(layers)
         # transformers keeps a separate head in the files of a tied model, with a warning
         shared = {f"{spec.name}.weight": "" for spec in layers if spec.tied_to}
-        messages = WeightFiles(folder, family.names()).problems(shapes, shapes, shared)
+        messages = WeightFiles(folder, family.names(config)).problems(shapes, shapes, shared)
     if messages:
         raise UserError(
             f"{some_of(messages, sep='; ')}; the files and {folder / 'config.json'} are not of one "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -71,7 +71,10 @@ class AdaptedWeights:
         return self.base.files_read | self.parts.files_read
 
     def problems(
-        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
+        self,
+        own: Mapping[str, torch.Size],
+        model: Mapping[str, torch.Size],
+        shared: Mapping[str, str],
     ) -> list[str]:
         return self.base.problems(own, model, shared)
 
@@ -90,7 +93,10 @@ class FreshAdapter:
         self.files_read: set[Path] = set()
 
     def problems(
-        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
+        self,
+        own: Mapping[str, torch.Size],
+        model: Mapping[str, torch.Size],
+        shared: Mapping[str, str],
     ) -> list[str]:
         return []
 

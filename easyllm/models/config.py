@@ -19,7 +19,7 @@ import easyllm.models.custom  # noqa: F401  registers what transformers does not
 from easyllm.errors import UserError
 from easyllm.models import tokenizer_files
 from easyllm.models.compatible import laid_over, with_older_keys
-from easyllm.models.families import FAMILIES, family_named
+from easyllm.models.families import family_named
 from easyllm.models.source import folder
 from easyllm.paths import RunPaths
 from easyllm.spec.roles import Family
@@ -53,9 +53,6 @@ def _fetched(path: str, models: Path, with_weights: bool, revision: str | None) 
 def family_of(run: RunSpec, model_type: str) -> Family:
     """The family that trains models of this type. Raises UserError where there is none."""
     family = run.model.family or family_named(model_type)
-    if family is None:
-        known = ", ".join(f.model_type for f in FAMILIES)
-        raise UserError(f"model.path: models of type {model_type} are not known; known: {known}")
     if family.model_type != model_type:
         raise UserError(
             f"model.family reads models of type {family.model_type}, but the configuration says "
@@ -78,11 +75,13 @@ def hf_config(run: RunSpec) -> PretrainedConfig:
     model_type = values.get("model_type") or (model.family and model.family.model_type)
     if not model_type:
         raise UserError("model.config.model_type is not given; give model.family or the key")
-    family_of(run, model_type)
+    if why := family_of(run, model_type).unusable(values)[0]:
+        raise UserError(f"model.path: {why}")
     config = _built(model_type, values)
-    if run.data.seq_len > config.max_position_embeddings:
+    positions = getattr(config, "max_position_embeddings", run.data.seq_len)
+    if run.data.seq_len > positions:
         raise UserError(
-            f"data.seq_len={run.data.seq_len}: the model has {config.max_position_embeddings} "
+            f"data.seq_len={run.data.seq_len}: the model has {positions} "
             f"positions; give at most that, or model.overrides.max_position_embeddings"
         )
     # rows longer than Qwen's seq_length train its plain positions, so they must not be stretched at

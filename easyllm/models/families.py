@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from easyllm.models.decoders.family import Decoder
 from easyllm.spec.roles import Family, LayerShape, ModelShape
 
 
@@ -242,11 +243,11 @@ class Qwen(_Declared):
     def biased(self, config: Mapping[str, Any]) -> str:
         return "q_proj k_proj v_proj"
 
-    def names(self) -> Any:
+    def names(self, config: Any) -> Any:
         from easyllm.models.custom.modeling_qwen import FUSED, RENAMED
-        from easyllm.models.weight_mapping import WeightMapping
+        from easyllm.models.weight_mapping import RowMapping
 
-        return WeightMapping(RENAMED, FUSED)
+        return RowMapping(RENAMED, FUSED)
 
     def canonical(self, config: Any) -> Any:
         return config.modern()
@@ -282,11 +283,11 @@ class Baichuan(_Declared):
             )
         )
 
-    def names(self) -> Any:
+    def names(self, config: Any) -> Any:
         from easyllm.models.custom.modeling_baichuan import FUSED
-        from easyllm.models.weight_mapping import WeightMapping
+        from easyllm.models.weight_mapping import RowMapping
 
-        return WeightMapping({}, FUSED)
+        return RowMapping({}, FUSED)
 
     def alibi(self, config: Mapping[str, Any]) -> bool:
         return _alibi(config)
@@ -317,6 +318,7 @@ def _norm_head(config: Mapping[str, Any]) -> bool:
 FAMILIES: tuple[Family, ...] = (Llama(), Mistral(), Qwen2(), Qwen3(), Qwen(), Baichuan())
 
 
-def family_named(model_type: str) -> Family | None:
+def family_named(model_type: str) -> Family:
     """The shipped family that reads a ``config.json`` of this ``model_type``."""
-    return next((family for family in FAMILIES if family.model_type == model_type), None)
+    described = (family for family in FAMILIES if family.model_type == model_type)
+    return next(described, Decoder(type=model_type))

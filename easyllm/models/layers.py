@@ -10,7 +10,7 @@ write the same tensors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -31,7 +31,6 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents, arguments, implementation
 from easyllm.models.custom.modeling_baichuan import NormHead, NoRotary, normal_rows
-from easyllm.spec.model.trainable import shapes
 from easyllm.spec.roles import LayerShape
 
 
@@ -177,32 +176,54 @@ def checkpoint_activations(layer: nn.Module) -> None:
 
 def param_specs(layers: Iterable[LayerSpec]) -> list[LayerShape]:
     """The names and shapes of the layers' own parameters, without adapters."""
-    return [
-        LayerShape(
-            spec.name,
-            {
-                f"{spec.name}.{name}": tuple(parameter.shape)
-                for name, parameter in (() if spec.tied_to else spec.build().named_parameters())
-            },
-            spec.decoder,
-            spec.tied_to,
-        )
+    return [_param_spec(spec) for spec in layers]
+
+
+def _param_spec(spec: LayerSpec) -> LayerShape:
+    module, begin = spec.build(), f"{spec.name}."
+    own = {} if spec.tied_to else dict(module.named_parameters())
+    shapes = {f"{begin}{name}": tuple(parameter.shape) for name, parameter in own.items()}
+    linears = [f"{begin}{n}" for n, m in module.named_modules() if isinstance(m, nn.Linear)]
+    return LayerShape(spec.name, shapes, spec.decoder, spec.tied_to, tuple(linears))
+
+
+def tensor_shapes(layers: Iterable[LayerSpec]) -> dict[str, torch.Size]:
+    """The shapes of the parameters and buffers that files hold, by name: shared parameters once,
+    and without adapters."""
+    return {
+        f"{spec.name}.{name}": tensor.shape
         for spec in layers
-    ]
+        if spec.tied_to is None
+        for name, tensor in spec.build().state_dict().items()
+    }
 
 
-def parameter_shapes(layers: Iterable[LayerSpec]) -> dict[str, torch.Size]:
-    """Shapes by parameter name, shared parameters once and without adapters."""
-    return {name: torch.Size(shape) for name, shape in shapes(param_specs(layers)).items()}
+def stored_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that files hold, by name."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {n: tensor for n, tensor in module.state_dict().items() if n not in parameters}
 
 
 def chain(
-    layers: Iterable[tuple[nn.Module, bool]], value: torch.Tensor, documents: Documents
-) -> torch.Tensor:
+    layers: Iterable[tuple[Callable[..., Any], bool]], value: torch.Tensor, documents: Documents
+) -> Any:
     """The output of consecutive layers, each with its ``LayerSpec.decoder``, for ``value``."""
     for layer, decoder in layers:
         value = layer(value, documents) if decoder else layer(value)
     return value
+
+
+Forward = Callable[[torch.Tensor, Documents], Any]
+"""Consecutive layers as one function of token ids or hidden states."""
+Assemble = Callable[[Sequence[LayerSpec], Sequence[Callable[..., Any]]], Forward]
+"""Makes that function of the layers and of their built modules. The last may be a function of
+hidden states in place of the head."""
+
+
+def chained(specs: Sequence[LayerSpec], built: Sequence[Callable[..., Any]]) -> Forward:
+    """``Assemble`` for layers that each take what the one before it returns."""
+    pairs = [(layer, spec.decoder) for spec, layer in zip(specs, built, strict=True)]
+    return partial(chain, pairs)
 
 
 Unprojected = tuple[torch.Tensor, torch.Tensor]

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
-from easyllm.models.weight_mapping import TensorSlice, WeightMapping
+from easyllm.models.weight_mapping import RowMapping, Shape, WeightMapping
 from easyllm.printable import some_of
 
 DTYPES = {
@@ -28,6 +28,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+ANY_SHAPE = (1, 1)
+"""For names of embeddings and heads, which no mapping splits by shape."""
 FIX = (
     "the files and the configuration are not of one model, or their download did not end: fetch "
     "them again, take back what model.overrides changes, or give model.init=random"
@@ -48,7 +50,10 @@ class Weights(Protocol):
         ...
 
     def problems(
-        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
+        self,
+        own: Mapping[str, torch.Size],
+        model: Mapping[str, torch.Size],
+        shared: Mapping[str, str],
     ) -> list[str]:
         """The reasons why parameters in ``own`` cannot be read, a sentence each, and problems with
         tensors that are neither in the whole ``model`` nor in ``shared``. ``shared`` has the names
@@ -71,7 +76,7 @@ class WeightFiles:
     def __init__(
         self, folder: Path, names: WeightMapping | None = None, stem: str = tensor_files.MODEL
     ):
-        self.folder, self.names = folder, names or WeightMapping()
+        self.folder, self.names = folder, names or RowMapping()
         self.bytes_read = 0
         self.files_read: set[Path] = set()
         found = tensor_files.find(folder, stem)
@@ -82,31 +87,35 @@ class WeightFiles:
         self.files = found
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
-        place = self.names.slice_of(name)
-        if reason := self._problem(place, shape, name):
+        if reason := next(self._problems(name, shape), None):
             raise UserError(f"{reason}; {FIX}")
-        file = self.files[place.tensor]
-        rows = slice(None)
-        if place.parts > 1:
-            rows = slice(place.part * shape[0], (place.part + 1) * shape[0])
-        tensor = _opened(file).rows(place.tensor, rows)
-        self.bytes_read += tensor.nbytes
-        self.files_read.add(file)
+        tensor: torch.Tensor = self.names.loaded(name, shape, self._rows)
         return tensor
+
+    def _rows(self, tensor: str, rows: slice) -> torch.Tensor:
+        file = self.files[tensor]
+        found = _opened(file).rows(tensor, rows)
+        self.bytes_read += found.nbytes
+        self.files_read.add(file)
+        return found
 
     def shapes(self) -> dict[str, torch.Size]:
         """The shape of every tensor of the files, by its name there, without reading it."""
         return {name: _opened(file).shapes[name] for name, file in self.files.items()}
 
     def problems(
-        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
+        self,
+        own: Mapping[str, torch.Size],
+        model: Mapping[str, torch.Size],
+        shared: Mapping[str, str],
     ) -> list[str]:
         found = dict.fromkeys(
-            reason
-            for name, shape in own.items()
-            if (reason := self._problem(self.names.slice_of(name), shape, name))
+            reason for name, shape in own.items() for reason in self._problems(name, shape)
         )
-        spare = set(self.files) - set(self.names.tensors([*model, *shared]))
+        places = {**model, **dict.fromkeys(shared, ANY_SHAPE)}
+        spare = set(self.files)
+        for name, shape in places.items():
+            spare.difference_update(self.names.sources(name, shape))
         # tables in old checkpoints that every model computes itself
         spare = {name for name in spare if not name.endswith("rotary_emb.inv_freq")}
         for name, same in shared.items():
@@ -125,7 +134,7 @@ class WeightFiles:
 
     def _equal(self, first: str, second: str) -> bool:
         """Whether two tensors are the same, where the files hold both and can be read."""
-        names = [self.names.slice_of(name).tensor for name in (first, second)]
+        names = [next(iter(self.names.sources(name, ANY_SHAPE))) for name in (first, second)]
         places = [self.files[name] for name in names if name in self.files]
         if len(places) < 2 or any(map(_damage, places)):
             return True
@@ -139,23 +148,28 @@ class WeightFiles:
             for part in parts
         )
 
-    def _problem(self, place: TensorSlice, shape: torch.Size, name: str) -> str | None:
-        whole = torch.Size([place.parts * shape[0], *shape[1:]])
-        file = self.files.get(place.tensor)
+    def _problems(self, name: str, shape: torch.Size) -> Iterator[str]:
+        """Why the parameter ``name`` cannot be read."""
+        for tensor, whole in self.names.sources(name, shape).items():
+            if reason := self._problem(tensor, whole, name):
+                yield reason
+
+    def _problem(self, tensor: str, shape: Shape, name: str) -> str | None:
+        file = self.files.get(tensor)
         if file is None:
             hint = ""
             if name == "lm_head.weight":
                 hint = " (model.overrides.tie_word_embeddings=true if it shares the embedding)"
-            return f"{self.folder} has no tensor {place.tensor} of shape {tuple(whole)}{hint}"
+            return f"{self.folder} has no tensor {tensor} of shape {tuple(shape)}{hint}"
         if reason := _damage(file):
-            return f"{reason}; {place.tensor} is to be read from it"
-        found = _opened(file).shapes.get(place.tensor)
+            return f"{reason}; {tensor} is to be read from it"
+        found = _opened(file).shapes.get(tensor)
         if found is None:
-            return f"{file} does not hold {place.tensor}, which its index says it does"
-        if found != whole:
+            return f"{file} does not hold {tensor}, which its index says it does"
+        if found != torch.Size(shape):
             return (
-                f"{file}: {place.tensor} has shape {tuple(found)}, the configuration asks for "
-                f"{tuple(whole)}"
+                f"{file}: {tensor} has shape {tuple(found)}, the configuration asks for "
+                f"{tuple(shape)}"
             )
         return None
 
@@ -249,7 +263,10 @@ class RandomWeights:
         self.files_read: set[Path] = set()
 
     def problems(
-        self, own: Mapping[str, torch.Size], model: Iterable[str], shared: Mapping[str, str]
+        self,
+        own: Mapping[str, torch.Size],
+        model: Mapping[str, torch.Size],
+        shared: Mapping[str, str],
     ) -> list[str]:
         return []
 
@@ -274,11 +291,16 @@ def fill(
     layer: nn.Module, name: str, weights: Weights, dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
     """Give the layer called ``name`` its parameters, which are on the meta device."""
-    for path, empty in list(layer.named_parameters()):
+    parameters = dict(layer.named_parameters())
+    for path, empty in layer.state_dict(keep_vars=True).items():
         owner, _, attribute = path.rpartition(".")
-        value = weights.tensor(f"{name}.{path}", empty.shape).to(device=device, dtype=dtype)
-        filled = nn.Parameter(value, requires_grad=empty.requires_grad)
-        setattr(layer.get_submodule(owner), attribute, filled)
+        value = weights.tensor(f"{name}.{path}", empty.shape)
+        if path in parameters:
+            value = value.to(device=device, dtype=dtype)
+            filled = nn.Parameter(value, requires_grad=empty.requires_grad)
+            setattr(layer.get_submodule(owner), attribute, filled)
+        else:  # a buffer keeps the dtype that its model gives it
+            setattr(layer.get_submodule(owner), attribute, value.to(device, empty.dtype))
     return layer.to(device)
 
 

@@ -80,7 +80,7 @@ def wrap_collectives(wrapped: Callable[[Callable[..., Any]], Any]) -> None:
             setattr(backend, name, wrapped(functools.partial(method, backend)))
 
 
-def whole_shape(parameter: torch.nn.Parameter) -> torch.Size:
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
     """The shape of the whole parameter, which ZeRO 3 may have flattened and split."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 

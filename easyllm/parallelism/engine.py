@@ -18,10 +18,12 @@ from tqdm import tqdm
 from easyllm.errors import UserError
 from easyllm.files import write_json
 from easyllm.models.layers import (
+    Assemble,
     LayerSpec,
     causal_loss,
     checkpoint_activations,
-    parameter_shapes,
+    stored_buffers,
+    tensor_shapes,
 )
 from easyllm.models.weights import DTYPES, FIX, Weights, fill
 from easyllm.parallelism.deepspeed_config import configuration, effective
@@ -74,10 +76,12 @@ class TrainEngine(abc.ABC):
         layout: Parallelism,
         *,
         layers: Sequence[LayerSpec],
+        assemble: Assemble,
         weights: Weights,
         device: torch.device,
     ):
         self.run, self.layout, self.layers, self.weights = run, layout, layers, weights
+        self.assemble = assemble
         self.device, self.dtype = device, DTYPES[run.model.dtype]
         self.accumulation = layout.accumulation(run.hardware.ranks)
         self.decoders = [spec.name for spec in layers if spec.decoder]
@@ -134,6 +138,14 @@ class TrainEngine(abc.ABC):
             for path, parameter in module.named_parameters():
                 yield f"{layer}.{path}", parameter
 
+    def tensors(self, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The parameters of ``modules``, and the buffers that files hold, by their names in the
+        whole model."""
+        yield from self.parameters(modules)
+        for layer, module in modules.items():
+            for path, buffer in stored_buffers(module).items():
+                yield f"{layer}.{path}", buffer
+
     def fragments(self) -> Iterator[Fragment]:
         """The fragments of parameters that this rank's optimizer holds."""
         return fragments(self.runtime, self.parameters({**self.modules, **self.copies}))
@@ -150,9 +162,9 @@ class TrainEngine(abc.ABC):
     def check_weights(self, own: Iterable[LayerSpec]) -> None:
         """Raise UserError on every rank if any cannot read the weights of its ``own`` layers, or if
         the files hold tensors that belong to no layer."""
-        names = parameter_shapes(self.layers)
+        model = tensor_shapes(self.layers)
         shared = {f"{s.name}.weight": f"{s.tied_to}.weight" for s in self.layers if s.tied_to}
-        found = self.weights.problems(parameter_shapes(own), names, shared)
+        found = self.weights.problems(tensor_shapes(own), model, shared)
         messages = list(dict.fromkeys(chain.from_iterable(all_gather_object(found))))
         if messages:
             raise UserError(f"model.path: {some_of(messages, sep='; ')}; {FIX}")

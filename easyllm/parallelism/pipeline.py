@@ -16,7 +16,7 @@ from torch import nn
 
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents
-from easyllm.models.layers import LayerSpec, chain, param_specs, unprojected
+from easyllm.models.layers import LayerSpec, param_specs, unprojected
 from easyllm.parallelism import partition, world
 from easyllm.parallelism.deepspeed_internals import BoundedPipeline
 from easyllm.parallelism.engine import Batch, TrainEngine
@@ -123,8 +123,6 @@ class _Stages(BoundedPipeline):
     """
 
     def __init__(self, engine: PipelineTrainEngine, bounds: list[int]):
-        self._decoders = [spec.decoder for spec in engine.layers]
-        self._projects = engine.projects
         self._known = engine.known
         super().__init__(
             layers=engine.specs(),
@@ -132,17 +130,18 @@ class _Stages(BoundedPipeline):
             loss_fn=lambda logits, target: engine.loss(logits, *target),
             bounds=bounds,
         )
+        functions = list(self.forward_funcs)
+        specs = engine.layers[self.own]
+        self._ends = self.own.stop == len(engine.layers)
+        if self._ends and not engine.projects:
+            functions[-1] = partial(unprojected, functions[-1])
+        self._forward = engine.assemble(specs, functions)
 
     def forward(self, forward_input: tuple[torch.Tensor, torch.Tensor]) -> Any:
         value, positions = forward_input
-        last = self.own.stop == len(self._decoders)
-        functions = list(self.forward_funcs)
-        if last and not self._projects:
-            functions[-1] = partial(unprojected, functions[-1])
-        layers = zip(functions, self._decoders[self.own], strict=True)
         known = self._known.popleft() if self._known else None
-        value = chain(layers, value, Documents.of(positions, known))
-        return value if last else (value, positions)
+        value = self._forward(value, Documents.of(positions, known))
+        return value if self._ends else (value, positions)
 
 
 class _Own(DeepSpeedLayer):

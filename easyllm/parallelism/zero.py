@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from easyllm.models.attention.documents import Documents
-from easyllm.models.layers import LayerSpec, Unprojected, chain, unprojected
+from easyllm.models.layers import Assemble, LayerSpec, Unprojected, unprojected
 from easyllm.parallelism.engine import Batch, TrainEngine
 from easyllm.parallelism.world import quiet
 from easyllm.spec.run import RunSpec
@@ -34,7 +34,7 @@ class ZeroTrainEngine(TrainEngine):
 
     def _model(self) -> nn.Module:
         self.check_weights(self.layers)
-        model = _Chain(self.projects)
+        model = _Whole(self.assemble, self.projects)
         with self.loading(len(self.layers)):
             for spec in self.layers:
                 if spec.tied_to is None:
@@ -92,13 +92,14 @@ class ZeroTrainEngine(TrainEngine):
             yield
 
 
-class _Chain(nn.Module):
-    """Layers in sequence, nested so that parameters have their Hugging Face names."""
+class _Whole(nn.Module):
+    """All layers, nested so that parameters have their Hugging Face names."""
 
-    def __init__(self, projects: bool) -> None:
+    def __init__(self, assemble: Assemble, projects: bool) -> None:
         super().__init__()
-        self.projects = projects
+        self.assemble, self.projects = assemble, projects
         self.specs: list[LayerSpec] = []
+        self.assembled: Any = None
 
     def append(self, spec: LayerSpec, layer: nn.Module) -> None:
         owner: nn.Module = self
@@ -113,9 +114,10 @@ class _Chain(nn.Module):
     def forward(
         self, ids: torch.Tensor, positions: torch.Tensor, known: torch.Tensor
     ) -> torch.Tensor | Unprojected:
-        layers: list[tuple[Any, bool]] = [
-            (self.get_submodule(spec.name), spec.decoder) for spec in self.specs
-        ]
-        if not self.projects:
-            layers[-1] = partial(unprojected, layers[-1][0]), False
-        return chain(layers, ids, Documents.of(positions, known))
+        if self.assembled is None:
+            layers: list[Any] = [self.get_submodule(spec.name) for spec in self.specs]
+            if not self.projects:
+                layers[-1] = partial(unprojected, layers[-1])
+            self.assembled = self.assemble(self.specs, layers)
+        found: torch.Tensor | Unprojected = self.assembled(ids, Documents.of(positions, known))
+        return found

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from easyllm.errors import UserError
-from easyllm.models.families import FAMILIES, family_named
+from easyllm.models.families import family_named
 from easyllm.models.source import local_config
 from easyllm.parallelism import partition
 from easyllm.parallelism.layouts import Pipeline
@@ -16,7 +16,7 @@ from easyllm.preflight import described, machine, places
 from easyllm.spec.checks import config_problems
 from easyllm.spec.model import published_config, trainable
 from easyllm.spec.model.dimensions import shape_problems
-from easyllm.spec.problems import Problem, near
+from easyllm.spec.problems import Problem
 from easyllm.spec.run import RunSpec
 
 
@@ -25,9 +25,9 @@ def settled(run: RunSpec) -> RunSpec:
     none."""
     model = run.model
     if model.family is None:
-        family = family_named(str(_published(run).get("model_type")))
-        if family is not None:
-            return replace(run, model=replace(model, family=family))
+        model_type = _published(run).get("model_type")
+        if isinstance(model_type, str) and model_type:
+            return replace(run, model=replace(model, family=family_named(model_type)))
     return run
 
 
@@ -89,12 +89,9 @@ def _model(run: RunSpec) -> Iterator[Problem]:
     if not config:
         return
     if model.family is None:
-        model_type = str(config.get("model_type"))
         yield Problem(
-            "model.path", model.path,
-            f"its config.json has model_type {model_type}, which no family supports",
-            near(model_type, [family.model_type for family in FAMILIES])
-            or "give your own family in model.family._target_",
+            "model.path", model.path, "its config.json names no model_type",
+            "fetch it again, or give model.family._target_",
         )  # fmt: skip
         return
     yield from shape_problems(run, model.family, {**config, **model.overrides})

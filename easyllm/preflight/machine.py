@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,10 +38,10 @@ def problems(run: RunSpec) -> Iterator[Problem]:
                 "model.attention", run.model.attention, "the package flash-attn is not installed",
                 "pip install 'easyllm[flash-attn]', or give model.attention=varlen",
             )  # fmt: skip
-        if run.model.attention == "varlen" and _numbers(version("torch")) < VARLEN:
+        if run.model.attention == "varlen" and _numbers(_version("torch")) < VARLEN:
             yield Problem(
                 "model.attention", run.model.attention,
-                f"torch has it from 2.11 on, and this is {version('torch')}",
+                f"torch has it from 2.11 on, and this is {_version('torch')}",
                 "give model.attention=sdpa, or pip install 'torch>=2.11'",
             )  # fmt: skip
     if "train" in run.stages:
@@ -60,13 +59,19 @@ def problems(run: RunSpec) -> Iterator[Problem]:
 
 
 def _loss_problems(run: RunSpec) -> Iterator[Problem]:
-    if run.training.loss != "linear_cross_entropy" or _numbers(version("torch")) >= FUSED_LOSS:
+    if run.training.loss != "linear_cross_entropy" or _numbers(_version("torch")) >= FUSED_LOSS:
         return
     yield Problem(
         "training.loss", run.training.loss,
-        f"torch has it from 2.13 on, and this is {version('torch')}",
+        f"torch has it from 2.13 on, and this is {_version('torch')}",
         "give training.loss=cross_entropy, or pip install 'torch>=2.13'",
     )  # fmt: skip
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version  # takes as long to import as all checks to run
+
+    return version(package)
 
 
 def _numbers(release: str) -> tuple[int, ...]:

@@ -279,7 +279,7 @@ def config_problems(run: RunSpec, family: Family | None) -> Iterator[Problem]:
             at = f"model.{group}.{key}"
             yield Problem(at, given[key], f"must be {must}", f"give {at}=<{must}>")
         for key, value in given.items():
-            if family and key not in family.config_keys:
+            if family and family.config_keys and key not in family.config_keys:
                 yield Problem(
                     f"model.{group}.{key}",
                     value,

@@ -13,8 +13,8 @@ from easyllm.data.dataset.rows import Rows
 from easyllm.models import tokenizer_files
 from easyllm.models.adapted import adapted
 from easyllm.models.config import family_of, hf_config
-from easyllm.models.layers import LayerSpec, param_specs
-from easyllm.models.weight_mapping import WeightMapping
+from easyllm.models.layers import Assemble, LayerSpec, chained, param_specs
+from easyllm.models.weight_mapping import RowMapping
 from easyllm.models.weights import Weights
 from easyllm.parallelism.engine import TrainEngine
 from easyllm.spec.model import trainable
@@ -36,6 +36,7 @@ class Setup:
     config: PretrainedConfig
     family: Family
     layers: list[LayerSpec]
+    assemble: Assemble
     parameters: int
     trained_parameters: int
     total_steps: int
@@ -52,6 +53,7 @@ class Setup:
         total = total_steps(run, rows)
         return cls(
             run, rows, config, family, changed,
+            family.assemble(config, run.model.attention) or chained,
             parameters=sum(map(math.prod, trainable.shapes(shapes).values())),
             trained_parameters=sum(map(math.prod, trainable.trained(run, shapes).values())),
             total_steps=total,
@@ -71,7 +73,7 @@ class Setup:
         found = self.resume.checkpoint
         weights = starting_weights(self.run, self.config, self.family, found)
         engine = self.run.parallelism.engine(
-            self.run, layers=self.layers, weights=weights, device=device
+            self.run, layers=self.layers, assemble=self.assemble, weights=weights, device=device
         )
         if found and self.resume.step:
             optimizer_state.load(engine, found.path / optimizer_state.FOLDER)
@@ -80,7 +82,7 @@ class Setup:
     def saver(self) -> Saver:
         manifest = self.rows.manifest
         return Saver(
-            self.run, self.config, self.family.names() or WeightMapping(),
+            self.run, self.config, self.family.names(self.config) or RowMapping(),
             bool(manifest["conversations"]), manifest["template_arguments"],
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 from easyllm import __main__ as command
-from easyllm.cli import compose, hydra_app
+from easyllm.cli import composition, hydra_app
 from easyllm.spec.problems import Problem
 from tests.cli.drawing import CONFIG, Draw
 
@@ -136,7 +136,7 @@ def tried(words: list[str], folder: Path) -> Outcome:
 def run(count: int, seed: int, folder: Path) -> tuple[dict[str, Any], list[Outcome]]:
     """Try ``count`` specs in ``folder``, the current one; what they came to, and the faults."""
     prepare(folder)
-    compose.composed_by_hydra.cache_clear()
+    composition.composed_by_hydra.cache_clear()
     faults: list[Outcome] = []
     counts: Counter[str] = Counter()
     begun, slowest = time.monotonic(), 0.0

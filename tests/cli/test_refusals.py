@@ -33,7 +33,7 @@ def test_a_package_that_is_not_installed(empty, capsys, monkeypatch):
 
 
 def test_attention_that_an_older_torch_has_not(empty, capsys, monkeypatch):
-    monkeypatch.setattr("easyllm.preflight.machine.version", lambda name: "2.10.0+cu130")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.10.0+cu130")
     monkeypatch.setattr("easyllm.preflight.machine.cuda_devices", lambda: 8)
     assert main(["+recipe=llama3_8b", "model.attention=varlen"]) == 2
     message = " ".join(capsys.readouterr().err.split())
@@ -43,7 +43,7 @@ def test_attention_that_an_older_torch_has_not(empty, capsys, monkeypatch):
 
 
 def test_a_loss_that_an_older_torch_has_not(empty, capsys, monkeypatch):
-    monkeypatch.setattr("easyllm.preflight.machine.version", lambda name: "2.11.0+cu130")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.11.0+cu130")
     assert main(["+recipe=demo", "training.loss=linear_cross_entropy"]) == 2
     message = " ".join(capsys.readouterr().err.split())
     assert "training.loss = linear_cross_entropy" in message

@@ -20,7 +20,7 @@ from easyllm.models.layers import (
     causal_loss,
     chain,
     decoder_layers,
-    parameter_shapes,
+    tensor_shapes,
     unprojected,
 )
 from easyllm.models.weights import RandomWeights, WeightFiles, fill
@@ -57,7 +57,7 @@ def chained(
         positions = torch.arange(ids.shape[1]).expand_as(ids)
     weights = WeightFiles(folder)
     layers = decoder_layers(config, attention)
-    assert weights.problems(parameter_shapes(layers), parameter_shapes(layers), {}) == []
+    assert weights.problems(tensor_shapes(layers), tensor_shapes(layers), {}) == []
     sources = {spec.name: spec for spec in layers}
     built = []
     for spec in layers:
@@ -221,7 +221,7 @@ def test_positions_are_exact_in_bfloat16(tmp_path: Path) -> None:
 def test_random_weights_depend_on_seed_and_name_alone() -> None:
     config = LlamaConfig(**LLAMA, initializer_range=0.05, pad_token_id=7)
     first, again, other = (RandomWeights(config, seed) for seed in (1, 1, 2))
-    shapes = parameter_shapes(decoder_layers(config, "sdpa"))
+    shapes = tensor_shapes(decoder_layers(config, "sdpa"))
     drawn = {name: first.tensor(name, shape) for name, shape in shapes.items()}
     for name in reversed(list(shapes)):
         assert torch.equal(again.tensor(name, shapes[name]), drawn[name])
@@ -239,7 +239,7 @@ def test_parameters_have_transformers_names_and_shapes() -> None:
         expected = {
             name: parameter.shape for name, parameter in LlamaForCausalLM(config).named_parameters()
         }
-        assert parameter_shapes(decoder_layers(config, "sdpa")) == expected
+        assert tensor_shapes(decoder_layers(config, "sdpa")) == expected
 
 
 HEADS: dict[str, Callable[[], Any]] = {

@@ -15,8 +15,8 @@ from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents, arguments
 from easyllm.models.custom.modeling_baichuan import AlibiAttention, alibi_slopes
 from easyllm.models.families import family_named
-from easyllm.models.layers import causal_loss, chain, parameter_shapes
-from easyllm.models.weight_mapping import WeightMapping
+from easyllm.models.layers import causal_loss, chain, tensor_shapes
+from easyllm.models.weight_mapping import RowMapping
 from easyllm.models.weights import WeightFiles, fill
 from tests.models.small import SMALL, WRITTEN_OUT, Reference, paper_slopes, save
 from tests.models.test_layers import PACKED, packed
@@ -33,10 +33,10 @@ class Ours:
         config = AutoConfig.from_pretrained(folder)
         family = family_named(config.model_type)
         assert family is not None
-        self.names: WeightMapping = family.names() or WeightMapping()
+        self.names: RowMapping = family.names(config) or RowMapping()
         weights = WeightFiles(folder, self.names)
         specs = family.layers(config, attention)
-        shapes = parameter_shapes(specs)
+        shapes = tensor_shapes(specs)
         tied = {f"{s.name}.weight": f"{s.tied_to}.weight" for s in specs if s.tied_to}
         assert weights.problems(shapes, shapes, tied) == []
         self.modules: dict[str, nn.Module] = {}

@@ -15,9 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
-from easyllm.models.layers import decoder_layers, parameter_shapes
+from easyllm.models.layers import decoder_layers, tensor_shapes
 from easyllm.models.tensor_files import INDEX
-from easyllm.models.weight_mapping import WeightMapping
+from easyllm.models.weight_mapping import RowMapping
 from easyllm.models.weights import (
     WeightFiles,
     plan_shards,
@@ -28,7 +28,7 @@ from easyllm.models.weights import (
 from tests.support import LLAMA
 
 CONFIG = LlamaConfig(**LLAMA)
-SHAPES = parameter_shapes(decoder_layers(CONFIG, "sdpa"))
+SHAPES = tensor_shapes(decoder_layers(CONFIG, "sdpa"))
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -91,9 +91,7 @@ def test_another_shape_is_told_with_both(folder: Path) -> None:
 def test_tensors_without_a_place_are_listed(folder: Path) -> None:
     files = WeightFiles(folder)
     assert files.problems(SHAPES, SHAPES, {}) == []
-    fewer = parameter_shapes(
-        decoder_layers(LlamaConfig(**{**LLAMA, "num_hidden_layers": 1}), "sdpa")
-    )
+    fewer = tensor_shapes(decoder_layers(LlamaConfig(**{**LLAMA, "num_hidden_layers": 1}), "sdpa"))
     (told,) = files.problems(fewer, fewer, {})
     assert "9 tensors" in told and "model.layers.1." in told
 
@@ -247,7 +245,7 @@ class Planted:
 
 
 def test_parts_of_a_fused_tensor_are_read_alone(tmp_path: Path) -> None:
-    names = WeightMapping({"model.": "transformer."}, {".pack.": (".q.", ".k.", ".v.")})
+    names = RowMapping({"model.": "transformer."}, {".pack.": (".q.", ".k.", ".v.")})
     pack = torch.arange(90.0).view(30, 3)
     write_shard(tmp_path / "model.safetensors", {"transformer.0.pack.weight": pack})
     files = WeightFiles(tmp_path, names)

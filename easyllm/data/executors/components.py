@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from easyllm.data.executors.pool import Pool, Processes
 from easyllm.spec.problems import Problem
 from easyllm.spec.roles import DataEngine
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import flatten
 from easyllm.spec.types import PositiveFloat
+
+if TYPE_CHECKING:
+    from easyllm.data.executors.pool import Pool
 
 STAGES = {"tokenize", "shuffle", "repartition"}
 """The stages that a data engine runs."""
@@ -35,10 +37,14 @@ class Local(DataEngine):
 
     def start(self, run: RunSpec, size: int) -> None:
         if size > SMALL and run.data.workers != 1:
+            from easyllm.data.executors.pool import Processes
+
             Processes.start()
 
     @contextmanager
     def open(self, run: RunSpec, scratch: Path) -> Iterator[Pool]:
+        from easyllm.data.executors.pool import Processes
+
         with Processes() as pool:
             yield pool
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from easyllm.spec.model import published_config, trainable
-from easyllm.spec.problems import Problem
-from easyllm.spec.roles import Family, ModelShape
+from easyllm.spec.problems import Problem, near
+from easyllm.spec.roles import Family, LayerShape, ModelShape
 from easyllm.spec.run import RunSpec
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -21,6 +22,17 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
         return f"model.overrides.{key}" if key in run.model.overrides else f"model.config.{key}"
 
     if any(published_config.wrong(config)):  # reported with the keys
+        return
+    why, known = family.unusable(config)
+    if why:
+        path = not run.model.config
+        yield Problem(
+            "model.path" if path else "model.config.model_type" if known else "model.config",
+            run.model.path if path else family.model_type if known else dict(config),
+            f"its config.json has model_type {family.model_type}: {why}" if path else why,
+            near(family.model_type, known)
+            or ("give your own family in model.family._target_" if known else "fix its values"),
+        )  # fmt: skip
         return
     try:
         shape = family.shape(config)
@@ -54,7 +66,20 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
     canonical = run.export.layout == "canonical" and "export" in run.stages
     if canonical and (why := family.native_only(config)):
         yield Problem("export.layout", "canonical", why, "give export.layout=native")
+    attentions = family.attentions(config)
+    if attentions and run.model.attention not in attentions:
+        yield Problem(
+            "model.attention", run.model.attention,
+            f"models of type {family.model_type} are trained with {' or '.join(attentions)}",
+            f"give model.attention={attentions[0]}", also=("model.family",),
+        )  # fmt: skip
     stages = run.parallelism.stages
+    if stages > 1 and (why := family.uncut(config)):
+        yield Problem(
+            "parallelism.pipeline_stages", stages,
+            f"the layers of a {family.model_type} model cannot be divided: {why}",
+            "give parallelism=zero", also=("model.family",),
+        )  # fmt: skip
     if stages > shape.layers:
         yield Problem(
             "parallelism.pipeline_stages",
@@ -83,7 +108,8 @@ def _memory(
     if limit is None or "train" not in run.stages:
         return
     layers = family.param_specs(config)
-    need = state_bytes(run, shape, trainable.share(run, layers) if layers else 1.0) / 1e9
+    share = trainable.share(run, layers) if layers else 1.0
+    need = state_bytes(run, shape, share, layers) / 1e9
     if need > limit:
         yield Problem(
             "hardware.memory_gb",
@@ -94,17 +120,25 @@ def _memory(
         )
 
 
-def state_bytes(run: RunSpec, shape: ModelShape, trained: float = 1.0) -> float:
+def state_bytes(
+    run: RunSpec,
+    shape: ModelShape,
+    trained: float = 1.0,
+    layers: Sequence[LayerShape] | None = None,
+) -> float:
     """Bytes of weights, gradients and AdamW states on the device with the most of them; ``trained``
-    is the share of the weights that is trained.
+    is the share of the weights that is trained. Without ``layers`` each decoder layer has a gated
+    feed-forward.
 
     In bfloat16 the optimizer keeps an fp32 copy of the weights and fp32 gradients.
     """
     layout = run.parallelism
-    layers = -(-shape.layers // layout.stages) * shape.layer_parameters
-    parameters = layers + shape.embedding_parameters
+    whole = _numbers(layers) if layers else shape.parameters
+    decoders = _numbers(layer for layer in layers if layer.decoder) if layers else 0
+    each = decoders / shape.layers if layers else shape.layer_parameters
+    parameters = -(-shape.layers // layout.stages) * each + shape.embedding_parameters
     if layout.stages == 1:
-        parameters = shape.parameters
+        parameters = whole
     replicas = layout.replicas(run.hardware.ranks)
     optimizer, gradients, weights = (replicas if split else 1 for split in layout.state_shards)
     master = 4 if run.model.dtype == "bfloat16" else 0
@@ -115,3 +149,7 @@ def state_bytes(run: RunSpec, shape: ModelShape, trained: float = 1.0) -> float:
         (0 if parts else BYTES[run.model.dtype] / weights)
         + trained * (4 / gradients + (8 + master) / optimizer)
     )
+
+
+def _numbers(layers: Iterable[LayerShape]) -> int:
+    return sum(prod(shape) for layer in layers for shape in layer.parameters.values())

@@ -33,11 +33,13 @@ def shapes(layers: Iterable[LayerShape]) -> dict[str, tuple[int, ...]]:
 
 def linears(layers: Iterable[LayerShape]) -> dict[str, tuple[int, ...]]:
     """The shapes of the matrices of the decoder layers, by the names of their modules."""
-    found = shapes(layer for layer in layers if layer.decoder)
     return {
         name.removesuffix(".weight"): shape
-        for name, shape in found.items()
+        for layer in layers
+        if layer.decoder
+        for name, shape in layer.parameters.items()
         if name.endswith(".weight") and len(shape) == 2
+        if layer.linears is None or name.removesuffix(".weight") in layer.linears
     }
 
 

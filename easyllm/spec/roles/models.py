@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from easyllm.spec.roles.base import Component
@@ -44,14 +44,46 @@ class Family(Component):
         None where they are known only by building them. Raises KeyError for a missing key."""
         return None
 
-    def names(self) -> Any:
+    def assemble(self, config: Any, attention: str) -> Any:
+        """How consecutive layers become one function, as ``easyllm.models.layers.Assemble``; None
+        where each layer takes what the one before it returns."""
+        return None
+
+    def names(self, config: Any) -> Any:
         """The names in the files of these layers' parameters, as an
         ``easyllm.models.weight_mapping.WeightMapping``; None where the files use the layers' own
         names."""
         return None
 
+    def fresh(self, config: Any, seed: int) -> Any:
+        """Random weights drawn from ``seed``, as ``easyllm.models.weights.Weights``; None for
+        matrices from a normal distribution, biases 0 and norms 1."""
+        return None
+
+    def unusable(self, config: Mapping[str, Any]) -> tuple[str, Sequence[str]]:
+        """Why no model with this configuration can be trained, empty where it can; and the types of
+        models that can, where the type is the reason."""
+        return "", ()
+
+    def uncut(self, config: Mapping[str, Any]) -> str:
+        """Why the layers cannot be divided over pipeline stages; empty where they can."""
+        return ""
+
+    def attentions(self, config: Mapping[str, Any]) -> Sequence[str]:
+        """The values of ``model.attention`` that the model has; empty where it has all."""
+        return ()
+
+    def active(self, config: Mapping[str, Any]) -> float:
+        """The share of the parameters that a token uses; less than 1 with experts."""
+        return 1.0
+
     def alibi(self, config: Mapping[str, Any]) -> bool:
         """Whether the model uses ALiBi, which adds positions to the attention scores."""
+        return False
+
+    @property
+    def one_layout(self) -> bool:
+        """Whether the native layout is the canonical one too."""
         return False
 
     def native_only(self, config: Mapping[str, Any]) -> str:
@@ -80,6 +112,8 @@ class LayerShape:
     decoder: bool = False
     tied_to: str | None = None
     """The layer whose ``weight`` it shares."""
+    linears: tuple[str, ...] | None = field(default=None, compare=False)
+    """The full names of its linear modules; None where every matrix is one."""
 
 
 @dataclass(frozen=True)

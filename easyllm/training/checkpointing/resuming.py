@@ -131,17 +131,18 @@ def starting_weights(
         parts = adapter_files(resumed.weights) if resumed else FreshAdapter(adapter, run.seed)
         return AdaptedWeights(first_weights(run, config, family), parts, adapter)
     if resumed:
-        return WeightFiles(resumed.weights, family.names())
+        return WeightFiles(resumed.weights, family.names(config))
     return first_weights(run, config, family)
 
 
 def first_weights(run: RunSpec, config: PretrainedConfig, family: Family) -> Weights:
     """The weights that the model has before training."""
     if run.model.init == "random":
-        return RandomWeights(config, run.seed)
+        fresh: Weights | None = family.fresh(config, run.seed)
+        return fresh or RandomWeights(config, run.seed)
     folder = model_folder(run)
     assert folder is not None, "checked with the spec: pretrained weights have a path"
-    return WeightFiles(folder, family.names())
+    return WeightFiles(folder, family.names(config))
 
 
 def archive(paths: RunPaths, but: Path | None = None) -> None:

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from easyllm.models.tensor_files import ADAPTER, MODEL
-from easyllm.models.weight_mapping import WeightMapping
+from easyllm.models.weight_mapping import RowMapping, WeightMapping
 from easyllm.models.weights import plan_shards, shard_name, write_index, write_shard
 from easyllm.parallelism import world
 from easyllm.parallelism.deepspeed_internals import whole_shape
@@ -45,7 +46,7 @@ class WeightShards:
         """Decide which rank writes which tensors; every rank must call it."""
         adapter = engine.run.training.adapter
         stem = ADAPTER if adapter else MODEL
-        names = WeightMapping() if adapter else names
+        names = RowMapping() if adapter else names
         sizes = _sizes(engine, _own_layers(engine), names)
         plan = plan_shards(sizes, SHARD_BYTES)
         counts = world.all_gather_object(len(plan))
@@ -69,12 +70,12 @@ class WeightShards:
         layers = list(engine.modules)
         with progress("save weights", len(layers), "layer", visible=world.is_main()) as bar:
             for layer in layers:
-                own = _parameters(engine, layer)
-                with engine.gathered(own.values()):
-                    own = own if layer in mine else {}
-                    for tensor, parts in self.names.tensors(own).items():
+                held = _tensors(engine, layer)
+                with engine.gathered(t for t in held.values() if isinstance(t, nn.Parameter)):
+                    own = {n: t.detach() for n, t in held.items()} if layer in mine else {}
+                    for tensor, value in self.names.stored(own).items():
                         # always a copy: training must not change what waits to be written
-                        waiting[tensor] = torch.cat([own[part].detach().cpu() for part in parts])
+                        waiting[tensor] = torch.empty_like(value, device="cpu").copy_(value)
                         if tensor in last:
                             file = f"{checkpoints.WEIGHTS}/{last[tensor]}"
                             yield file, partial(write_shard, tensors=waiting)
@@ -92,21 +93,21 @@ def _own_layers(engine: TrainEngine) -> list[str]:
     return [name for name, owner in zip(layers, owners, strict=True) if owner == engine.data_rank]
 
 
-def _parameters(engine: TrainEngine, layer: str) -> dict[str, torch.nn.Parameter]:
-    """The parameters of a layer that a checkpoint keeps, by name in the whole model: all, or those
-    of an adapter only."""
-    found = engine.parameters({layer: engine.modules[layer]})
+def _tensors(engine: TrainEngine, layer: str) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of a layer that a checkpoint keeps, by name in the whole model:
+    all, or the parameters of an adapter only."""
+    found = engine.tensors({layer: engine.modules[layer]})
     adapter = engine.run.training.adapter
     return {name: p for name, p in found if adapter is None or adapter.base_name(name) is None}
 
 
 def _sizes(engine: TrainEngine, layers: list[str], names: WeightMapping) -> dict[str, int]:
     """Bytes by the tensor's name in the files, without gathering what is split."""
-    sizes = {
-        name: engine.dtype.itemsize * whole_shape(parameter).numel()
-        for layer in layers
-        for name, parameter in _parameters(engine, layer).items()
-    }
-    return {
-        tensor: sum(sizes[part] for part in parts) for tensor, parts in names.tensors(sizes).items()
-    }
+    sizes: dict[str, int] = {}
+    for layer in layers:  # in the order in which ``files`` copies the tensors
+        empty = {
+            name: torch.empty(whole_shape(tensor), dtype=tensor.dtype, device="meta")
+            for name, tensor in _tensors(engine, layer).items()
+        }
+        sizes |= {name: tensor.nbytes for name, tensor in names.stored(empty).items()}
+    return sizes

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from easyllm.models import source, tensor_files
 from easyllm.models.adapted import MergedWeights, adapter_files
 from easyllm.models.compatible import settle_tokenizer
 from easyllm.models.config import described, family_of, model_folder, write_config
-from easyllm.models.layers import param_specs, parameter_shapes
-from easyllm.models.weight_mapping import WeightMapping
+from easyllm.models.layers import LayerSpec, param_specs, tensor_shapes
+from easyllm.models.weight_mapping import RowMapping, WeightMapping
 from easyllm.models.weights import (
     DTYPES,
     WeightFiles,
@@ -161,29 +162,24 @@ class _Layout(NamedTuple):
 def _layout(folder: Path, run: RunSpec, adapter: Adapter | None) -> tuple[dict[str, Any], _Layout]:
     """``config.json`` and tensors of a checkpoint in the layout of ``run.export``."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    if run.export.layout == "native" and adapter is None:
+    family = family_of(run, config["model_type"])
+    if adapter is None and (run.export.layout == "native" or family.one_layout):
         files = WeightFiles(folder)
         shapes = files.shapes()
         return config, _Layout(shapes, lambda name: files.tensor(name, shapes[name]))
-    family = family_of(run, config["model_type"])
     native = AutoConfig.from_pretrained(folder)
     layers = family.layers(native, run.model.attention)
-    wanted = parameter_shapes(layers)
+    wanted = tensor_shapes(layers)
     held: WeightFiles | MergedWeights = (
         MergedWeights(
             first_weights(run, native, family), adapter_files(folder), adapter, param_specs(layers),
             DTYPES[config["dtype"]],
         )
         if adapter
-        else WeightFiles(folder, family.names())
+        else WeightFiles(folder, family.names(native))
     )  # fmt: skip
-    if run.export.layout == "native":
-        places = (family.names() or WeightMapping()).tensors(wanted)
-        rows = {name: sum(wanted[part][0] for part in parts) for name, parts in places.items()}
-        return config, _Layout(
-            {name: torch.Size([rows[name], *wanted[p[0]][1:]]) for name, p in places.items()},
-            lambda name: torch.cat([held.tensor(part, wanted[part]) for part in places[name]]),
-        )
+    if run.export.layout == "native" or family.one_layout:
+        return config, _stored(layers, held, family.names(native) or RowMapping())
     if why := family.native_only(config):
         raise UserError(f"export.layout=canonical: {why}; give export.layout=native")
     modern = described(family.canonical(native))
@@ -193,3 +189,24 @@ def _layout(folder: Path, run: RunSpec, adapter: Adapter | None) -> tuple[dict[s
         return torch.as_tensor(family.canonical_tensor(native, name, found))
 
     return json.loads(modern.to_json_string()), _Layout(wanted, tensor)
+
+
+def _stored(
+    layers: Sequence[LayerSpec], held: WeightFiles | MergedWeights, names: WeightMapping
+) -> _Layout:
+    """The tensors with their names in published files. One layer is in memory at a time."""
+    own = {spec.name: tensor_shapes([spec]) for spec in layers}
+    shapes: dict[str, torch.Size] = {}
+    layer_of: dict[str, str] = {}
+    for layer, wanted in own.items():
+        empty = {name: torch.empty(shape, device="meta") for name, shape in wanted.items()}
+        found = {name: tensor.shape for name, tensor in names.stored(empty).items()}
+        shapes |= found
+        layer_of |= dict.fromkeys(found, layer)
+
+    @functools.lru_cache(maxsize=1)
+    def read(layer: str) -> dict[str, torch.Tensor]:
+        parameters = {name: held.tensor(name, shape) for name, shape in own[layer].items()}
+        return names.stored(parameters)
+
+    return _Layout(shapes, lambda name: read(layer_of[name])[name])

@@ -1,0 +1,1 @@
+"""Any decoder that transformers knows, as its own class, cut into stages."""

@@ -1,0 +1,187 @@
+"""``python -m easyllm.models.decoders.describe``: the outline of a configuration, as JSON on the
+standard output; the configuration comes from the standard input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from easyllm.errors import UserError
+from easyllm.models.attention.documents import Documents
+from easyllm.models.decoders.fresh import FreshWeights
+from easyllm.models.decoders.outline import Outline, written
+from easyllm.models.decoders.shrink import shrunk
+from easyllm.models.decoders.skeleton import Skeleton
+from easyllm.models.decoders.stage import Stage
+from easyllm.models.layers import param_specs
+from easyllm.models.weights import fill
+from easyllm.spec.roles import LayerShape, ModelShape
+
+UNCUT = {
+    "deepseek_v4": "its layers hand over several streams, and some need the token ids",
+    "gemma3n_text": "its layers hand over several streams and share embeddings",
+    "glm_moe_dsa": "a layer uses the tokens that the one before it has chosen",
+    "hy_v4": "a layer uses the tokens that the one before it has chosen",
+}
+"""Types whose layers cannot be divided, each with the reason."""
+TINY = ModelShape(
+    layers=4, hidden_size=64, heads=4, kv_heads=2, head_dim=16, intermediate_size=64,
+    vocab_size=128, max_positions=256, tied=False,
+)  # fmt: skip
+"""The model in which one document may not change the results of the next."""
+ROUNDING = 1e-4
+"""The largest difference of logits, as a share of the largest one, that is not a leak."""
+
+
+def known_types() -> list[str]:
+    """The types of causal language models whose parts are named in order."""
+    return [
+        name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if name in CONFIG_MAPPING and getattr(CONFIG_MAPPING[name], "base_model_pp_plan", None)
+    ]  # fmt: skip
+
+
+def described(config: Mapping[str, Any]) -> dict[str, Any]:
+    return written(_outline(config))
+
+
+def _outline(config: Mapping[str, Any]) -> Outline:
+    model_type = str(config.get("model_type"))
+    if model_type not in known_types():
+        return Outline(problem=_unknown(model_type), known=tuple(known_types()))
+    try:
+        made = AutoConfig.for_model(**{**config, "model_type": model_type})
+        keys = _keys(type(made))
+        attention = _attention(made)
+        skeleton = Skeleton.of(made, attention)
+    except (TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+        cls = CONFIG_MAPPING[model_type]
+        return Outline(problem=f"makes no {model_type} model: {error}", keys=_keys(cls))
+    except UserError as error:
+        return Outline(problem=str(error), keys=keys)
+    layers = param_specs(skeleton.specs())
+    complete = made.to_dict()
+    return Outline(
+        keys=keys, config=complete, layers=tuple(layers), shape=_shape(made, complete, layers),
+        active=_active(complete, layers), uncut=_uncut(made, skeleton),
+        eager_only=attention == "eager", leaks=_leaks(complete, attention),
+    )  # fmt: skip
+
+
+def _unknown(model_type: str) -> str:
+    if model_type not in CONFIG_MAPPING:
+        return f"transformers {transformers.__version__} has no models of this type"
+    text = getattr(CONFIG_MAPPING[model_type], "sub_configs", {}).get("text_config")
+    inner = getattr(text, "model_type", "")
+    if inner in known_types():
+        return (
+            f"it takes images or sound besides text; its text part alone, of type {inner}, can be "
+            "trained"
+        )
+    return "it is not a decoder whose layers transformers names in order (base_model_pp_plan)"
+
+
+def _keys(cls: type[PretrainedConfig]) -> frozenset[str]:
+    fields = {field.name for field in dataclasses.fields(cls) if field.name[0] != "_"}  # type: ignore[arg-type]
+    older = {"torch_dtype", "rope_theta", "rope_scaling", "auto_map", "model_type"}
+    return frozenset(fields | set(cls.attribute_map) | older)
+
+
+def _attention(config: PretrainedConfig) -> str:
+    """``sdpa``, or what the type has instead."""
+    try:
+        Skeleton.of(config, "sdpa")
+    except ValueError as error:
+        if "attention implementation" not in str(error):
+            raise
+        return "eager"
+    return "sdpa"
+
+
+def _shape(config: Any, complete: Mapping[str, Any], layers: list[LayerShape]) -> ModelShape:
+    def value(*names: str, default: int = 0) -> int:
+        found = (complete.get(config.attribute_map.get(name, name)) for name in names)
+        return next((number for number in found if isinstance(number, int)), default)
+
+    hidden, heads = value("hidden_size"), value("num_attention_heads")
+    return ModelShape(
+        layers=sum(layer.decoder for layer in layers),
+        hidden_size=hidden,
+        heads=heads,
+        kv_heads=value("num_key_value_heads", default=heads),
+        head_dim=value("head_dim", "v_head_dim", default=hidden // max(heads, 1)),
+        intermediate_size=value("intermediate_size", "moe_intermediate_size"),
+        vocab_size=value("vocab_size"),
+        max_positions=value("max_position_embeddings"),
+        tied=layers[-1].tied_to is not None,
+    )
+
+
+def _active(config: Mapping[str, Any], layers: list[LayerShape]) -> float:
+    """Experts are stacked along the first dimension of a parameter of three."""
+    names = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
+    chosen = next((n for name in names if (n := config.get(name))), None)
+    total = used = 0.0
+    for layer in layers:
+        for shape in layer.parameters.values():
+            size = prod(shape)
+            total += size
+            used += size * min(1.0, chosen / shape[0]) if chosen and len(shape) == 3 else size
+    return used / total
+
+
+def _uncut(config: Any, skeleton: Skeleton) -> str:
+    if reason := UNCUT.get(config.model_type):
+        return reason
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "its last layers use the keys and values of earlier ones (num_kv_shared_layers)"
+    if len(skeleton.before) > 1:
+        return f"{', '.join(skeleton.before[1:])} is used beside the layers"
+    return ""
+
+
+@torch.no_grad()
+def _leaks(config: Mapping[str, Any], attention: str) -> bool:
+    """Whether a small model of this kind computes other logits for a document that follows another
+    one in its row."""
+    small = AutoConfig.for_model(**shrunk(config, TINY))
+    skeleton = Skeleton.of(small, attention)
+    weights = FreshWeights(skeleton, seed=0, spread=0.1)
+    specs, built = skeleton.specs(), {}
+    for spec in specs:
+        module = spec.build()
+        if spec.tied_to is None:
+            fill(module, spec.name, weights, torch.float32, torch.device("cpu"))
+        built[spec.name] = module.eval()
+    for spec in specs:
+        if spec.tied_to:
+            built[spec.name].weight = built[spec.tied_to].weight
+    stage = Stage(skeleton, built)
+    ids = torch.arange(3, 63).remainder(120).unsqueeze(0)
+    first = 37
+
+    def logits(*lengths: int) -> Any:
+        positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+        begin = 0 if len(lengths) > 1 else first
+        return stage(ids[:, begin:], Documents.of(positions))
+
+    together = logits(first, ids.numel() - first)[:, first:]
+    alone = logits(ids.numel() - first)
+    return bool((together - alone).abs().max() > ROUNDING * alone.abs().max())
+
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    print(json.dumps(described(json.load(sys.stdin)), default=str))

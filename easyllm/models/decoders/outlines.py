@@ -1,0 +1,70 @@
+"""Outlines of configurations, kept in the user's cache.
+
+transformers has to build a model to know its layers, on the meta device. A process of its own does
+that, once for a configuration, so that checking a spec does not import torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from easyllm import files
+from easyllm.models.decoders.outline import Outline, read, written
+
+SCHEMA = 1
+"""Changed where an outline of the same configuration becomes another."""
+
+
+def outline(config: Mapping[str, Any]) -> Outline:
+    """The outline of the model that ``config``, a map as in ``config.json``, describes; kept in the
+    user's cache."""
+    return _outline(json.dumps(config, sort_keys=True, default=str))
+
+
+@functools.cache
+def _outline(config: str) -> Outline:
+    file = _folder() / f"{files.stable_hash([SCHEMA, version('transformers'), config])}.json"
+    try:
+        return read(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    described = _in_process(config) if "torch" in sys.modules else _in_another_process(config)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(file, described, durable=False)
+    except OSError:
+        pass  # it is computed again
+    return read(described)
+
+
+def _folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "easyllm" / "outlines"
+
+
+def _in_process(config: str) -> dict[str, Any]:
+    from easyllm.models.decoders.describe import described
+
+    return described(json.loads(config))
+
+
+def _in_another_process(config: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "easyllm.models.decoders.describe"]
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        command, input=config, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        return written(Outline(problem=f"transformers cannot build this model: {last}"))
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
