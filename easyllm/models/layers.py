@@ -30,6 +30,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents, arguments, implementation
+from easyllm.models.balance import Balance
 from easyllm.models.custom.modeling_baichuan import NormHead, NoRotary, normal_rows
 from easyllm.spec.roles import LayerShape
 
@@ -218,6 +219,16 @@ Forward = Callable[[torch.Tensor, Documents], Any]
 Assemble = Callable[[Sequence[LayerSpec], Sequence[Callable[..., Any]]], Forward]
 """Makes that function of the layers and of their built modules. The last may be a function of
 hidden states in place of the head."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """How a model's layers are computed."""
+
+    assemble: Assemble
+    balance: Balance | None = None
+    """The loss over the routers of experts, where there is one. The functions of ``assemble`` then
+    have ``easyllm.models.decoders.stage.Stage.routed``."""
 
 
 def chained(specs: Sequence[LayerSpec], built: Sequence[Callable[..., Any]]) -> Forward:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from easyllm.errors import UserError
 from easyllm.files import write_json
 from easyllm.models.layers import (
-    Assemble,
+    Assembly,
     LayerSpec,
     causal_loss,
     checkpoint_activations,
@@ -76,12 +76,14 @@ class TrainEngine(abc.ABC):
         layout: Parallelism,
         *,
         layers: Sequence[LayerSpec],
-        assemble: Assemble,
+        assembly: Assembly,
         weights: Weights,
         device: torch.device,
     ):
         self.run, self.layout, self.layers, self.weights = run, layout, layers, weights
-        self.assemble = assemble
+        self.assemble, self.balance = assembly.assemble, assembly.balance
+        self.routed = torch.zeros((), device=device)
+        """The sum over micro-batches of the loss over routers."""
         self.device, self.dtype = device, DTYPES[run.model.dtype]
         self.accumulation = layout.accumulation(run.hardware.ranks)
         self.decoders = [spec.name for spec in layers if spec.decoder]
@@ -108,6 +110,38 @@ class TrainEngine(abc.ABC):
     @abc.abstractmethod
     def replica_group(self) -> dist.ProcessGroup:
         """The ranks that hold the same layers in the other replicas."""
+
+    def loss_of(
+        self, output: Any, labels: torch.Tensor, scale: torch.Tensor | float
+    ) -> torch.Tensor:
+        """A micro-batch's part of the loss, from what the last layer gives; with ``balance`` this
+        is a pair with the sums of all routers."""
+        if self.balance is None:
+            return self.loss(output, labels, scale)
+        logits, sums = output
+        loss = self.loss(logits, labels, scale)
+        if not torch.is_grad_enabled():
+            return loss  # of held-out rows the cross entropy is of interest
+        routed = self.balance.loss(sums)
+        self.routed += routed.detach()
+        return loss + self.balance.coefficient * routed
+
+    def router_metrics(self) -> list[float]:
+        """This rank's part of the step's numbers about routers, to be summed over all ranks: the
+        loss over them, and the choices by layer and expert. Empty without ``balance``."""
+        if self.balance is None:
+            return []
+        routed = self.routed.item() / (self.accumulation * self.data_size)
+        self.routed.zero_()
+        counts = torch.zeros(len(self.decoders), self.balance.experts)
+        for layer, chosen in self.choices().items():
+            counts[self.decoders.index(layer)] = chosen.cpu()
+            chosen.zero_()
+        return [routed, *counts.flatten().tolist()]
+
+    @abc.abstractmethod
+    def choices(self) -> dict[str, torch.Tensor]:
+        """How often this rank's micro-batches chose each expert, by layer."""
 
     @contextlib.contextmanager
     def gathered(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:

@@ -99,6 +99,10 @@ class PipelineTrainEngine(TrainEngine):
         group: dist.ProcessGroup = self.grid.get_pipe_parallel_group()
         return group
 
+    def choices(self) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = self.pipeline.assembled.choices
+        return found
+
     def train_batch(self, batches: Iterable[Batch]) -> float:
         loss = float(self.runtime.train_batch(self._noted(batches)).item())
         return loss if world.is_main() else 0.0  # all ranks have it from DeepSpeed
@@ -127,7 +131,7 @@ class _Stages(BoundedPipeline):
         super().__init__(
             layers=engine.specs(),
             num_stages=engine.layout.pipeline_stages,
-            loss_fn=lambda logits, target: engine.loss(logits, *target),
+            loss_fn=lambda output, target: engine.loss_of(output, *target),
             bounds=bounds,
         )
         functions = list(self.forward_funcs)
@@ -135,13 +139,17 @@ class _Stages(BoundedPipeline):
         self._ends = self.own.stop == len(engine.layers)
         if self._ends and not engine.projects:
             functions[-1] = partial(unprojected, functions[-1])
-        self._forward = engine.assemble(specs, functions)
+        self.assembled: Any = engine.assemble(specs, functions)
+        self._balance = engine.balance
 
-    def forward(self, forward_input: tuple[torch.Tensor, torch.Tensor]) -> Any:
-        value, positions = forward_input
+    def forward(self, forward_input: tuple[torch.Tensor, ...]) -> Any:
+        value, positions, *sums = forward_input
         known = self._known.popleft() if self._known else None
-        value = self._forward(value, Documents.of(positions, known))
-        return value if self._ends else (value, positions)
+        value = self.assembled(value, Documents.of(positions, known))
+        if self._balance is None:
+            return value if self._ends else (value, positions)
+        routed = sum(sums, start=self.assembled.routed(value))
+        return (value, routed) if self._ends else (value, positions, routed)
 
 
 class _Own(DeepSpeedLayer):

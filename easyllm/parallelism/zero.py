@@ -30,11 +30,12 @@ class ZeroTrainEngine(TrainEngine):
         super().__init__(run, layout, **parts)
         self.data_rank, self.data_size = dist.get_rank(), dist.get_world_size()
         self.split_weights = layout.zero_stage == 3
-        self.runtime = self.initialize(self._model())
+        self.whole = self._model()
+        self.runtime = self.initialize(self.whole)
 
-    def _model(self) -> nn.Module:
+    def _model(self) -> _Whole:
         self.check_weights(self.layers)
-        model = _Whole(self.assemble, self.projects)
+        model = _Whole(self.assemble, self.projects, balanced=self.balance is not None)
         with self.loading(len(self.layers)):
             for spec in self.layers:
                 if spec.tied_to is None:
@@ -56,6 +57,10 @@ class ZeroTrainEngine(TrainEngine):
     def replica_group(self) -> dist.ProcessGroup:
         group: dist.ProcessGroup = dist.group.WORLD  # type: ignore[assignment]
         return group
+
+    def choices(self) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = self.whole.assembled.choices
+        return found
 
     def train_batch(self, batches: Iterable[Batch]) -> float:
         if not self.runtime.module.training:  # it visits every module
@@ -81,7 +86,7 @@ class ZeroTrainEngine(TrainEngine):
     def _loss(self, batch: Batch) -> torch.Tensor:
         (ids, positions), (labels, scale) = batch
         logits = self.runtime(ids.to(self.device), positions.to(self.device), positions)
-        return self.loss(logits, labels.to(self.device), scale.to(self.device))
+        return self.loss_of(logits, labels.to(self.device), scale.to(self.device))
 
     @contextlib.contextmanager
     def gathered(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
@@ -95,9 +100,9 @@ class ZeroTrainEngine(TrainEngine):
 class _Whole(nn.Module):
     """All layers, nested so that parameters have their Hugging Face names."""
 
-    def __init__(self, assemble: Assemble, projects: bool) -> None:
+    def __init__(self, assemble: Assemble, projects: bool, balanced: bool) -> None:
         super().__init__()
-        self.assemble, self.projects = assemble, projects
+        self.assemble, self.projects, self.balanced = assemble, projects, balanced
         self.specs: list[LayerSpec] = []
         self.assembled: Any = None
 
@@ -111,13 +116,11 @@ class _Whole(nn.Module):
         owner.add_module(last, layer)
         self.specs.append(spec)
 
-    def forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, known: torch.Tensor
-    ) -> torch.Tensor | Unprojected:
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, known: torch.Tensor) -> Any:
         if self.assembled is None:
             layers: list[Any] = [self.get_submodule(spec.name) for spec in self.specs]
             if not self.projects:
                 layers[-1] = partial(unprojected, layers[-1])
             self.assembled = self.assemble(self.specs, layers)
-        found: torch.Tensor | Unprojected = self.assembled(ids, Documents.of(positions, known))
-        return found
+        value: torch.Tensor | Unprojected = self.assembled(ids, Documents.of(positions, known))
+        return (value, self.assembled.routed(value)) if self.balanced else value

@@ -87,6 +87,10 @@ class TrainingSpec:
     """Patterns of the parameters that are not trained, each under a name that you choose: globs
     such as ``model.layers.[0-7].*``, or regular expressions after ``re:``. A pattern must match a
     whole name."""
+    router_aux_loss: NonNegativeFloat | None = None
+    """The coefficient of the loss that keeps experts evenly used; 0 leaves it out. Null takes the
+    model's own ``router_aux_loss_coef`` where transformers computes such a loss for its type, and
+    otherwise 0. Held-out loss never includes it."""
     loss: Literal["cross_entropy", "linear_cross_entropy"] = "cross_entropy"
     """The loss, by its name in torch. ``linear_cross_entropy`` computes the head and the loss
     together for some tokens at a time, so that the full logits, tokens times vocabulary, are never

@@ -117,13 +117,16 @@ class Training:
         flags = map(float, (stop.asked, out_of_time, save_due, self.saver.written))
         # one collective for all that the ranks exchange, because each one makes them wait
         loss, trained, asked, over, save, written, *sums = world.all_reduce_sum(
-            [part, counted, *flags, *self.times.values()], self.device
+            [part, counted, *flags, *self.times.values(), *self.engine.router_metrics()],
+            self.device,
         )
+        sums, routed = sums[: len(self.times)], sums[len(self.times) :]
         self.ahead_trained = int(trained)
         line |= self._outcome(loss, line["grad_norm"])
         seconds, *phases = (total / world.size() for total in sums)
         line |= step_metrics.speed(self.setup, seconds) | {"seconds": seconds}
         line |= {f"{name}_seconds": t for name, t in zip(PHASES, phases, strict=True)}
+        line |= step_metrics.routers(routed, self.engine)
         if written == world.size():
             self.saver.finish()
         line |= self.saver.metrics()

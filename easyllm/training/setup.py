@@ -13,7 +13,7 @@ from easyllm.data.dataset.rows import Rows
 from easyllm.models import tokenizer_files
 from easyllm.models.adapted import adapted
 from easyllm.models.config import family_of, hf_config
-from easyllm.models.layers import Assemble, LayerSpec, chained, param_specs
+from easyllm.models.layers import Assembly, LayerSpec, chained, param_specs
 from easyllm.models.weight_mapping import RowMapping
 from easyllm.models.weights import Weights
 from easyllm.parallelism.engine import TrainEngine
@@ -36,9 +36,11 @@ class Setup:
     config: PretrainedConfig
     family: Family
     layers: list[LayerSpec]
-    assemble: Assemble
+    assembly: Assembly
     parameters: int
     trained_parameters: int
+    active: float
+    """The share of the parameters that a token uses."""
     total_steps: int
     resume: ResumePoint
 
@@ -53,9 +55,11 @@ class Setup:
         total = total_steps(run, rows)
         return cls(
             run, rows, config, family, changed,
-            family.assemble(config, run.model.attention) or chained,
+            family.assembly(config, run.model.attention, run.training.router_aux_loss)
+            or Assembly(chained),
             parameters=sum(map(math.prod, trainable.shapes(shapes).values())),
             trained_parameters=sum(map(math.prod, trainable.trained(run, shapes).values())),
+            active=family.active(config.to_dict()),
             total_steps=total,
             resume=resume_point(run, rows, total),
         )  # fmt: skip
@@ -73,7 +77,7 @@ class Setup:
         found = self.resume.checkpoint
         weights = starting_weights(self.run, self.config, self.family, found)
         engine = self.run.parallelism.engine(
-            self.run, layers=self.layers, assemble=self.assemble, weights=weights, device=device
+            self.run, layers=self.layers, assembly=self.assembly, weights=weights, device=device
         )
         if found and self.resume.step:
             optimizer_state.load(engine, found.path / optimizer_state.FOLDER)

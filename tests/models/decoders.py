@@ -21,7 +21,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "rope_parameters": {
             "full_attention": {
-                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2],
+                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [22, 22, 20],
             }
         }
     },

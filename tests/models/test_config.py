@@ -140,9 +140,7 @@ def test_values_that_make_no_model_are_refused(folder: Path) -> None:
 
 def test_other_families_are_refused_by_name(folder: Path) -> None:
     GPT2Config(n_embd=32, n_head=4).save_pretrained(folder / "gpt2")
-    with pytest.raises(
-        UserError, match="is not a decoder whose layers transformers names"
-    ):
+    with pytest.raises(UserError, match="is not a decoder whose layers transformers names"):
         hf_config(spec(folder, {"path": str(folder / "gpt2"), "init": "random"}))
     family = {"_target_": "easyllm.models.families.Qwen2"}
     with pytest.raises(UserError, match="reads models of type qwen2"):

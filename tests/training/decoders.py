@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pipe2": {"_target_": PIPELINE},
     "zero1": {"_target_": ZERO, "zero_stage": 1},
 }
+MICRO_BATCH = 2
+ROUTED = frozenset(
+    "deepseek_v4 ernie4_5_moe flex_olmo gpt_oss laguna mellum minimax minimax_m2 "  # noqa: SIM905
+    "minimax_m3_vl_text mixtral qwen2_moe qwen3_moe qwen3_5_moe_text qwen3_next".split()
+)
+"""Types for which transformers computes a loss over the routers of experts."""
 EPS = 1e-2
 """AdamW's, so large that rounding in a gradient near zero does not become a step of full size."""
 
@@ -100,20 +107,28 @@ def _plain(root: Path, name: str) -> Plain:
         ],
         betas=(0.9, 0.95), eps=EPS,
     )  # fmt: skip
+    balance = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
+    asked = {"output_router_logits": True} if name in ROUTED else {}
     losses, norms = [], []
     model.train()
     for step in range(STEPS):
         picked = [rows.sample(step * GLOBAL_BATCH + place) for place in range(GLOBAL_BATCH)]
         trained = sum(int((row.labels[1:] != -100).sum()) for row in picked)
         loss = torch.zeros(())
-        for row in picked:
-            begins = np.flatnonzero(row.positions == 0)[1:]
-            for ids, labels in zip(
-                np.split(row.input_ids, begins), np.split(row.labels, begins), strict=True
-            ):
-                if (labels[1:] != -100).any():
-                    logits = model(input_ids=torch.tensor(ids)[None], use_cache=False).logits
-                    loss = loss + causal_loss(logits, torch.tensor(labels)[None], 1 / trained)
+        for place in range(0, GLOBAL_BATCH, MICRO_BATCH):
+            routed = []
+            for row in picked[place : place + MICRO_BATCH]:
+                begins = np.flatnonzero(row.positions == 0)[1:]
+                for ids, labels in zip(
+                    np.split(row.input_ids, begins), np.split(row.labels, begins), strict=True
+                ):
+                    found = model(input_ids=torch.tensor(ids)[None], use_cache=False, **asked)
+                    routed.append(getattr(found, "router_logits", None))
+                    loss += causal_loss(found.logits, torch.tensor(labels)[None], 1 / trained)
+            if asked:
+                layers = tuple(torch.cat(parts) for parts in zip(*routed, strict=True))
+                coefficient = model.router_aux_loss_coef * MICRO_BATCH / GLOBAL_BATCH
+                loss += coefficient * balance(layers, model.num_experts, model.num_experts_per_tok)
         loss.backward()
         grads = [p.grad for p in parameters if p.grad is not None]
         norms.append(float(torch.stack([g.square().sum() for g in grads]).sum().sqrt()))

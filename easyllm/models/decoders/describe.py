@@ -35,6 +35,11 @@ UNCUT = {
     "hy_v4": "a layer uses the tokens that the one before it has chosen",
 }
 """Types whose layers cannot be divided, each with the reason."""
+UNTRAINED = {
+    "hrm_text": "its plan in transformers names modules that it does not have",
+    "phi4_multimodal": "it takes images and sound besides text",
+}
+"""Types that are not trained, each with the reason."""
 TINY = ModelShape(
     layers=4, hidden_size=64, heads=4, kv_heads=2, head_dim=16, intermediate_size=64,
     vocab_size=128, max_positions=256, tied=False,
@@ -45,10 +50,12 @@ ROUNDING = 1e-4
 
 
 def known_types() -> list[str]:
-    """The types of causal language models whose parts are named in order."""
+    """The types of causal language models that can be trained: transformers names their parts in
+    order."""
     return [
         name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         if name in CONFIG_MAPPING and getattr(CONFIG_MAPPING[name], "base_model_pp_plan", None)
+        if name not in UNTRAINED
     ]  # fmt: skip
 
 
@@ -80,6 +87,8 @@ def _outline(config: Mapping[str, Any]) -> Outline:
 
 
 def _unknown(model_type: str) -> str:
+    if reason := UNTRAINED.get(model_type):
+        return reason
     if model_type not in CONFIG_MAPPING:
         return f"transformers {transformers.__version__} has no models of this type"
     text = getattr(CONFIG_MAPPING[model_type], "sub_configs", {}).get("text_config")

@@ -69,11 +69,14 @@ class Decoder(Family):
     def layers(self, config: Any, attention: str) -> list[Any]:
         return list(_skeleton(_text(config), attention).specs())
 
-    def assemble(self, config: Any, attention: str) -> Any:
+    def assembly(self, config: Any, attention: str, router_aux_loss: float | None) -> Any:
+        from easyllm.models.decoders.routers import balance_of
         from easyllm.models.decoders.stage import stages
+        from easyllm.models.layers import Assembly
 
         leaks = self.outline(json.loads(_text(config))).leaks
-        return functools.partial(stages, config, attention, leaks)
+        balance = balance_of(_skeleton(_text(config), attention).model, router_aux_loss)
+        return Assembly(functools.partial(stages, config, attention, leaks, balance), balance)
 
     def names(self, config: Any) -> Any:
         from easyllm.models.decoders.published import PublishedMapping

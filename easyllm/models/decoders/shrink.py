@@ -68,7 +68,8 @@ def shrunk(config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
             given = {int(place): own for place, own in value.items()}
             value = {new: shrunk(given[old], shape) for new, old in enumerate(kept) if old in given}
         elif key.startswith("rope") and isinstance(value, Mapping):
-            value = _positions(value)
+            width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+            value = _positions(value, shape.head_dim / width)
         elif isinstance(value, float) and "dropout" in key:
             value = 0.0
         found[key] = value
@@ -86,14 +87,18 @@ def _each_kind(config: Mapping[str, Any], layers: int, count: int) -> list[int]:
     return [first[place % len(first)] for place in range(count)] if first else []
 
 
-def _positions(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary positions, without lists as long as a head is wide."""
+def _positions(given: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """Rotary positions of heads whose width is multiplied by ``scale``, without lists that are as
+    long as a head is wide."""
     found: dict[str, Any] = {}
     for key, value in given.items():
         if isinstance(value, Mapping):
-            found[key] = _positions(value)
+            found[key] = _positions(value, scale)
         elif key.endswith("_factor") and isinstance(value, list):
             found["rope_type"] = "default"
+        elif key == "mrope_section":
+            parts = [max(1, round(part * scale)) for part in value]
+            found[key] = [round(sum(value) * scale) - sum(parts[1:]), *parts[1:]]
         elif key not in found:
             found[key] = value
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents
+from easyllm.models.balance import Balance
+from easyllm.models.decoders.routers import routers
 from easyllm.models.decoders.skeleton import Skeleton
 from easyllm.models.layers import LayerSpec, Unprojected
 
@@ -24,7 +27,11 @@ class Stage:
     """
 
     def __init__(
-        self, skeleton: Skeleton, own: Mapping[str, Callable[..., Any]], by_document: bool = False
+        self,
+        skeleton: Skeleton,
+        own: Mapping[str, Callable[..., Any]],
+        by_document: bool = False,
+        balance: Balance | None = None,
     ):
         """``own`` are this stage's layers by name. The last may be a function of hidden states in
         place of the head.
@@ -53,11 +60,55 @@ class Stage:
         else:
             self.exit = layers[held[-1]] = _Exit(layers[held[-1]])
         self.device = torch.device("cpu")
+        self.balance = balance
+        self.sums: list[torch.Tensor] = []
+        self.choices: dict[str, torch.Tensor] = {}
+        """How often each expert was chosen in training since these were set to 0, by layer."""
+        self.computing = False
+        if balance is not None:
+            for n in held:
+                self._watch(f"{begin}{n}", layers[n])
 
     def __call__(self, value: torch.Tensor, documents: Documents) -> torch.Tensor | Unprojected:
         """Token ids ``(rows, tokens)``, or hidden states ``(rows, tokens, hidden)``, to hidden
         states or logits ``(rows, tokens, vocabulary)``."""
         self._follow(value.device)
+        self.computing, self.sums = True, []
+        try:
+            return self._rows(value, documents)
+        finally:
+            self.computing = False
+
+    def routed(self, value: Any) -> torch.Tensor:
+        """The sums of ``Balance.sums`` over the routers of this stage for the last call, which
+        returned ``value``. They have a gradient, as pipelines expect of what stages send."""
+        assert self.balance is not None
+        if self.sums:
+            return torch.stack(self.sums).sum(dim=0)
+        hidden = value[0] if isinstance(value, tuple) else value
+        none: torch.Tensor = 0.0 * hidden.flatten()[:1].float().sum()
+        return none.expand(self.balance.size)
+
+    def _watch(self, name: str, layer: Any) -> None:
+        """Sum up what the routers of a layer give."""
+        balance = self.balance
+        assert balance is not None
+
+        def watch(router: nn.Module, inputs: Any, output: Any, place: int) -> None:
+            if not self.computing:
+                return  # activations that are computed again
+            logits = output[place] if isinstance(output, tuple) else output
+            sums = balance.sums(logits)
+            self.sums.append(sums)
+            if self.model.training:
+                chosen = sums.detach()[: balance.experts]
+                counts = self.choices.setdefault(name, torch.zeros_like(chosen))
+                counts += chosen
+
+        for router, place in routers(self.model, layer):
+            router.register_forward_hook(functools.partial(watch, place=place))
+
+    def _rows(self, value: torch.Tensor, documents: Documents) -> torch.Tensor | Unprojected:
         if not self.by_document or documents.one_a_row:
             return self._computed(value, documents.positions)
         # rows end to end, because a document lies within one row
@@ -189,10 +240,11 @@ def stages(
     config: Any,
     attention: str,
     by_document: bool,
+    balance: Balance | None,
     specs: Sequence[LayerSpec],
     built: Sequence[Callable[..., Any]],
 ) -> Stage:
     """The layers ``specs`` of the model with ``config``, which are ``built``, as
     ``easyllm.models.layers.Assemble`` does."""
     own = {spec.name: layer for spec, layer in zip(specs, built, strict=True)}
-    return Stage(Skeleton.of(config, attention), own, by_document)
+    return Stage(Skeleton.of(config, attention), own, by_document, balance)

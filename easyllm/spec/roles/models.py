@@ -44,9 +44,9 @@ class Family(Component):
         None where they are known only by building them. Raises KeyError for a missing key."""
         return None
 
-    def assemble(self, config: Any, attention: str) -> Any:
-        """How consecutive layers become one function, as ``easyllm.models.layers.Assemble``; None
-        where each layer takes what the one before it returns."""
+    def assembly(self, config: Any, attention: str, router_aux_loss: float | None) -> Any:
+        """How layers are computed, as ``easyllm.models.layers.Assembly``, with the coefficient of
+        ``training.router_aux_loss``; None where each layer takes what the one before it returns."""
         return None
 
     def names(self, config: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from easyllm.spec.roles import ModelShape
@@ -12,6 +12,7 @@ from easyllm.spec.roles import ModelShape
 if TYPE_CHECKING:
     import torch
 
+    from easyllm.parallelism.engine import TrainEngine
     from easyllm.training.setup import Setup
 
 MACOS = sys.platform == "darwin"
@@ -27,7 +28,9 @@ def speed(setup: Setup, seconds: float) -> dict[str, float]:
     found = {"tokens_per_second": rate, "tokens_per_second_per_device": rate / ranks}
     if peak:
         shape = setup.family.shape(setup.config.to_dict())
-        flops = flops_per_token(shape, setup.parameters, rows.seq_len, setup.trained_parameters)
+        counts = (setup.active * n for n in (setup.parameters, setup.trained_parameters))
+        used, trained = map(int, counts)
+        flops = flops_per_token(shape, used, rows.seq_len, trained)
         found["mfu"] = rate * flops / (peak * 1e12 * ranks)
     return found
 
@@ -45,6 +48,17 @@ def flops_per_token(
     trained = parameters if trained is None else trained
     products = 4 * parameters + 2 * trained
     return products + 12 * shape.layers * shape.heads * shape.head_dim * seq_len
+
+
+def routers(numbers: Sequence[float], engine: TrainEngine) -> dict[str, float]:
+    """From the sums of ``TrainEngine.router_metrics``: the loss over the routers and the load of
+    the experts; empty for a model without them."""
+    if engine.balance is None:
+        return {}
+    from easyllm.models.balance import expert_load
+
+    loss, *counts = numbers
+    return {"router_aux_loss": loss, **expert_load(counts, engine.balance.experts)}
 
 
 def peak_memory(device: torch.device) -> int:
