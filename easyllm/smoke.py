@@ -47,6 +47,7 @@ def shrink(run: RunSpec) -> RunSpec:
             run.training,
             epochs=None,
             freeze=_freeze(run, model),
+            check_engine=run.training.check_engine is not False,
             steps=limits.steps if steps is None else min(steps, limits.steps),
             evaluate=replace(evaluate, every=_at_most(evaluate.every, 2)),
             checkpoint=replace(checkpoint, every=_at_most(checkpoint.steps, 2) or checkpoint.every),

@@ -18,6 +18,9 @@ from easyllm.files import atomic_write
 ROPE = ("rope_parameters", "rope_scaling", "rope_theta")
 BESIDE_ROPE = ("rope_theta", "partial_rotary_factor")
 """Keys that version 5 has in ``rope_parameters`` and version 4 beside ``rope_scaling``."""
+KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+"""The kinds of rotary positions that version 4 knows. Where types of layers differ, version 5.19
+would read another kind from the older keys, without the rest of its parameters, and refuse it."""
 LOCAL = frozenset(
     "_commit_hash _from_auto _name_or_path device_map files_loaded is_local "  # noqa: SIM905
     "local_files_only name_or_path special_tokens_map_file tokenizer_file vocab_file".split()
@@ -45,7 +48,7 @@ def older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     if not nested:
         return _older(given, beside)
     full, local = given.get("full_attention"), given.get("sliding_attention")
-    if not isinstance(full, Mapping):
+    if not isinstance(full, Mapping) or full.get("rope_type", "default") not in KINDS:
         return {}
     found = _older(full, beside)
     if isinstance(local, Mapping) and local.get("rope_theta") is not None:

@@ -21,6 +21,7 @@ from easyllm.models import tokenizer_files
 from easyllm.models.compatible import laid_over, with_older_keys
 from easyllm.models.families import family_named
 from easyllm.models.source import folder
+from easyllm.models.text_part import text_config
 from easyllm.paths import RunPaths
 from easyllm.spec.roles import Family
 from easyllm.spec.run import RunSpec
@@ -68,7 +69,8 @@ def hf_config(run: RunSpec) -> PretrainedConfig:
     model, or no family supports it.
     """
     model, source = run.model, model_folder(run)
-    published = json.loads((source / "config.json").read_text("utf-8")) if source else {}
+    file = source and source / "config.json"
+    published = text_config(json.loads(file.read_text("utf-8"))) if file else {}
     if source:
         _agree(run, published, source)
     values = laid_over(published or model.config, model.overrides)

@@ -13,6 +13,7 @@ from typing import Any
 from easyllm import files
 from easyllm.errors import Unusable, UserError, WrongValue
 from easyllm.models import tensor_files
+from easyllm.models.text_part import text_config
 
 PACKAGE = "package:"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -91,14 +92,15 @@ def _rule(path: str) -> str | Unusable | None:
 
 
 def local_config(path: str) -> dict[str, Any] | None:
-    """``config.json`` of a local folder; None where ``path`` is not a local folder.
+    """``config.json`` of a local folder, or its part about text; None where ``path`` is not a local
+    folder.
 
     Raises UserError when the folder has none that can be read.
     """
     place = Path(path).expanduser()
     if path.startswith(PACKAGE) or not place.is_dir():
         return None
-    return _config(place)
+    return text_config(_config(place))
 
 
 def folder(path: str, cache: Path, with_weights: bool = True, revision: str | None = None) -> Path:

@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
+from easyllm.models.text_part import text_names
 from easyllm.models.weight_mapping import RowMapping, Shape, WeightMapping
 from easyllm.printable import some_of
 
@@ -84,7 +85,8 @@ class WeightFiles:
             if reason := tensor_files.damage(found):
                 raise UserError(f"{reason}; {FIX}")
             found = dict.fromkeys(_opened(found).shapes, found)
-        self.files = found
+        self.published = text_names(found)
+        self.files = {name: found[theirs] for name, theirs in self.published.items()}
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
         if reason := next(self._problems(name, shape), None):
@@ -94,14 +96,14 @@ class WeightFiles:
 
     def _rows(self, tensor: str, rows: slice) -> torch.Tensor:
         file = self.files[tensor]
-        found = _opened(file).rows(tensor, rows)
+        found = _opened(file).rows(self.published[tensor], rows)
         self.bytes_read += found.nbytes
         self.files_read.add(file)
         return found
 
     def shapes(self) -> dict[str, torch.Size]:
         """The shape of every tensor of the files, by its name there, without reading it."""
-        return {name: _opened(file).shapes[name] for name, file in self.files.items()}
+        return {n: _opened(f).shapes[self.published[n]] for n, f in self.files.items()}
 
     def problems(
         self,
@@ -139,6 +141,7 @@ class WeightFiles:
         if len(places) < 2 or any(map(_damage, places)):
             return True
         files = [_opened(place) for place in places]
+        names = [self.published[name] for name in names]
         shapes = [file.shapes.get(name) for file, name in zip(files, names, strict=True)]
         if shapes[0] != shapes[1] or shapes[0] is None:
             return shapes[0] == shapes[1]
@@ -163,7 +166,7 @@ class WeightFiles:
             return f"{self.folder} has no tensor {tensor} of shape {tuple(shape)}{hint}"
         if reason := _damage(file):
             return f"{reason}; {tensor} is to be read from it"
-        found = _opened(file).shapes.get(tensor)
+        found = _opened(file).shapes.get(self.published[tensor])
         if found is None:
             return f"{file} does not hold {tensor}, which its index says it does"
         if found != torch.Size(shape):

@@ -84,6 +84,7 @@ class TrainEngine(abc.ABC):
         self.assemble, self.balance = assembly.assemble, assembly.balance
         self.routed = torch.zeros((), device=device)
         """The sum over micro-batches of the loss over routers."""
+        self.kept: list[torch.Tensor] | None = None
         self.device, self.dtype = device, DTYPES[run.model.dtype]
         self.accumulation = layout.accumulation(run.hardware.ranks)
         self.decoders = [spec.name for spec in layers if spec.decoder]
@@ -116,15 +117,25 @@ class TrainEngine(abc.ABC):
     ) -> torch.Tensor:
         """A micro-batch's part of the loss, from what the last layer gives; with ``balance`` this
         is a pair with the sums of all routers."""
+        logits, sums = output if self.balance else (output, output)
+        if self.kept is not None:
+            self.kept.append(logits if isinstance(logits, torch.Tensor) else logits[0])
         if self.balance is None:
-            return self.loss(output, labels, scale)
-        logits, sums = output
+            return self.loss(logits, labels, scale)
         loss = self.loss(logits, labels, scale)
         if not torch.is_grad_enabled():
             return loss  # of held-out rows the cross entropy is of interest
         routed = self.balance.loss(sums)
         self.routed += routed.detach()
         return loss + self.balance.coefficient * routed
+
+    def outputs(self, batch: Batch) -> torch.Tensor | None:
+        """The logits for a micro-batch, or the inputs of the head where the loss computes it; None
+        on ranks that do not hold the last layer. Every rank must call it."""
+        self.kept = []
+        self.evaluate([batch] if self.reads_data else [], 1)
+        kept, self.kept = self.kept, None
+        return kept[0] if kept else None
 
     def router_metrics(self) -> list[float]:
         """This rank's part of the step's numbers about routers, to be summed over all ranks: the

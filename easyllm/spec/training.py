@@ -91,6 +91,14 @@ class TrainingSpec:
     """The coefficient of the loss that keeps experts evenly used; 0 leaves it out. Null takes the
     model's own ``router_aux_loss_coef`` where transformers computes such a loss for its type, and
     otherwise 0. Held-out loss never includes it."""
+    check_packing: bool = True
+    """Before the first step of a run with packed rows, compare the logits of a document after
+    another one in its row with those at the beginning of a row. A difference above rounding ends
+    the run."""
+    check_engine: bool | None = None
+    """Compare loss and gradient norm of the first step with those of transformers' plain model on
+    the same rows, in one process on the first device, which must hold the whole model. A difference
+    above rounding ends the run before anything is saved. Null does it only with ``+smoke=cpu``."""
     loss: Literal["cross_entropy", "linear_cross_entropy"] = "cross_entropy"
     """The loss, by its name in torch. ``linear_cross_entropy`` computes the head and the loss
     together for some tokens at a time, so that the full logits, tokens times vocabulary, are never

@@ -47,6 +47,9 @@ class Train(Stage):
         "training.optimizer",
         "training.schedule",
         "training.gradient_clipping",
+        "training.router_aux_loss",
+        "training.check_packing",
+        "training.check_engine",
         "training.resume",
         "training.evaluate",
     )

@@ -21,6 +21,8 @@ from easyllm.training import evaluation
 from easyllm.training.batches import NOTHING, Share
 from easyllm.training.checkpointing import checkpoints
 from easyllm.training.checkpointing.resuming import archive, settings
+from easyllm.training.checks.first_step import PlainStep
+from easyllm.training.checks.packing import check_packing
 from easyllm.training.metrics import metrics_log, step_metrics
 from easyllm.training.metrics.metrics_log import MetricsLog
 from easyllm.training.profiling import Profiler
@@ -68,6 +70,8 @@ class Training:
         self.saver = setup.saver()
         self.policy = SavePolicy(self.run.training, self.saver)
         self.read_bytes = self.read_files = 0
+        self.checked: dict[str, float] = {}
+        self.plain_step: PlainStep | None = None
 
     def start(self) -> None:
         """Build the model and its optimizer on all ranks."""
@@ -89,8 +93,18 @@ class Training:
         self.heldout = self.rows.heldout() if self.run.training.evaluate.fraction else []
         if world.is_main() and self.heldout:
             evaluation.write(self.heldout, paths.heldout)
+        if self.step == 0:
+            self._check()
         self.ahead = self._read_ahead()
         self.ahead_trained = self.engine.sum_over_replicas(self.ahead.trained)
+
+    def _check(self) -> None:
+        """What is checked of the model as it is before its first step. Raises UserError."""
+        training = self.run.training
+        if training.check_packing and self.run.data.packing != "none" and self.total:
+            self.checked["packing"] = check_packing(self.run, self.rows, self.engine)
+        if training.check_engine and self.total:
+            self.plain_step = PlainStep(self.setup, self.device)
 
     def log(self) -> MetricsLog:
         """The log of this rank's steps; only rank 0 keeps one."""
@@ -130,6 +144,10 @@ class Training:
         if written == world.size():
             self.saver.finish()
         line |= self.saver.metrics()
+        if self.plain_step is not None:
+            found = self.plain_step.compare(loss, line["grad_norm"])
+            self.checked |= {f"engine_{name}": apart for name, apart in found.items()}
+            self.plain_step = None
         log.log(line)
         stopping = bool(asked) or bool(over and self.step < self.total)
         if stopping or save or self.policy.step_is_due(self.step, self.total):
@@ -249,5 +267,6 @@ class Training:
             "bytes_read": world.all_gather_object(self.read_bytes),
             "files_read": world.all_gather_object(self.read_files),
             "data_map": self.rows.cache,
+            **({"checks": self.checked} if self.checked else {}),
         }
         return found if self.eval_loss is None else {**found, "eval_loss": self.eval_loss}

@@ -35,6 +35,8 @@ class Setup:
     rows: Rows
     config: PretrainedConfig
     family: Family
+    plain_layers: list[LayerSpec]
+    """The layers without adapters."""
     layers: list[LayerSpec]
     assembly: Assembly
     parameters: int
@@ -54,7 +56,7 @@ class Setup:
         changed, shapes = adapted(run, layers), param_specs(layers)
         total = total_steps(run, rows)
         return cls(
-            run, rows, config, family, changed,
+            run, rows, config, family, layers, changed,
             family.assembly(config, run.model.attention, run.training.router_aux_loss)
             or Assembly(chained),
             parameters=sum(map(math.prod, trainable.shapes(shapes).values())),

@@ -18,6 +18,8 @@ SHAPE = ModelShape(
     vocab_size=512, max_positions=256, tied=False,
 )  # fmt: skip
 GIVEN: dict[str, dict[str, Any]] = {
+    "cohere": {"logit_scale": 1.0},
+    "cohere2_moe": {"logit_scale": 1.0},
     "cohere_compass_text": {
         "rope_parameters": {
             "full_attention": {

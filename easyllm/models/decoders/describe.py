@@ -4,7 +4,9 @@ standard output; the configuration comes from the standard input."""
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import re
 import sys
 from collections.abc import Mapping
 from math import prod
@@ -15,7 +17,10 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents
@@ -102,9 +107,15 @@ def _unknown(model_type: str) -> str:
 
 
 def _keys(cls: type[PretrainedConfig]) -> frozenset[str]:
+    """The fields of a configuration class, and what its model's code reads besides, such as Qwen3
+    MoE's ``head_dim``."""
     fields = {field.name for field in dataclasses.fields(cls) if field.name[0] != "_"}  # type: ignore[arg-type]
     older = {"torch_dtype", "rope_theta", "rope_scaling", "auto_map", "model_type"}
-    return frozenset(fields | set(cls.attribute_map) | older)
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[cls]
+    source = inspect.getsource(sys.modules[model.__module__])
+    read = re.findall(r"config\.(\w+)|getattr\([\w.]*config, \"(\w+)\"", source)
+    used = {name for pair in read for name in pair if name and name[0] != "_"}
+    return frozenset(fields | set(cls.attribute_map) | older | used)
 
 
 def _attention(config: PretrainedConfig) -> str:
@@ -164,6 +175,8 @@ def _uncut(config: Any, skeleton: Skeleton) -> str:
 def _leaks(config: Mapping[str, Any], attention: str) -> bool:
     """Whether a small model of this kind computes other logits for a document that follows another
     one in its row."""
+    if "index_topk" in config:
+        return True  # an indexer chooses among all tokens of a row, and breaks ties by their place
     small = AutoConfig.for_model(**shrunk(config, TINY))
     skeleton = Skeleton.of(small, attention)
     weights = FreshWeights(skeleton, seed=0, spread=0.1)

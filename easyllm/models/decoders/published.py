@@ -31,7 +31,7 @@ class PublishedMapping(WeightMapping):
     def __init__(self, model: Any):
         found = get_model_conversion_mapping(model, add_legacy=False)
         self.transforms = [t for t in found if not isinstance(t, PrefixChange)]
-        self.model = model
+        self.model, self.expected = model, model.state_dict()
         model._weight_conversions = self.transforms or None  # where reverting looks first
 
     def sources(self, parameter: str, shape: Shape) -> dict[str, Shape]:
@@ -40,8 +40,11 @@ class PublishedMapping(WeightMapping):
 
     def loaded(self, parameter: str, shape: Shape, read: ReadRows) -> torch.Tensor:
         found = {name: read(name, slice(None)) for name in self.sources(parameter, shape)}
-        tensor: torch.Tensor = self._converted(found)[parameter]
-        return tensor
+        converted = self._converted(found)
+        if parameter not in converted and len(found) == 1:
+            # a name that is read back as another one: DeepSeek-V4's last norm
+            return next(iter(found.values()))
+        return converted[parameter]
 
     def stored(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         if not self.transforms:
@@ -57,7 +60,9 @@ class PublishedMapping(WeightMapping):
         chosen: dict[str, Any] = {}
         found: dict[str, torch.Tensor] = {}
         for name in sorted(tensors, key=dot_natural_key):
-            to, pattern = rename_source_key(name, renamings, converters)
+            to, pattern = rename_source_key(
+                name, renamings, converters, self.model.base_model_prefix, self.expected
+            )
             if pattern is None:
                 found[to] = tensors[name]
                 continue

@@ -50,6 +50,7 @@ class Skeleton:
                 copy.deepcopy(config), dtype=torch.float32, attn_implementation=attention
             )
         _compute_buffers(model)
+        _freeze_indexers(model)
         prefix = model.base_model_prefix
         base = getattr(model, prefix)
         missing = [name for name in plan if not hasattr(base, name)]
@@ -107,6 +108,14 @@ def initialize(model: Any, name: str, module: nn.Module) -> None:
     base = getattr(model, model.base_model_prefix)
     inner = f"{name}.".startswith(f"{model.base_model_prefix}.")
     (base if inner else model)._init_weights(module)
+
+
+def _freeze_indexers(model: Any) -> None:
+    """Indexers choose tokens, which has no gradient. Without one, the optimizer would still decay
+    their weights."""
+    for module in model.modules():
+        if type(module).__name__.endswith("Indexer"):
+            module.requires_grad_(False)
 
 
 def _compute_buffers(model: Any) -> None:

@@ -17,6 +17,7 @@ AFFECTS_LOSS = (
     "training.optimizer",
     "training.schedule",
     "training.gradient_clipping",
+    "training.router_aux_loss",
 )
 """Keys whose values decide the following losses."""
 
@@ -26,6 +27,8 @@ MAY_CHANGE = (
     "model.compile",
     "training.deterministic",
     "training.loss",
+    "training.check_packing",
+    "training.check_engine",
     "training.optimizer.fused",
     "training.steps",
     "training.epochs",

@@ -1,0 +1,1 @@
+"""Checks of a run by itself, at its first step."""
