@@ -23,6 +23,8 @@ BY_FLEX = "easyllm_flex"
 """The name of the same with torch's flex attention."""
 BY_VARLEN = "easyllm_varlen"
 """The name of the same with torch's flash attention over sequences of any lengths."""
+OWN = (BY_DOCUMENT, BY_FLEX, BY_VARLEN)
+"""Those that are given ``Documents`` and need no mask."""
 FLASH_ALIBI = "easyllm_flash_alibi"
 """The name of flash-attn's kernel with ALiBi, which transformers does not pass on."""
 
@@ -87,7 +89,7 @@ def arguments(
     ``hidden`` is ``(rows, tokens, hidden_size)``; ``window`` is the number of tokens that a token
     attends to, including itself."""
     name = config._attn_implementation
-    if name in (BY_DOCUMENT, BY_FLEX, BY_VARLEN):
+    if name in OWN:
         return {"attention_mask": None, "documents": documents, "alibi": alibi}
     if name in ("flash_attention_2", FLASH_ALIBI):  # not run yet: needs a GPU
         # transformers reads boundaries from positions only if there is one row

@@ -23,14 +23,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from easyllm.errors import UserError
-from easyllm.models.attention.documents import Documents
-from easyllm.models.decoders.fresh import FreshWeights
+from easyllm.models.attention.documents import BY_DOCUMENT
+from easyllm.models.decoders.leaks import leaks
 from easyllm.models.decoders.outline import Outline, written
-from easyllm.models.decoders.shrink import shrunk
 from easyllm.models.decoders.skeleton import Skeleton
-from easyllm.models.decoders.stage import Stage
 from easyllm.models.layers import param_specs
-from easyllm.models.weights import fill
 from easyllm.spec.roles import LayerShape, ModelShape
 
 UNCUT = {
@@ -45,13 +42,6 @@ UNTRAINED = {
     "phi4_multimodal": "it takes images and sound besides text",
 }
 """Types that are not trained, each with the reason."""
-TINY = ModelShape(
-    layers=4, hidden_size=64, heads=4, kv_heads=2, head_dim=16, intermediate_size=64,
-    vocab_size=128, max_positions=256, tied=False,
-)  # fmt: skip
-"""The model in which one document may not change the results of the next."""
-ROUNDING = 1e-4
-"""The largest difference of logits, as a share of the largest one, that is not a leak."""
 
 
 def known_types() -> list[str]:
@@ -87,7 +77,8 @@ def _outline(config: Mapping[str, Any]) -> Outline:
     return Outline(
         keys=keys, config=complete, layers=tuple(layers), shape=_shape(made, complete, layers),
         active=_active(complete, layers), uncut=_uncut(made, skeleton),
-        eager_only=attention == "eager", leaks=_leaks(complete, attention),
+        eager_only=attention == "eager", leaks=leaks(complete, attention, attention),
+        own_attention=not leaks(complete, BY_DOCUMENT, attention),
     )  # fmt: skip
 
 
@@ -169,38 +160,6 @@ def _uncut(config: Any, skeleton: Skeleton) -> str:
     if len(skeleton.before) > 1:
         return f"{', '.join(skeleton.before[1:])} is used beside the layers"
     return ""
-
-
-@torch.no_grad()
-def _leaks(config: Mapping[str, Any], attention: str) -> bool:
-    """Whether a small model of this kind computes other logits for a document that follows another
-    one in its row."""
-    if "index_topk" in config:
-        return True  # an indexer chooses among all tokens of a row, and breaks ties by their place
-    small = AutoConfig.for_model(**shrunk(config, TINY))
-    skeleton = Skeleton.of(small, attention)
-    weights = FreshWeights(skeleton, seed=0, spread=0.1)
-    specs, built = skeleton.specs(), {}
-    for spec in specs:
-        module = spec.build()
-        if spec.tied_to is None:
-            fill(module, spec.name, weights, torch.float32, torch.device("cpu"))
-        built[spec.name] = module.eval()
-    for spec in specs:
-        if spec.tied_to:
-            built[spec.name].weight = built[spec.tied_to].weight
-    stage = Stage(skeleton, built)
-    ids = torch.arange(3, 63).remainder(120).unsqueeze(0)
-    first = 37
-
-    def logits(*lengths: int) -> Any:
-        positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
-        begin = 0 if len(lengths) > 1 else first
-        return stage(ids[:, begin:], Documents.of(positions))
-
-    together = logits(first, ids.numel() - first)[:, first:]
-    alone = logits(ids.numel() - first)
-    return bool((together - alone).abs().max() > ROUNDING * alone.abs().max())
 
 
 if __name__ == "__main__":

@@ -47,7 +47,10 @@ class Decoder(Family):
         return self.outline(config).uncut
 
     def attentions(self, config: Mapping[str, Any]) -> Sequence[str]:
-        return ("eager",) if self.outline(config).eager_only else ("sdpa", "eager")
+        found = self.outline(config)
+        if found.eager_only:
+            return ("eager",)
+        return ("sdpa", "eager", *(("flex_attention", "varlen") if found.own_attention else ()))
 
     def active(self, config: Mapping[str, Any]) -> float:
         return self.outline(config).active
@@ -67,16 +70,24 @@ class Decoder(Family):
         return list(self.outline(config).layers)
 
     def layers(self, config: Any, attention: str) -> list[Any]:
-        return list(_skeleton(_text(config), attention).specs())
+        from easyllm.models.attention.documents import implementation
+
+        own = self.outline(json.loads(_text(config))).own_attention
+        name = implementation(attention) if own else attention
+        return list(_skeleton(_text(config), name).specs())
 
     def assembly(self, config: Any, attention: str, router_aux_loss: float | None) -> Any:
+        from easyllm.models.attention.documents import OWN, implementation
         from easyllm.models.decoders.routers import balance_of
         from easyllm.models.decoders.stage import stages
         from easyllm.models.layers import Assembly
 
-        leaks = self.outline(json.loads(_text(config))).leaks
-        balance = balance_of(_skeleton(_text(config), attention).model, router_aux_loss)
-        return Assembly(functools.partial(stages, config, attention, leaks, balance), balance)
+        found = self.outline(json.loads(_text(config)))
+        if found.own_attention:
+            attention = implementation(attention)
+        by_document = found.leaks and attention not in OWN
+        balance = balance_of(_skeleton(_text(config), "eager").model, router_aux_loss)
+        return Assembly(functools.partial(stages, config, attention, by_document, balance), balance)
 
     def names(self, config: Any) -> Any:
         from easyllm.models.decoders.published import PublishedMapping

@@ -30,7 +30,11 @@ class Outline:
     eager_only: bool = False
     """Whether transformers has no other attention for this type."""
     leaks: bool = False
-    """Whether, in a row of several documents, one changes the results of the next."""
+    """Whether, in a row of several documents and with transformers' own attention, one changes the
+    results of the next."""
+    own_attention: bool = False
+    """Whether attention by ``easyllm.models.attention`` computes the same and stays within
+    documents."""
 
 
 def written(found: Outline) -> dict[str, Any]:

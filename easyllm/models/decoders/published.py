@@ -43,7 +43,7 @@ class PublishedMapping(WeightMapping):
         converted = self._converted(found)
         if parameter not in converted and len(found) == 1:
             # a name that is read back as another one: DeepSeek-V4's last norm
-            return next(iter(found.values()))
+            converted[parameter] = next(iter(found.values()))
         return converted[parameter]
 
     def stored(self, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from easyllm.errors import UserError
-from easyllm.models.attention.documents import Documents
+from easyllm.models.attention.documents import OWN, Documents
 from easyllm.models.balance import Balance
 from easyllm.models.decoders.routers import routers
 from easyllm.models.decoders.skeleton import Skeleton
@@ -40,6 +40,7 @@ class Stage:
         carry something over from one document to the next.
         """
         self.by_document = by_document
+        self.passes_documents = skeleton.config._attn_implementation in OWN
         self.model, self.base = skeleton.model, getattr(skeleton.model, skeleton.base)
         layers = getattr(self.base, skeleton.layers)
         begin = f"{skeleton.base}.{skeleton.layers}."
@@ -110,19 +111,24 @@ class Stage:
 
     def _rows(self, value: torch.Tensor, documents: Documents) -> torch.Tensor | Unprojected:
         if not self.by_document or documents.one_a_row:
-            return self._computed(value, documents.positions)
+            return self._computed(value, documents)
         # rows end to end, because a document lies within one row
         parts = value.flatten(0, 1).unsqueeze(0).split(documents.lengths, dim=1)
         places = documents.positions.flatten().unsqueeze(0).split(documents.lengths, dim=1)
-        found: list[Any] = [self._computed(*part) for part in zip(parts, places, strict=True)]
+        found: list[Any] = [
+            self._computed(part, Documents.of(place))
+            for part, place in zip(parts, places, strict=True)
+        ]
         weight = None
         if isinstance(found[0], tuple):
             weight, found = found[0][1], [hidden for hidden, _ in found]
         rows: torch.Tensor = torch.cat(found, dim=1).unflatten(1, (len(value), -1)).squeeze(0)
         return rows if weight is None else (rows, weight)
 
-    def _computed(self, value: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | Unprojected:
-        given = {"position_ids": positions, "use_cache": False}
+    def _computed(self, value: torch.Tensor, documents: Documents) -> torch.Tensor | Unprojected:
+        given: dict[str, Any] = {"position_ids": documents.positions, "use_cache": False}
+        if self.passes_documents:
+            given["documents"] = documents
         if self.entry is None:
             given["input_ids"] = value
         else:

@@ -1,0 +1,64 @@
+"""Whether documents in one row change each other's results, found with a small model of the same
+kind on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from easyllm.models.attention.documents import Documents
+from easyllm.models.decoders.fresh import FreshWeights
+from easyllm.models.decoders.shrink import shrunk
+from easyllm.models.decoders.skeleton import Skeleton
+from easyllm.models.decoders.stage import Stage
+from easyllm.models.weights import fill
+from easyllm.spec.roles import ModelShape
+
+TINY = ModelShape(
+    layers=4, hidden_size=64, heads=4, kv_heads=2, head_dim=16, intermediate_size=64,
+    vocab_size=128, max_positions=256, tied=False,
+)  # fmt: skip
+FIRST, SECOND = 37, 23
+"""The tokens of two documents, more than a small window has."""
+ROUNDING = 1e-4
+"""The largest difference of logits, as a share of the largest one, that is not a leak."""
+
+
+@torch.no_grad()
+def leaks(config: Mapping[str, Any], attention: str, plain: str) -> bool:
+    """Whether the model with ``config``, computed with ``attention``, gives other logits for a
+    document that follows another one in its row than with ``plain`` attention by itself. Both are
+    names of transformers' attention interface."""
+    if "index_topk" in config:
+        return True  # an indexer chooses among all tokens of a row, and breaks ties by their place
+    small = shrunk(config, TINY)
+    ids = torch.arange(3, 3 + FIRST + SECOND).remainder(120).unsqueeze(0)
+    try:
+        together = _stage(small, attention)(ids, _documents(FIRST, SECOND))[:, FIRST:]
+    except (TypeError, ValueError, RuntimeError):  # it does not pass documents on as they are
+        return True
+    alone = _stage(small, plain)(ids[:, FIRST:], _documents(SECOND))
+    return bool((together - alone).abs().max() > ROUNDING * alone.abs().max())
+
+
+def _documents(*lengths: int) -> Documents:
+    return Documents.of(torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0))
+
+
+def _stage(config: Mapping[str, Any], attention: str) -> Any:
+    """The whole model, with drawn weights, as one stage."""
+    skeleton = Skeleton.of(AutoConfig.for_model(**config), attention)
+    weights = FreshWeights(skeleton, seed=0, spread=0.1)
+    built: dict[str, nn.Module] = {}
+    for spec in skeleton.specs():
+        module: Any = spec.build()
+        if spec.tied_to is None:
+            fill(module, spec.name, weights, torch.float32, torch.device("cpu"))
+        else:
+            module.weight = built[spec.tied_to].weight
+        built[spec.name] = module.eval()
+    return Stage(skeleton, built)
