@@ -43,15 +43,15 @@ QUICK = (
 """Some that are tested each time."""
 
 
-def small(model_type: str) -> dict[str, Any]:
+def small(model_type: str, shape: ModelShape = SHAPE) -> dict[str, Any]:
     """The configuration of a small model."""
     given = GIVEN.get(model_type, {})
-    return Decoder(type=model_type).shaped({"model_type": model_type, **given}, SHAPE)
+    return Decoder(type=model_type).shaped({"model_type": model_type, **given}, shape)
 
 
-def save(model_type: str, folder: Path) -> Path:
+def save(model_type: str, folder: Path, shape: ModelShape = SHAPE) -> Path:
     """Write a model with drawn weights into ``folder``, as transformers does; returns it."""
-    values = small(model_type)
+    values = small(model_type, shape)
     torch.manual_seed(7)
     attention = Decoder(type=model_type).attentions(values)[0]
     made = AutoModelForCausalLM.from_config(

@@ -25,10 +25,11 @@ DEVICE = world.start("cpu")
 import torch  # noqa: E402
 from deepspeed.comm import comm  # noqa: E402  after the accelerator is settled
 from deepspeed.utils import groups  # noqa: E402
+from transformers import AttentionInterface  # noqa: E402
 
 from easyllm.data.dataset.rows import open_rows  # noqa: E402
 from easyllm.errors import UserError  # noqa: E402
-from easyllm.models.attention.documents import Documents  # noqa: E402
+from easyllm.models.attention.documents import BY_DOCUMENT, Documents, attend_by_document  # noqa: E402
 from easyllm.models.layers import causal_loss  # noqa: E402
 from easyllm.parallelism import engine as engines  # noqa: E402
 from easyllm.parallelism.engine import TrainEngine  # noqa: E402
@@ -73,6 +74,28 @@ def damage(checkpoints: Path, how: str, pattern: str) -> None:
         else:
             assert how == "remove"
             file.unlink()
+
+
+@contextlib.contextmanager
+def sabotaged(how: str | None) -> Iterator[None]:
+    """Have attention reach over the beginnings of documents, or the loss be a hundredth too
+    large."""
+    if how == "leak":
+
+        def leaking(*tensors: Any, documents: Documents, **named: Any) -> Any:
+            rows, tokens = documents.positions.shape
+            whole = Documents.of(torch.arange(tokens).expand(rows, tokens))
+            return attend_by_document(*tensors, documents=whole, **named)
+
+        AttentionInterface.register(BY_DOCUMENT, leaking)
+    loss_of = TrainEngine.loss_of
+    if how == "loss":
+        TrainEngine.loss_of = lambda *given: 1.01 * loss_of(*given)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AttentionInterface.register(BY_DOCUMENT, attend_by_document)
+        TrainEngine.loss_of = loss_of  # type: ignore[method-assign]
 
 
 def die_saving(rank: int, step: int) -> None:
@@ -220,7 +243,10 @@ def main(cases: Path) -> None:
         rows = Watched(open_rows(run), stop_at, number, delay)
         seen: dict[str, Any] = {"case": case["name"], "samples": rows.samples}
         try:
-            watched = watched_optimizer(seen), watched_reductions(seen), watched_documents(seen)
+            watched = (
+                watched_optimizer(seen), watched_reductions(seen), watched_documents(seen),
+                sabotaged(case.get("sabotage")),
+            )  # fmt: skip
             with on_signals() as stop, contextlib.ExitStack() as stack:
                 for watching in watched:
                     stack.enter_context(watching)

@@ -1,5 +1,5 @@
 """Every type of decoder that transformers knows, trained by pipeline and by ZeRO as by its plain
-model, and saved without a bit's difference."""
+model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Any decoder of transformers, trained by pipeline and by ZeRO as by its plain model, and saved
-without a bit's difference."""
+"""Any decoder of transformers, trained by pipeline and by ZeRO as by its plain model."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from easyllm.errors import UserError
 from easyllm.models.attention.flex import attend_by_flex
+from easyllm.models.attention.masks import refuse_mask
 from easyllm.models.attention.varlen import attend_by_varlen
 from easyllm.models.custom.modeling_baichuan import alibi_slopes
 
@@ -135,8 +136,10 @@ def attend_by_document(
 
     One call for each document computes only the needed scores: on a CPU it is 3 to 12 times faster
     than a mask over the row, and its memory does not grow with the square of the row. ALiBi and a
-    window that is shorter than a document need a mask over the document.
+    window that is shorter than a document need a mask over the document. Raises ValueError for a
+    mask of the model's own.
     """
+    refuse_mask(attention_mask)
     attend: Any = sdpa_attention_forward
     rows, heads, tokens, _ = query.shape
 

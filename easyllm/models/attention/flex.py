@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from easyllm.models.attention.masks import refuse_mask
 from easyllm.models.custom.modeling_baichuan import alibi_slopes
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def attend_by_flex(
     On CUDA torch compiles it into kernels that skip blocks outside the mask. On a CPU it has no
     backward pass.
     """
+    refuse_mask(attention_mask)
     heads, groups = query.shape[1], key.shape[1]
     if heads & (
         heads - 1

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from easyllm.models.attention.masks import refuse_mask
+
 try:
     from torch.nn.attention import varlen
 except ImportError:  # before torch 2.10; preflight refuses it before 2.11
@@ -42,6 +44,7 @@ def attend_by_varlen(  # not run yet: needs a GPU
 
     One kernel processes all documents of the rows.
     """
+    refuse_mask(attention_mask)
     rows, heads, tokens, _size = query.shape
     found = varlen_attn(
         *(part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)),

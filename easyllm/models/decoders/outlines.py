@@ -19,24 +19,24 @@ from typing import Any
 from easyllm import files
 from easyllm.models.decoders.outline import Outline, read, written
 
-SCHEMA = 4
+SCHEMA = 5
 """Changed where an outline of the same configuration becomes another."""
 
 
 def outline(config: Mapping[str, Any]) -> Outline:
     """The outline of the model that ``config``, a map as in ``config.json``, describes; kept in the
     user's cache."""
-    return _outline(json.dumps(config, sort_keys=True, default=str))
+    return cached(json.dumps(config, sort_keys=True, default=str))
 
 
 @functools.cache
-def _outline(config: str) -> Outline:
+def cached(config: str) -> Outline:
     file = _folder() / f"{files.stable_hash([SCHEMA, version('transformers'), config])}.json"
     try:
         return read(json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    described = _in_process(config) if "torch" in sys.modules else _in_another_process(config)
+    described = in_process(config) if "torch" in sys.modules else in_another_process(config)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(file, described, durable=False)
@@ -50,13 +50,14 @@ def _folder() -> Path:
     return Path(cache) / "easyllm" / "outlines"
 
 
-def _in_process(config: str) -> dict[str, Any]:
+def in_process(config: str) -> dict[str, Any]:
     from easyllm.models.decoders.describe import described
 
-    return described(json.loads(config))
+    found: dict[str, Any] = json.loads(json.dumps(described(json.loads(config)), default=str))
+    return found
 
 
-def _in_another_process(config: str) -> dict[str, Any]:
+def in_another_process(config: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "easyllm.models.decoders.describe"]
     path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(

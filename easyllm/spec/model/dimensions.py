@@ -23,6 +23,13 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
 
     if any(published_config.wrong(config)):  # reported with the keys
         return
+    stated = config.get("model_type", family.model_type)
+    if stated != family.model_type:
+        yield Problem(
+            at("model_type"), stated, f"model.family reads models of type {family.model_type}",
+            f"give {family.model_type}, or the family of the other type", also=("model.family",),
+        )  # fmt: skip
+        return
     why, known = family.unusable(config)
     if why:
         path = not run.model.config

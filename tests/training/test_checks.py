@@ -1,0 +1,82 @@
+"""What a run checks of itself: packed rows at its beginning, and the first step."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.models.decoders import save
+from tests.support import merged
+from tests.training.conftest import Small, Trained, launch
+from tests.training.decoders import LAYOUTS, case
+
+CASES = {
+    "leak-pipe2": ("olmo3", "pipe2", "leak", {}),
+    "leak-zero1": ("untied", "zero1", "leak", {}),
+    "leak-unpacked": ("olmo3", "zero1", "leak", {"data": {"packing": "none"}}),
+    "leak-unchecked": ("olmo3", "zero1", "leak", {"training": {"check_packing": False}}),
+    "loss-pipe2": ("olmo3", "pipe2", "loss", {}),
+    "loss-zero1": ("untied", "zero1", "loss", {"training": {"check_engine": True}}),
+    "experts-pipe2": ("qwen3_moe", "pipe2", None, {}),
+    "experts-zero1": ("qwen3_moe", "zero1", None, {}),
+    "experts-off": ("qwen3_moe", "zero1", None, {"training": {"router_aux_loss": 0.0}}),
+    "adapter": ("olmo3", "pipe2", None,
+                {"training": {"adapter": {"_target_": "easyllm.training.adapters.LoRA"}}}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    for name in ("olmo3", "qwen3_moe"):
+        if not (small.root / name).is_dir():
+            save(name, small.root / name)
+    cases = [
+        {"name": name, "sabotage": how, "config": merged(case(small, model, LAYOUTS[layout]), over)}
+        for name, (model, layout, how, over) in CASES.items()
+    ]
+    return launch(tmp_path_factory.mktemp("checks"), 2, cases)
+
+
+@pytest.mark.parametrize("name", ["leak-pipe2", "leak-zero1"])
+def test_a_model_that_leaks_is_refused_before_the_first_step(trained: Trained, name: str) -> None:
+    for seen in trained.seen(name):
+        assert seen["error"].startswith("UserError: data.packing=best_fit: this model computes a")
+        assert "give data.packing=none, or training.check_packing=false" in seen["error"]
+        assert seen["checkpoints"] == []
+    assert not (trained.root / name / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["leak-unpacked", "leak-unchecked"])
+def test_without_packing_or_the_check_it_trains(trained: Trained, name: str) -> None:
+    assert len(trained.metrics(name)) == 3
+    assert "packing" not in trained.seen(name)[0]["report"].get("checks", {})
+
+
+@pytest.mark.parametrize("name", ["loss-pipe2", "loss-zero1"])
+def test_a_first_step_that_is_not_the_plain_models(trained: Trained, name: str) -> None:
+    for seen in trained.seen(name):
+        assert seen["error"].startswith("UserError: training.check_engine: the first step's loss")
+        assert (
+            "they differ by 0.01, where rounding explains 1e-04. Nothing was saved"
+            in (seen["error"])
+        )
+        assert seen["checkpoints"] == []
+
+
+def test_the_load_of_experts_is_in_the_metrics(trained: Trained) -> None:
+    pipe, zero = (trained.metrics(f"experts-{layout}") for layout in ("pipe2", "zero1"))
+    for line, other in zip(pipe, zero, strict=True):
+        assert line["router_aux_loss"] == pytest.approx(other["router_aux_loss"], rel=1e-5)
+        assert line["expert_share"] == pytest.approx(other["expert_share"], abs=0.02)
+        assert 1 / 4 <= line["expert_share"] <= 1 / 2  # each of two choices of four experts
+        assert 0.5 < line["expert_entropy"] <= 1
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    off = trained.metrics("experts-off")
+    assert not {"router_aux_loss", "expert_share", "expert_entropy"} & set(off[0])
+    assert off[0]["loss"] == pytest.approx(
+        zero[0]["loss"] - 0.001 * zero[0]["router_aux_loss"], rel=1e-5
+    )
+
+
+def test_an_adapter_begins_with_the_plain_models_loss(trained: Trained) -> None:
+    checks = trained.seen("adapter")[0]["report"]["checks"]
+    assert checks["engine_loss"] < 1e-5 and "engine_grad_norm" not in checks
