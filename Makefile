@@ -7,7 +7,7 @@ SHELL := bash
 # Two tests at a time, and those of a file one after the other: they share what they have started.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: system setup demo test test-slow lint bench docs lock wheel
+.PHONY: system setup demo test test-slow lint bench docs models lock wheel
 
 # Java, a compiler, and what tests use: Chromium, sshd, pdsh, Slurm. Needs root.
 system:
@@ -58,6 +58,12 @@ docs: .venv-docs/.complete
 	@! grep -rnE '<(script|link|img)[^>]*(src|href)="(https?:)?//' docs/_build/html --include='*.html' \
 	  || { echo "these pages need something from outside"; exit 1; }
 	@echo "docs/_build/html/index.html"
+
+# Trains every type of decoder and writes the table of docs/decoder_types.md.
+models: setup
+	$(PYTEST) --junitxml=.venv/decoders.xml tests/training/test_decoders.py \
+	  tests/training/test_all_decoders.py
+	PYTHONPATH=. $(BIN)/python docs/decoder_types.py .venv/decoders.xml
 
 .venv-docs/.complete: requirements/docs.txt
 	$(PYTHON) -m venv .venv-docs

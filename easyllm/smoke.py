@@ -118,8 +118,9 @@ def _model(run: RunSpec, limits: SmokeSpec) -> ModelSpec:
         max_positions=max(run.data.seq_len, limits.seq_len),
         tied=large.tied,
     )
+    attention: Any = next(iter(family.attentions(config)), "sdpa")
     return replace(
-        model, path=None, revision=None, init="random", dtype="float32", attention="sdpa",
+        model, path=None, revision=None, init="random", dtype="float32", attention=attention,
         compile=False, family=family,
         config=family.shaped(config, shape), overrides={},
     )  # fmt: skip

@@ -4,16 +4,20 @@ refused."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import AutoConfig
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from easyllm.__main__ import main
+from easyllm.cli.library import shipped_folder
 from easyllm.models.balance import Balance, expert_load
 from easyllm.models.config import hf_config
 from easyllm.models.decoders import outlines
@@ -23,11 +27,36 @@ from easyllm.models.decoders.published import PublishedMapping
 from easyllm.models.decoders.skeleton import Skeleton
 from easyllm.models.layers import tensor_shapes
 from easyllm.models.weights import WeightFiles
-from tests.models.decoders import published, save, small
+from tests.models.decoders import SHAPE, published, save, small
 from tests.models.small import tensors
 from tests.support import run_spec
 
 UNCUT = {"deepseek_v4", "gemma3n_text", "glm_moe_dsa", "hy_v4"}
+
+
+BILLIONS = {
+    "deepseek_v2_lite": 15.7, "gemma3_27b": 27.0, "gpt_oss_20b": 20.9, "ministral3_8b": 8.5,
+    "mixtral_8x7b": 46.7, "olmo3_7b": 7.3, "qwen3_30b_a3b": 30.5, "qwen3_5_9b": 9.0,
+    "smollm3_3b": 3.1,
+}  # fmt: skip
+"""Published parameters of the groups, without parts for images."""
+ACTIVE = {"qwen3_30b_a3b": 3.3, "mixtral_8x7b": 12.9, "deepseek_v2_lite": 2.7}
+"""Published parameters that a token uses."""
+
+
+@pytest.mark.parametrize("group", BILLIONS)
+def test_published_dimensions_give_published_sizes(group: str) -> None:
+    text = (shipped_folder() / "model" / f"{group}.yaml").read_text("utf-8")
+    config = yaml.safe_load(text)["config"]
+    family = Decoder(type=config["model_type"])
+    assert set(config) <= family.config_keys
+    count = sum(prod(s) for layer in family.param_specs(config) for s in layer.parameters.values())
+    assert count / 1e9 == pytest.approx(BILLIONS[group], rel=0.02)
+    if group in ACTIVE:
+        assert family.active(config) * count / 1e9 == pytest.approx(ACTIVE[group], rel=0.05)
+    made = family.shaped(config, replace(SHAPE, tied=config["tie_word_embeddings"]))
+    assert family.shape(made).layers == 4
+    assert sum(spec.decoder for spec in family.layers(AutoConfig.for_model(**made), "eager")) == 4
 
 
 def test_at_least_seventy_types_are_known() -> None:

@@ -145,6 +145,7 @@ class HFEngine:
     def _started(self, model: Any, run: RunSpec, fields: Transformers) -> Any:
         device = run.hardware.device
         try:
+            _check_cache(model.config.get_text_config())
             # What a request does not give must not come from the model's own configuration.
             manager = model.init_continuous_batching(
                 generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
@@ -223,6 +224,16 @@ class HFEngine:
     def close(self) -> None:
         if self._manager.is_running():
             self._manager.stop(block=True, timeout=60, hard_stop=True)
+
+
+def _check_cache(config: Any) -> None:
+    """Raises ValueError for a model whose keys and values have different widths, which its cache
+    cannot hold (transformers 5.19)."""
+    widths = [getattr(config, name, 0) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
+    if all(widths) and sum(widths) != config.v_head_dim:
+        raise ValueError(
+            f"its keys have {sum(widths)} numbers a head and its values {config.v_head_dim}"
+        )
 
 
 def _blocks(model: Any, run: RunSpec, fields: Transformers) -> int | None:

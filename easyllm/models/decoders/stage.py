@@ -62,7 +62,8 @@ class Stage:
             self.exit = layers[held[-1]] = _Exit(layers[held[-1]])
         self.device = torch.device("cpu")
         self.balance = balance
-        self.sums: list[torch.Tensor] = []
+        self.logits: list[tuple[str, torch.Tensor]] = []
+        """What routers gave in the last call, each with the name of its layer."""
         self.choices: dict[str, torch.Tensor] = {}
         """How often each expert was chosen in training since these were set to 0, by layer."""
         self.computing = False
@@ -74,7 +75,7 @@ class Stage:
         """Token ids ``(rows, tokens)``, or hidden states ``(rows, tokens, hidden)``, to hidden
         states or logits ``(rows, tokens, vocabulary)``."""
         self._follow(value.device)
-        self.computing, self.sums = True, []
+        self.computing, self.logits = True, []
         try:
             return self._rows(value, documents)
         finally:
@@ -84,27 +85,28 @@ class Stage:
         """The sums of ``Balance.sums`` over the routers of this stage for the last call, which
         returned ``value``. They have a gradient, as pipelines expect of what stages send."""
         assert self.balance is not None
-        if self.sums:
-            return torch.stack(self.sums).sum(dim=0)
+        sums = []
+        for name, logits in self.logits:
+            sums.append(self.balance.sums(logits))
+            if self.model.training:
+                chosen = sums[-1].detach()[: self.balance.experts]
+                counts = self.choices.setdefault(name, torch.zeros_like(chosen))
+                counts += chosen
+        if sums:
+            return torch.stack(sums).sum(dim=0)
         hidden = value[0] if isinstance(value, tuple) else value
         none: torch.Tensor = 0.0 * hidden.flatten()[:1].float().sum()
         return none.expand(self.balance.size)
 
     def _watch(self, name: str, layer: Any) -> None:
-        """Sum up what the routers of a layer give."""
-        balance = self.balance
-        assert balance is not None
+        """Keep what the routers of a layer give."""
 
         def watch(router: nn.Module, inputs: Any, output: Any, place: int) -> None:
             if not self.computing:
                 return  # activations that are computed again
+            # only kept: what is computed here, a recomputation of activations would have to repeat
             logits = output[place] if isinstance(output, tuple) else output
-            sums = balance.sums(logits)
-            self.sums.append(sums)
-            if self.model.training:
-                chosen = sums.detach()[: balance.experts]
-                counts = self.choices.setdefault(name, torch.zeros_like(chosen))
-                counts += chosen
+            self.logits.append((name, logits))
 
         for router, place in routers(self.model, layer):
             router.register_forward_hook(functools.partial(watch, place=place))

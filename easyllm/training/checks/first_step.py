@@ -84,7 +84,7 @@ class PlainStep:
             for hook in hooks:
                 hook.remove()
             loss.backward()
-            total += float(loss)
+            total += loss.item()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         return total, math.sqrt(sum(float(grad.double().square().sum()) for grad in grads))
 
