@@ -16,7 +16,7 @@ from easyllm.data.dataset.rows import open_rows
 from easyllm.models.decoders.family import Decoder
 from easyllm.models.layers import causal_loss
 from easyllm.training.checkpointing.checkpoints import newest
-from tests.models.decoders import published, save
+from tests.models.decoders import QUICK, published, save
 from tests.models.small import tensors
 from tests.support import merged, run_spec
 from tests.training.conftest import GLOBAL_BATCH, PIPELINE, ZERO, Small, Trained, launch
@@ -46,7 +46,7 @@ def case(small: Small, name: str, layout: dict[str, Any]) -> dict[str, Any]:
         "steps": STEPS, "gradient_clipping": 0.0, "evaluate": {"fraction": 0.0},
         "optimizer": {"eps": EPS},
     }  # fmt: skip
-    training["check_engine"] = layout is LAYOUTS["pipe2"]
+    training["check_engine"] = layout is LAYOUTS["pipe2"] and name in QUICK
     return merged(config, {"training": training, "model": {"attention": attention}})
 
 
@@ -161,7 +161,7 @@ def check(decoders: Decoders, name: str) -> None:
     for layout in decoders.layouts(name):
         checks = decoders.trained.seen(f"{name}-{layout}")[0]["report"]["checks"]
         assert checks["packing"] < 1e-5, checks
-        if layout == "pipe2":
+        if layout == "pipe2" and name in QUICK:
             assert max(checks["engine_loss"], checks["engine_grad_norm"]) < 1e-4, checks
         lines = decoders.trained.metrics(f"{name}-{layout}")
         for key, expected in (("loss", plain.losses), ("grad_norm", plain.norms)):
