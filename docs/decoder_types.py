@@ -28,8 +28,8 @@ values of saved files are those that transformers writes (`tests/training/decode
 `tests/models/test_decoders.py`).
 
 `documents` says how documents in one row are kept apart: *by document* in the attention alone,
-*mask* by transformers' mask, *whole layers* by computing each document by itself. `eager` types need
-`model.attention=eager`.
+*mask* by transformers' mask, *whole layers* by computing each document by itself. Types with
+`eager` need `model.attention=eager`.
 
 | type | pipeline | documents | loss over routers |
 | --- | --- | --- | --- |

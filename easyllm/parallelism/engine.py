@@ -237,10 +237,14 @@ class TrainEngine(abc.ABC):
         clip = None
         if not any(self.layout.state_shards):
             clip = clipping(optimizer, self.run.training.gradient_clipping, self._norm_group())
+        # DeepSpeed casts buffers too, such as the bias that decides which experts are chosen
+        exact = [(m, n, b) for m in model.modules() for n, b in m.named_buffers(recurse=False)]
         with quiet():
             runtime, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=self.config(), dist_init_required=False
             )
+        for module, name, buffer in exact:
+            setattr(module, name, buffer.to(self.device))
         skip_nonfinite(optimizer, runtime, clip)
         if dist.get_rank() == 0:
             write_json(RunPaths(self.run).deepspeed, effective(runtime._config))

@@ -62,6 +62,9 @@ def save(model_type: str, folder: Path, shape: ModelShape = SHAPE) -> Path:
             torch.nn.init.normal_(parameter, std=0.1)
         elif "norm" in name:
             parameter.data += 0.1 * torch.randn(parameter.shape)
+    for name, buffer in made.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer += 0.1 * torch.randn(buffer.shape)
     made.save_pretrained(folder)
     return folder
 

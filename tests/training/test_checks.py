@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from easyllm.training.checkpointing.checkpoints import newest
 from tests.models.decoders import save
+from tests.models.small import tensors
 from tests.support import merged
 from tests.training.conftest import Small, Trained, launch
 from tests.training.decoders import LAYOUTS, case
@@ -23,13 +26,15 @@ CASES = {
     "experts-zero1": ("qwen3_moe", "zero1", None, {}),
     "experts-recomputed": ("qwen3_moe", "pipe2", None,
                            {"parallelism": {"checkpoint_activations": True}}),
+    "buffers": ("glm4_moe", "zero1", None,
+                {"model": {"dtype": "bfloat16"}, "training": {"steps": 1}}),
     "experts-off": ("qwen3_moe", "zero1", None, {"training": {"router_aux_loss": 0.0}}),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def trained(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    for name in ("olmo3", "qwen3_moe"):
+    for name in ("glm4_moe", "olmo3", "qwen3_moe"):
         if not (small.root / name).is_dir():
             save(name, small.root / name)
     cases = [
@@ -81,6 +86,19 @@ def test_the_load_of_experts_is_in_the_metrics(trained: Trained) -> None:
     assert off[0]["loss"] == pytest.approx(
         zero[0]["loss"] - 0.001 * zero[0]["router_aux_loss"], rel=1e-5
     )
+
+
+def test_buffers_are_not_rounded(small: Small, trained: Trained) -> None:
+    """The bias by which GLM's routers choose is float32 in a bfloat16 model, as published."""
+    trained.check("buffers")
+    checkpoint, _ = newest(trained.root / "buffers" / "run" / "checkpoints")
+    assert checkpoint is not None
+    before, after = tensors(small.root / "glm4_moe"), tensors(checkpoint.weights)
+    names = [name for name in after if name.endswith("e_score_correction_bias")]
+    assert names and before.keys() == after.keys()
+    for name in names:
+        assert after[name].dtype == torch.float32 and torch.equal(after[name], before[name])
+    assert after["lm_head.weight"].dtype == torch.bfloat16
 
 
 def test_an_adapter_begins_with_the_plain_models_loss(trained: Trained) -> None:
