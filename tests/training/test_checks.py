@@ -9,7 +9,7 @@ from easyllm.training.checkpointing.checkpoints import newest
 from tests.models.decoders import save
 from tests.models.small import tensors
 from tests.support import merged
-from tests.training.conftest import Small, Trained, launch
+from tests.training.conftest import GLOBAL_BATCH, ZERO, Small, Trained, launch
 from tests.training.decoders import LAYOUTS, case
 
 CASES = {
@@ -41,6 +41,13 @@ def trained(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
         {"name": name, "sabotage": how, "config": merged(case(small, model, LAYOUTS[layout]), over)}
         for name, (model, layout, how, over) in CASES.items()
     ]
+    pipe, zero3 = LAYOUTS["pipe2"], {"_target_": ZERO, "zero_stage": 3}
+    for run, layout in (("same", pipe), ("moved", zero3)):
+        stopped, other = (case(small, "qwen3_moe", each) for each in (pipe, layout))
+        cases += [
+            {"name": f"{run}-0", "run": run, "config": stopped, "stop_at": GLOBAL_BATCH},
+            {"name": f"{run}-1", "run": run, "config": other},
+        ]
     return launch(tmp_path_factory.mktemp("checks"), 2, cases)
 
 
@@ -86,6 +93,14 @@ def test_the_load_of_experts_is_in_the_metrics(trained: Trained) -> None:
     assert off[0]["loss"] == pytest.approx(
         zero[0]["loss"] - 0.001 * zero[0]["router_aux_loss"], rel=1e-5
     )
+
+
+def test_experts_resume_exactly_and_on_another_layout(trained: Trained) -> None:
+    assert "stopped by a signal; saved at step 2 of 3" in trained.seen("same-0", "same")[0]["error"]
+    losses = [line["loss"] for line in trained.metrics("experts-pipe2")]
+    assert [line["loss"] for line in trained.metrics("same-1", "same")] == losses
+    moved = [line["loss"] for line in trained.metrics("moved-1", "moved")]
+    assert moved == pytest.approx(losses, rel=1e-5)
 
 
 def test_buffers_are_not_rounded(small: Small, trained: Trained) -> None:
