@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import BY_DOCUMENT
-from easyllm.models.decoders.leaks import leaks
+from easyllm.models.decoders.leaks import WRONG, leaks
 from easyllm.models.decoders.outline import Outline, written
 from easyllm.models.decoders.skeleton import Skeleton
 from easyllm.models.layers import param_specs
@@ -67,11 +67,11 @@ def _outline(config: Mapping[str, Any]) -> Outline:
         keys = _keys(type(made))
         attention = _attention(made)
         skeleton = Skeleton.of(made, attention)
-    except (TypeError, ValueError, AttributeError, StrictDataclassError) as error:
-        cls = CONFIG_MAPPING[model_type]
-        return Outline(problem=f"makes no {model_type} model: {error}", keys=_keys(cls))
     except UserError as error:
-        return Outline(problem=str(error), keys=keys)
+        return Outline(problem=str(error), keys=_keys(CONFIG_MAPPING[model_type]))
+    except (*WRONG, AttributeError, KeyError, StrictDataclassError) as error:
+        keys = _keys(CONFIG_MAPPING[model_type])
+        return Outline(problem=f"makes no {model_type} model: {error}", keys=keys)
     layers = param_specs(skeleton.specs())
     complete = made.to_dict()
     return Outline(

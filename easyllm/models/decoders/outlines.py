@@ -19,7 +19,7 @@ from typing import Any
 from easyllm import files
 from easyllm.models.decoders.outline import Outline, read, written
 
-SCHEMA = 5
+SCHEMA = 6
 """Changed where an outline of the same configuration becomes another."""
 
 
