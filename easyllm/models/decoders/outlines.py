@@ -19,7 +19,7 @@ from typing import Any
 from easyllm import files
 from easyllm.models.decoders.outline import Outline, read, written
 
-SCHEMA = 6
+SCHEMA = 7
 """Changed where an outline of the same configuration becomes another."""
 
 

@@ -19,7 +19,7 @@ SMALL = {
     "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16,
     "index_n_heads": 4, "index_head_dim": 16, "index_topk": 8,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "linear_head_dim": 16, "linear_num_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
     "hidden_size_per_layer_input": 16, "global_head_dim": 16, "num_global_key_value_heads": 2,
     "swa_head_dim": 16, "swa_v_head_dim": 16, "laurel_rank": 8, "altup_num_inputs": 2,
     "sliding_window": 8, "first_k_dense_replace": 1, "num_kv_shared_layers": 0,
