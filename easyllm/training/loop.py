@@ -146,7 +146,7 @@ class Training:
         line |= self.saver.metrics()
         if self.plain_step is not None:
             found = self.plain_step.compare(loss, line["grad_norm"])
-            self.checked |= {f"engine_{name}": apart for name, apart in found.items()}
+            self.checked |= {f"engine_{name}": difference for name, difference in found.items()}
             self.plain_step = None
         log.log(line)
         stopping = bool(asked) or bool(over and self.step < self.total)

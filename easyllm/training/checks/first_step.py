@@ -45,7 +45,7 @@ class PlainStep:
         pairs = {"loss": (loss, plain_loss)}
         if self.setup.run.training.adapter is None:
             pairs["grad_norm"] = norm, plain_norm
-        found = {name: _apart(*pair) for name, pair in pairs.items()}
+        found = {name: _relative_difference(*pair) for name, pair in pairs.items()}
         for name, difference in found.items():
             if not difference <= limit:
                 engine, plain = pairs[name]
@@ -131,5 +131,5 @@ def _random(config: Any) -> bool:
     return any("drop" in key and isinstance(value, float) and value > 0 for key, value in values)
 
 
-def _apart(found: float, expected: float) -> float:
+def _relative_difference(found: float, expected: float) -> float:
     return abs(found - expected) / max(abs(expected), 1e-12)
