@@ -102,7 +102,9 @@ class Training:
         """What is checked of the model as it is before its first step. Raises UserError."""
         training = self.run.training
         if training.check_packing and self.run.data.packing != "none" and self.total:
-            self.checked["packing"] = check_packing(self.run, self.rows, self.engine)
+            self.checked["packing"] = check_packing(
+                self.run, self.setup.config.vocab_size, self.engine
+            )
         if training.check_engine and self.total:
             self.plain_step = PlainStep(self.setup, self.device)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from easyllm.data.dataset.rows import Rows
 from easyllm.errors import UserError
 from easyllm.models.weights import DTYPES
 from easyllm.parallelism import world
@@ -19,13 +18,14 @@ ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 of a token's logits, divided by that of the logits, the median over the tokens."""
 
 
-def check_packing(run: RunSpec, rows: Rows, engine: TrainEngine) -> float:
+def check_packing(run: RunSpec, vocab_size: int, engine: TrainEngine) -> float:
     """The difference between the logits of a document after another one in its row, and at the
     beginning of a row. Must be called by every rank.
 
     Raises UserError on all ranks where it is more than rounding.
     """
-    ids = torch.from_numpy(rows.sample(0).input_ids)
+    drawn = torch.Generator().manual_seed(run.seed)
+    ids = torch.randint(0, vocab_size, (run.data.seq_len,), generator=drawn)
     first = len(ids) // 3
     moved = torch.cat([ids[first:], ids[:first]])
     after = _batch(run, ids, (first, len(ids) - first))
