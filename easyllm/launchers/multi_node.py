@@ -316,7 +316,7 @@ def own_address(name: str) -> str:
     """The address that ``name`` has on this machine. Raises UserError for another machine's."""
     try:
         found = {info[4][0] for info in socket.getaddrinfo(name, None, socket.AF_INET)}
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(f"{name}, the first machine of the run, is not known: {error}") from None
     on_purpose = name == "localhost" or name.startswith("127.")
     for address in map(str, sorted(found)):

@@ -221,6 +221,8 @@ def test_a_models_name_tells_nothing_of_where_it_lies(
     ("serving", "said"),
     [
         ({"host": "no-such-host.invalid"}, r"serving\.host=no-such-host\.invalid: no such host"),
+        ({"host": "a..b"}, r"serving\.host=a\.\.b: no such host"),
+        ({"host": 70 * "x"}, r"serving\.host=x+: no such host"),
         ({"host": "192.0.2.1"}, r"serving\.host=192\.0\.2\.1: cannot be served at"),
     ],
 )

@@ -63,7 +63,7 @@ def _connected(host: str, port: int, patience: float) -> Channel:
     while True:
         try:
             return Channel(socket.create_connection((host, port), timeout=5))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"no process answers at {host}:{port} ({error}); is the run started on that "

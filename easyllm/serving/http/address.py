@@ -16,7 +16,7 @@ def bound(serving: ServingSpec) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # a label that is empty or has over 63 characters
         raise WrongValue(
             "serving.host", host, "no such host",
             "give 127.0.0.1 for this machine only, 0.0.0.0 for all that reach it",
