@@ -13,7 +13,6 @@ from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents
 from easyllm.models.decoders.routers import routers
 from easyllm.models.layers import causal_loss, tensor_shapes
-from easyllm.models.weight_mapping import RowMapping
 from easyllm.models.weights import DTYPES
 from easyllm.parallelism import world
 from easyllm.spec.model import trainable
@@ -97,14 +96,13 @@ class PlainStep:
             copy.deepcopy(setup.config), dtype=dtype, attn_implementation=attention
         )
         weights = first_weights(run, setup.config, family)
-        names = RowMapping() if family.one_layout else family.names(setup.config) or RowMapping()
-        state: dict[str, torch.Tensor] = {}
-        for layer in setup.plain_layers:
-            own = {name: weights.tensor(name, shape)
-                   for name, shape in tensor_shapes([layer]).items()}  # fmt: skip
-            state |= names.stored(own)
-        model.load_state_dict(state, strict=False)
+        shapes = tensor_shapes(setup.plain_layers)
+        state = {name: weights.tensor(name, shape) for name, shape in shapes.items()}
+        missing, unexpected = model.load_state_dict(state, strict=False)
         model.tie_weights()
+        tied = {f"{layer.name}.weight" for layer in setup.plain_layers if layer.tied_to}
+        if unexpected or set(missing) - tied:
+            raise RuntimeError(f"the plain model lacks {unexpected} and has {missing} besides")
         self._freeze(model)
         return model.to(self.device).train()
 
