@@ -11,7 +11,7 @@ from tests.inference.vllm.test_families import Answers, asked, of_transformers, 
 from tests.models.decoders import SHAPE, save
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 __all__ = ["prompts"]
 WIDE = replace(SHAPE, hidden_size=128, head_dim=32)

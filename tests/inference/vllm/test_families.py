@@ -15,7 +15,7 @@ import easyllm.models.custom  # noqa: F401
 from tests.models.small import SMALL, save
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 TOKENS = 20
 LENGTHS = (3, 40, 77, 100, 64, 90)
@@ -56,7 +56,7 @@ def asked(folders: dict[str, Path], prompts: list[list[int]], ranks: int = 1) ->
     given.write_text(json.dumps(values), "utf-8")
     command = [sys.executable, "-m", "tests.inference.vllm.greedy", str(given)]
     root = Path(__file__).parents[3]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     found: Answers = json.loads(lines[-1])
