@@ -12,7 +12,8 @@ from torch import nn
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
 from easyllm.models.layers import LayerSpec, param_specs
-from easyllm.models.weights import WeightFiles, Weights, generator
+from easyllm.models.random_weights import DrawnWeights, generator
+from easyllm.models.weights import WeightFiles, Weights
 from easyllm.spec.model import trainable
 from easyllm.spec.roles import Adapter, LayerShape
 from easyllm.spec.run import RunSpec
@@ -83,22 +84,12 @@ class AdaptedWeights:
         return self.parts.tensor(name, shape) if own is None else self.base.tensor(own, shape)
 
 
-class FreshAdapter:
+class FreshAdapter(DrawnWeights):
     """An untrained adapter; each part is drawn from the seed and its own name."""
 
-    bytes_read = 0
-
     def __init__(self, adapter: Adapter, seed: int):
-        self.adapter, self.seed = adapter, seed
-        self.files_read: set[Path] = set()
-
-    def problems(
-        self,
-        own: Mapping[str, torch.Size],
-        model: Mapping[str, torch.Size],
-        shared: Mapping[str, str],
-    ) -> list[str]:
-        return []
+        super().__init__(seed)
+        self.adapter = adapter
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
         drawn: torch.Tensor = self.adapter.fresh(name, shape, generator(self.seed, name))

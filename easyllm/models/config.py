@@ -95,7 +95,8 @@ def hf_config(run: RunSpec) -> PretrainedConfig:
 
 def _same(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        return ours.keys() == theirs.keys() and all(_same(ours[k], theirs[k]) for k in ours)
+        # a group need not repeat everything: files add, for example, how images are placed
+        return ours.keys() <= theirs.keys() and all(_same(ours[k], theirs[k]) for k in ours)
     if isinstance(ours, float) and isinstance(theirs, float):
         return math.isclose(ours, theirs, rel_tol=1e-6)  # GGUF stores them in fp32
     return bool(ours == theirs)

@@ -30,8 +30,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents, arguments, implementation
-from easyllm.models.balance import Balance
 from easyllm.models.custom.modeling_baichuan import NormHead, NoRotary, normal_rows
+from easyllm.models.decoders.balance import Balance
 from easyllm.spec.roles import LayerShape
 
 

@@ -4,7 +4,6 @@ Face shards."""
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 import pickle
@@ -16,7 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PretrainedConfig
 
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
@@ -250,44 +248,6 @@ def _open(file: Path, time: int, size: int) -> _Safetensors | _Pickled:
         return _Safetensors(file) if file.suffix == ".safetensors" else _Pickled(file)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read as weights: {error}; {FIX}") from error
-
-
-class RandomWeights:
-    """Fresh weights, each drawn from the seed and its own name.
-
-    Matrices are normal with the configuration's ``initializer_range``, the embedding's padding
-    row and biases 0, norms 1, as in transformers. No layout can change what is drawn.
-    """
-
-    bytes_read = 0
-
-    def __init__(self, config: PretrainedConfig, seed: int):
-        self.config, self.seed = config, seed
-        self.files_read: set[Path] = set()
-
-    def problems(
-        self,
-        own: Mapping[str, torch.Size],
-        model: Mapping[str, torch.Size],
-        shared: Mapping[str, str],
-    ) -> list[str]:
-        return []
-
-    def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
-        if len(shape) < 2:
-            return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
-        drawn = torch.empty(shape).normal_(
-            0, self.config.initializer_range, generator=generator(self.seed, name)
-        )
-        if name.endswith("embed_tokens.weight") and self.config.pad_token_id is not None:
-            drawn[self.config.pad_token_id] = 0
-        return drawn
-
-
-def generator(seed: int, name: str) -> torch.Generator:
-    """The generator that draws the parameter ``name`` of a model made from ``seed``."""
-    own = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
-    return torch.Generator().manual_seed(int.from_bytes(own, "big", signed=True))
 
 
 def fill(

@@ -84,7 +84,8 @@ class TrainEngine(abc.ABC):
         self.assemble, self.balance = assembly.assemble, assembly.balance
         self.routed = torch.zeros((), device=device)
         """The sum over micro-batches of the loss over routers."""
-        self.kept: list[torch.Tensor] | None = None
+        self.kept: tuple[slice, list[torch.Tensor]] | None = None
+        """The tokens whose logits ``outputs`` asks for, and what the last layer gave."""
         self.device, self.dtype = device, DTYPES[run.model.dtype]
         self.accumulation = layout.accumulation(run.hardware.ranks)
         self.decoders = [spec.name for spec in layers if spec.decoder]
@@ -119,7 +120,8 @@ class TrainEngine(abc.ABC):
         is a pair with the sums of all routers."""
         logits, sums = output if self.balance else (output, output)
         if self.kept is not None:
-            self.kept.append(logits if isinstance(logits, torch.Tensor) else logits[0])
+            values = logits if isinstance(logits, torch.Tensor) else logits[0]
+            self.kept[1].append(values[0, self.kept[0]].clone())
         if self.balance is None:
             return self.loss(logits, labels, scale)
         loss = self.loss(logits, labels, scale)
@@ -129,13 +131,14 @@ class TrainEngine(abc.ABC):
         self.routed += routed.detach()
         return loss + self.balance.coefficient * routed
 
-    def outputs(self, batch: Batch) -> torch.Tensor | None:
-        """The logits for a micro-batch, or the inputs of the head where the loss computes it; None
-        on ranks that do not hold the last layer. Every rank must call it."""
-        self.kept = []
+    def outputs(self, batch: Batch, tokens: slice) -> torch.Tensor | None:
+        """The logits ``(tokens, vocabulary)`` for some tokens of the first row of a micro-batch, or
+        the inputs of the head where the loss computes it; None on ranks that do not hold the last
+        layer. Every rank must call it."""
+        self.kept = tokens, []
         self.evaluate([batch] if self.reads_data else [], 1)
-        kept, self.kept = self.kept, None
-        return kept[0] if kept else None
+        (_, found), self.kept = self.kept, None
+        return found[0] if found else None
 
     def router_metrics(self) -> list[float]:
         """This rank's part of the step's numbers about routers, to be summed over all ranks: the
@@ -237,14 +240,10 @@ class TrainEngine(abc.ABC):
         clip = None
         if not any(self.layout.state_shards):
             clip = clipping(optimizer, self.run.training.gradient_clipping, self._norm_group())
-        # DeepSpeed casts buffers too, such as the bias that decides which experts are chosen
-        exact = [(m, n, b) for m in model.modules() for n, b in m.named_buffers(recurse=False)]
         with quiet():
             runtime, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=self.config(), dist_init_required=False
             )
-        for module, name, buffer in exact:
-            setattr(module, name, buffer.to(self.device))
         skip_nonfinite(optimizer, runtime, clip)
         if dist.get_rank() == 0:
             write_json(RunPaths(self.run).deepspeed, effective(runtime._config))

@@ -21,8 +21,7 @@ from easyllm.training import evaluation
 from easyllm.training.batches import NOTHING, Share
 from easyllm.training.checkpointing import checkpoints
 from easyllm.training.checkpointing.resuming import archive, settings
-from easyllm.training.checks.first_step import PlainStep
-from easyllm.training.checks.packing import check_packing
+from easyllm.training.checks.checks import Checks
 from easyllm.training.metrics import metrics_log, step_metrics
 from easyllm.training.metrics.metrics_log import MetricsLog
 from easyllm.training.profiling import Profiler
@@ -70,8 +69,7 @@ class Training:
         self.saver = setup.saver()
         self.policy = SavePolicy(self.run.training, self.saver)
         self.read_bytes = self.read_files = 0
-        self.checked: dict[str, float] = {}
-        self.plain_step: PlainStep | None = None
+        self.checks = Checks(setup)
 
     def start(self) -> None:
         """Build the model and its optimizer on all ranks."""
@@ -94,19 +92,9 @@ class Training:
         if world.is_main() and self.heldout:
             evaluation.write(self.heldout, paths.heldout)
         if self.step == 0:
-            self._check()
+            self.checks.before(self.engine, self.device)
         self.ahead = self._read_ahead()
         self.ahead_trained = self.engine.sum_over_replicas(self.ahead.trained)
-
-    def _check(self) -> None:
-        """What is checked of the model as it is before its first step. Raises UserError."""
-        training = self.run.training
-        if training.check_packing and self.run.data.packing != "none" and self.total:
-            self.checked["packing"] = check_packing(
-                self.run, self.setup.config.vocab_size, self.engine
-            )
-        if training.check_engine and self.total:
-            self.plain_step = PlainStep(self.setup, self.device)
 
     def log(self) -> MetricsLog:
         """The log of this rank's steps; only rank 0 keeps one."""
@@ -146,10 +134,7 @@ class Training:
         if written == world.size():
             self.saver.finish()
         line |= self.saver.metrics()
-        if self.plain_step is not None:
-            found = self.plain_step.compare(loss, line["grad_norm"])
-            self.checked |= {f"engine_{name}": difference for name, difference in found.items()}
-            self.plain_step = None
+        self.checks.after(loss, line["grad_norm"])
         log.log(line)
         stopping = bool(asked) or bool(over and self.step < self.total)
         if stopping or save or self.policy.step_is_due(self.step, self.total):
@@ -269,6 +254,6 @@ class Training:
             "bytes_read": world.all_gather_object(self.read_bytes),
             "files_read": world.all_gather_object(self.read_files),
             "data_map": self.rows.cache,
-            **({"checks": self.checked} if self.checked else {}),
+            **({"checks": self.checks.found} if self.checks.found else {}),
         }
         return found if self.eval_loss is None else {**found, "eval_loss": self.eval_loss}

@@ -35,8 +35,6 @@ class Setup:
     rows: Rows
     config: PretrainedConfig
     family: Family
-    plain_layers: list[LayerSpec]
-    """The layers without adapters."""
     layers: list[LayerSpec]
     assembly: Assembly
     parameters: int
@@ -56,11 +54,11 @@ class Setup:
         changed, shapes = adapted(run, layers), param_specs(layers)
         total = total_steps(run, rows)
         return cls(
-            run, rows, config, family, layers, changed,
+            run, rows, config, family, changed,
             family.assembly(config, run.model.attention, run.training.router_aux_loss)
             or Assembly(chained),
-            parameters=sum(map(math.prod, trainable.shapes(shapes).values())),
-            trained_parameters=sum(map(math.prod, trainable.trained(run, shapes).values())),
+            parameters=trainable.number(trainable.shapes(shapes)),
+            trained_parameters=trainable.number(trainable.trained(run, shapes)),
             active=family.active(config.to_dict()),
             total_steps=total,
             resume=resume_point(run, rows, total),

@@ -4,6 +4,7 @@ refused."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -18,10 +19,10 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from easyllm.__main__ import main
 from easyllm.cli.library import shipped_folder
-from easyllm.models.balance import Balance, expert_load
 from easyllm.models.config import hf_config
 from easyllm.models.decoders import outlines
-from easyllm.models.decoders.describe import known_types
+from easyllm.models.decoders.balance import Balance, expert_load
+from easyllm.models.decoders.describe import UNTRAINED, known_types
 from easyllm.models.decoders.family import Decoder
 from easyllm.models.decoders.published import PublishedMapping
 from easyllm.models.decoders.skeleton import Skeleton
@@ -59,7 +60,7 @@ def test_published_dimensions_give_published_sizes(group: str) -> None:
     assert sum(spec.decoder for spec in family.layers(AutoConfig.for_model(**made), "eager")) == 4
 
 
-def test_at_least_seventy_types_are_known() -> None:
+def test_the_types_that_are_known() -> None:
     assert len(known_types()) == 76
     assert {"qwen3_5_text", "qwen3_moe", "gpt_oss", "gemma3_text", "gemma4_text", "glm4", "mixtral",
             "ministral3", "olmo3", "granite", "smollm3", "phi", "deepseek_v2"} <= set(
@@ -129,6 +130,9 @@ def test_types_that_are_not_trained(model_type: str, said: str) -> None:
         (["+recipe=gemma3_27b", "model.config.model_type=gemma3n_text",
           "model.family.type=gemma3n_text", "parallelism=pipeline"],
          "parallelism.pipeline_stages", "cannot be divided"),
+        (["+recipe=demo", "model.config.model_type=gemma2", "model.family._target_=Decoder",
+          "model.family.type=gemma2", "training.loss=linear_cross_entropy"],
+         "training.loss", "scales or caps the logits"),
     ],
 )  # fmt: skip
 def test_mistakes_are_refused(
@@ -161,6 +165,31 @@ def test_the_text_part_of_a_model_that_takes_images(tmp_path: Path) -> None:
         assert files.problems(shapes, shapes, {}) == []
         for name, shape in shapes.items():
             assert torch.equal(files.tensor(name, shape), before[name])
+
+
+def test_the_page_has_every_type() -> None:
+    page = (Path(__file__).parents[2] / "docs/decoder_types.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (yes|no: .*?) \| .* \| .* \|$", page, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(known_types())
+    assert {name for name, cut in rows if cut != "yes"} == UNCUT
+    assert all(f"| `{name}` |" in page for name in UNTRAINED)
+
+
+def test_models_that_change_their_logits() -> None:
+    """Granite divides them, Gemma 2 caps them."""
+    for name, expected in (("granite", True), ("gemma2", True), ("olmo3", False)):
+        assert Decoder(type=name).changes_logits(small(name)) is expected
+
+
+def test_what_ended_a_process_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said = outlines.in_another_process('{"model_type": ')
+    assert isinstance(said, str) and "JSONDecodeError" in said
+    monkeypatch.setattr(outlines, "in_process", lambda config: said)
+    outlines.cached.cache_clear()
+    assert said in outlines.outline(small("olmo3")).problem
+    outlines.cached.cache_clear()
+    assert not list(tmp_path.rglob("*.json"))
 
 
 @pytest.mark.parametrize("chosen", [1, 2])

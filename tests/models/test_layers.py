@@ -23,7 +23,8 @@ from easyllm.models.layers import (
     tensor_shapes,
     unprojected,
 )
-from easyllm.models.weights import RandomWeights, WeightFiles, fill
+from easyllm.models.random_weights import RandomWeights
+from easyllm.models.weights import WeightFiles, fill
 from tests.models.varlen_on_cpu import register
 from tests.support import LLAMA
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 import torch
 
+from easyllm.models.decoders.family import Decoder
 from easyllm.training.checkpointing.checkpoints import newest
-from tests.models.decoders import save
+from easyllm.training.metrics.step_metrics import flops_per_token
+from tests.models.decoders import published, save
 from tests.models.small import tensors
 from tests.support import merged
 from tests.training.conftest import GLOBAL_BATCH, ZERO, Small, Trained, launch
@@ -22,7 +26,11 @@ CASES = {
     "leak-unchecked": ("olmo3", "zero1", "leak", {"training": {"check_packing": False}}),
     "loss-pipe2": ("olmo3", "pipe2", "loss", {}),
     "loss-zero1": ("untied", "zero1", "loss", {"training": {"check_engine": True}}),
-    "experts-pipe2": ("qwen3_moe", "pipe2", None, {}),
+    "experts-pipe2": ("qwen3_moe", "pipe2", None, {"hardware": {"peak_tflops": 1.0}}),
+    "experts-asked": ("glm4_moe", "zero1", None, {"training": {"router_aux_loss": 0.5}}),
+    "experts-unasked": ("glm4_moe", "zero1", None, {}),
+    "logits": ("qwen3_5_text", "pipe2", None, {}),
+    "no-logits": ("qwen3_5_text", "pipe2", None, {"training": {"loss": "linear_cross_entropy"}}),
     "experts-zero1": ("qwen3_moe", "zero1", None, {}),
     "experts-recomputed": ("qwen3_moe", "pipe2", None,
                            {"parallelism": {"checkpoint_activations": True}}),
@@ -34,7 +42,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def trained(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    for name in ("glm4_moe", "olmo3", "qwen3_moe"):
+    for name in ("glm4_moe", "olmo3", "qwen3_5_text", "qwen3_moe"):
         if not (small.root / name).is_dir():
             save(name, small.root / name)
     cases = [
@@ -93,6 +101,32 @@ def test_the_load_of_experts_is_in_the_metrics(trained: Trained) -> None:
     assert off[0]["loss"] == pytest.approx(
         zero[0]["loss"] - 0.001 * zero[0]["router_aux_loss"], rel=1e-5
     )
+
+
+def test_types_without_a_loss_over_routers_get_it_when_asked(trained: Trained) -> None:
+    asked, unasked = trained.metrics("experts-asked")[0], trained.metrics("experts-unasked")[0]
+    assert "router_aux_loss" not in unasked and asked["router_aux_loss"] > 1
+    expected = unasked["loss"] + 0.5 * asked["router_aux_loss"]
+    assert asked["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_mfu_counts_the_parameters_that_a_token_uses(small: Small, trained: Trained) -> None:
+    line = trained.metrics("experts-pipe2")[0]
+    config = published(small.root / "qwen3_moe")
+    family = Decoder(type="qwen3_moe")
+    shape, layers = family.shape(config), family.param_specs(config)
+    sizes = [prod(size) for layer in layers for size in layer.parameters.values()]
+    stacked = sum(prod(s) for layer in layers for s in layer.parameters.values() if len(s) == 3)
+    used = sum(sizes) - stacked + stacked * 2 / 4  # of four experts a token uses two
+    flops = flops_per_token(shape, int(used), 48)
+    assert line["mfu"] == pytest.approx(line["tokens_per_second"] * flops / 2e12, rel=1e-6)
+
+
+def test_the_loss_computes_the_head_of_a_model_that_is_run_by_document(trained: Trained) -> None:
+    for line, other in zip(trained.metrics("no-logits"), trained.metrics("logits"), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+    assert [seen.get("logits") for seen in trained.seen("no-logits")] == [None, False]
 
 
 def test_experts_resume_exactly_and_on_another_layout(trained: Trained) -> None:

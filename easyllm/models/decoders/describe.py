@@ -24,9 +24,10 @@ from transformers.models.auto.modeling_auto import (
 
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import BY_DOCUMENT
-from easyllm.models.decoders.leaks import WRONG, leaks
 from easyllm.models.decoders.outline import Outline, written
+from easyllm.models.decoders.routers import experts_of_a_token
 from easyllm.models.decoders.skeleton import Skeleton
+from easyllm.models.decoders.small_model import WRONG, changes_logits, leaks
 from easyllm.models.layers import param_specs
 from easyllm.spec.roles import LayerShape, ModelShape
 
@@ -78,6 +79,7 @@ def _outline(config: Mapping[str, Any]) -> Outline:
         keys=keys, config=complete, layers=tuple(layers), shape=_shape(made, complete, layers),
         active=_active(complete, layers), uncut=_uncut(made, skeleton),
         eager_only=attention == "eager", leaks=leaks(complete, attention, attention),
+        changes_logits=changes_logits(complete, attention),
         own_attention=not leaks(complete, BY_DOCUMENT, attention),
     )  # fmt: skip
 
@@ -141,8 +143,7 @@ def _shape(config: Any, complete: Mapping[str, Any], layers: list[LayerShape]) -
 
 def _active(config: Mapping[str, Any], layers: list[LayerShape]) -> float:
     """Experts are stacked along the first dimension of a parameter of three."""
-    names = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
-    chosen = next((n for name in names if (n := config.get(name))), None)
+    chosen = experts_of_a_token(config)
     total = used = 0.0
     for layer in layers:
         for shape in layer.parameters.values():

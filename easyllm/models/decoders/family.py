@@ -52,6 +52,9 @@ class Decoder(Family):
             return ("eager",)
         return ("sdpa", "eager", *(("flex_attention", "varlen") if found.own_attention else ()))
 
+    def changes_logits(self, config: Mapping[str, Any]) -> bool:
+        return self.outline(config).changes_logits
+
     def active(self, config: Mapping[str, Any]) -> float:
         return self.outline(config).active
 
@@ -72,8 +75,9 @@ class Decoder(Family):
     def layers(self, config: Any, attention: str) -> list[Any]:
         from easyllm.models.attention.documents import implementation
 
-        own = self.outline(json.loads(_text(config))).own_attention
-        name = implementation(attention) if own else attention
+        name = implementation(attention)
+        if name != attention and not self.outline(json.loads(_text(config))).own_attention:
+            name = attention
         return list(_skeleton(_text(config), name).specs())
 
     def assembly(self, config: Any, attention: str, router_aux_loss: float | None) -> Any:

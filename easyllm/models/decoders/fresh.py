@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -12,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from easyllm.errors import UserError
 from easyllm.models.decoders.shrink import shrunk
 from easyllm.models.decoders.skeleton import Skeleton, initialize
-from easyllm.models.weights import generator
+from easyllm.models.random_weights import DrawnWeights, generator
 from easyllm.spec.roles import ModelShape
 
 SMALLEST = ModelShape(
@@ -21,27 +19,17 @@ SMALLEST = ModelShape(
 )  # fmt: skip
 
 
-class FreshWeights:
+class FreshWeights(DrawnWeights):
     """Each layer is drawn by itself, from the seed and its name, so that no layout can change
     it."""
 
-    bytes_read = 0
-
     def __init__(self, skeleton: Skeleton, seed: int, spread: float = 0.0):
         """With ``spread`` the matrices are normal with this standard deviation, to test with."""
-        self.skeleton, self.seed, self.spread = skeleton, seed, spread
+        super().__init__(seed)
+        self.skeleton, self.spread = skeleton, spread
         self.layers = [spec.name for spec in skeleton.specs() if spec.tied_to is None]
-        self.files_read: set[Path] = set()
         self.constants: dict[str, torch.Tensor] | None = None
         self.drawn: tuple[str, dict[str, torch.Tensor]] = "", {}
-
-    def problems(
-        self,
-        own: Mapping[str, torch.Size],
-        model: Mapping[str, torch.Size],
-        shared: Mapping[str, str],
-    ) -> list[str]:
-        return []
 
     def tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
         layer = next(layer for layer in self.layers if name.startswith(f"{layer}."))

@@ -29,6 +29,8 @@ class Outline:
     """Why the layers cannot be divided over pipeline stages."""
     eager_only: bool = False
     """Whether transformers has no other attention for this type."""
+    changes_logits: bool = False
+    """Whether it scales or caps the logits after its head."""
     leaks: bool = False
     """Whether, in a row of several documents and with transformers' own attention, one changes the
     results of the next."""

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from easyllm import files
-from easyllm.models.decoders.outline import Outline, read, written
+from easyllm.models.decoders.outline import Outline, read
 
-SCHEMA = 7
+SCHEMA = 9
 """Changed where an outline of the same configuration becomes another."""
 
 
@@ -36,13 +36,15 @@ def cached(config: str) -> Outline:
         return read(json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    described = in_process(config) if "torch" in sys.modules else in_another_process(config)
+    found = in_process(config) if "torch" in sys.modules else in_another_process(config)
+    if isinstance(found, str):  # it may have been out of memory, so it is asked again next time
+        return Outline(problem=f"transformers cannot build this model: {found}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(file, described, durable=False)
+        files.write_json(file, found, durable=False)
     except OSError:
         pass  # it is computed again
-    return read(described)
+    return read(found)
 
 
 def _folder() -> Path:
@@ -57,7 +59,8 @@ def in_process(config: str) -> dict[str, Any]:
     return found
 
 
-def in_another_process(config: str) -> dict[str, Any]:
+def in_another_process(config: str) -> dict[str, Any] | str:
+    """The outline, or the last words of the process that was to make it."""
     command = [sys.executable, "-m", "easyllm.models.decoders.describe"]
     path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
@@ -65,7 +68,6 @@ def in_another_process(config: str) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        return written(Outline(problem=f"transformers cannot build this model: {last}"))
-    found: dict[str, Any] = json.loads(done.stdout)
+        return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

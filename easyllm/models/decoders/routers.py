@@ -6,14 +6,16 @@ It was written for transformers 5.19. Its classes say in ``_can_record_outputs``
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from easyllm.models.balance import Balance
+from easyllm.models.decoders.balance import Balance
 
 STANDARD = ["gate_logits", "num_experts", "top_k", "attention_mask"]
 """The arguments of the loss that is computed here; Doge's is another."""
@@ -30,10 +32,14 @@ def balance_of(model: Any, coefficient: float | None) -> Balance | None:
     if coefficient is None:
         coefficient = getattr(model, "router_aux_loss_coef", 0.0) if standard else 0.0
     found = [router for router, _ in routers(model, model)]
-    chosen = next((n for key in CHOSEN if (n := getattr(model.config, key, None))), None)
+    chosen = experts_of_a_token(model.config.to_dict())
     if not coefficient or not found or chosen is None:
         return None
     return Balance(coefficient, _experts(model), chosen)
+
+
+def experts_of_a_token(config: Mapping[str, Any]) -> int | None:
+    return next((number for key in CHOSEN if (number := config.get(key))), None)
 
 
 def _experts(model: Any) -> int:
@@ -49,6 +55,16 @@ def routers(model: Any, within: nn.Module) -> Iterator[tuple[nn.Module, int]]:
             named = recorder.layer_name is None or f".{recorder.layer_name}." in f".{path}."
             if isinstance(module, recorder.target_class) and named:
                 yield module, recorder.index
+
+
+def watch_routers(model: Any, within: nn.Module, receive: Callable[[torch.Tensor], None]) -> None:
+    """Give ``receive`` the logits of each router in a part of ``model`` whenever it is called."""
+
+    def watch(router: nn.Module, inputs: Any, output: Any, place: int) -> None:
+        receive(output[place] if isinstance(output, tuple) else output)
+
+    for router, place in routers(model, within):
+        router.register_forward_hook(functools.partial(watch, place=place))
 
 
 def _recorders(model: Any) -> list[Any]:

@@ -18,6 +18,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from easyllm.errors import UserError
 from easyllm.models.layers import LayerSpec
 
+LAYERS = "layers"
+"""The name of the list of decoder layers, the same in all these models."""
+
 
 @dataclass(frozen=True)
 class Skeleton:
@@ -30,8 +33,6 @@ class Skeleton:
     before: tuple[str, ...]
     """The names in the base of the modules with parameters before the decoder layers; the embedding
     is the first."""
-    layers: str
-    """The name in the base of the list of decoder layers."""
     after: tuple[str, ...]
     """The names in the base of the modules with parameters after the decoder layers."""
     head: str
@@ -40,7 +41,7 @@ class Skeleton:
     def of(cls, config: PretrainedConfig, attention: str) -> Skeleton:
         """Raises UserError where the model has no ``base_model_pp_plan`` that it follows."""
         plan = list(getattr(type(config), "base_model_pp_plan", None) or ())
-        if "layers" not in plan:
+        if LAYERS not in plan:
             raise UserError(
                 f"models of type {config.model_type} have no base_model_pp_plan in transformers, "
                 "which names the parts of a decoder"
@@ -60,14 +61,13 @@ class Skeleton:
                 f"models of type {config.model_type} have parameters outside of the layers that "
                 "base_model_pp_plan names"
             )
-        place = plan.index("layers")
+        place = plan.index(LAYERS)
         own = {n for n, child in base.named_children() if _has_state(child)}
         # modules beside the plan, such as further embeddings, are used before the layers
         others = [n for n, _ in base.named_children() if n in own and n not in plan]
         return cls(
             model, prefix,
             before=tuple([n for n in plan[:place] if n in own] + others),
-            layers="layers",
             after=tuple(n for n in plan[place + 1 :] if n in own),
             head=head,
         )  # fmt: skip
@@ -79,7 +79,7 @@ class Skeleton:
     def specs(self) -> list[LayerSpec]:
         """The layers in order."""
         model, base = self.model, getattr(self.model, self.base)
-        count = len(getattr(base, self.layers))
+        count = len(getattr(base, LAYERS))
 
         def spec(name: str, decoder: bool = False, tied_to: str | None = None) -> LayerSpec:
             return LayerSpec(name, partial(self.build, name), decoder, tied_to)
@@ -88,7 +88,7 @@ class Skeleton:
         tied = getattr(model, self.head).weight is model.get_input_embeddings().weight
         return [
             *(spec(f"{self.base}.{name}") for name in self.before),
-            *(spec(f"{self.base}.{self.layers}.{n}", decoder=True) for n in range(count)),
+            *(spec(f"{self.base}.{LAYERS}.{n}", decoder=True) for n in range(count)),
             *(spec(f"{self.base}.{name}") for name in self.after),
             spec(self.head, tied_to=embedding if tied else None),
         ]

@@ -11,9 +11,9 @@ from torch import nn
 
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import OWN, Documents
-from easyllm.models.balance import Balance
-from easyllm.models.decoders.routers import routers
-from easyllm.models.decoders.skeleton import Skeleton
+from easyllm.models.decoders.balance import Balance
+from easyllm.models.decoders.routers import watch_routers
+from easyllm.models.decoders.skeleton import LAYERS, Skeleton
 from easyllm.models.layers import LayerSpec, Unprojected
 
 
@@ -37,13 +37,13 @@ class Stage:
         place of the head.
 
         With ``by_document`` each document is computed by itself, for models that would otherwise
-        carry something over from one document to the next.
+        carry something over from one document to the next; attention by document is not for them.
         """
         self.by_document = by_document
         self.passes_documents = skeleton.config._attn_implementation in OWN
         self.model, self.base = skeleton.model, getattr(skeleton.model, skeleton.base)
-        layers = getattr(self.base, skeleton.layers)
-        begin = f"{skeleton.base}.{skeleton.layers}."
+        layers = getattr(self.base, LAYERS)
+        begin = f"{skeleton.base}.{LAYERS}."
         held = [n for n in range(len(layers)) if f"{begin}{n}" in own]
         self.leader: Any = own[f"{begin}{held[0]}"]
         for n, layer in enumerate(layers):
@@ -69,7 +69,7 @@ class Stage:
         self.computing = False
         if balance is not None:
             for n in held:
-                self._watch(f"{begin}{n}", layers[n])
+                watch_routers(self.model, layers[n], functools.partial(self._keep, f"{begin}{n}"))
 
     def __call__(self, value: torch.Tensor, documents: Documents) -> torch.Tensor | Unprojected:
         """Token ids ``(rows, tokens)``, or hidden states ``(rows, tokens, hidden)``, to hidden
@@ -98,39 +98,30 @@ class Stage:
         none: torch.Tensor = 0.0 * hidden.flatten()[:1].float().sum()
         return none.expand(self.balance.size)
 
-    def _watch(self, name: str, layer: Any) -> None:
-        """Keep what the routers of a layer give."""
-
-        def watch(router: nn.Module, inputs: Any, output: Any, place: int) -> None:
-            if not self.computing:
-                return  # activations that are computed again
-            # only kept: what is computed here, a recomputation of activations would have to repeat
-            logits = output[place] if isinstance(output, tuple) else output
-            self.logits.append((name, logits))
-
-        for router, place in routers(self.model, layer):
-            router.register_forward_hook(functools.partial(watch, place=place))
+    def _keep(self, layer: str, logits: torch.Tensor) -> None:
+        """Keep what a router of a layer gives, except while activations are computed again.
+        Nothing is computed of it here, which such a recomputation would have to repeat."""
+        if self.computing:
+            self.logits.append((layer, logits))
 
     def _rows(self, value: torch.Tensor, documents: Documents) -> torch.Tensor | Unprojected:
         if not self.by_document or documents.one_a_row:
-            return self._computed(value, documents)
+            given = {"documents": documents} if self.passes_documents else {}
+            return self._computed(value, documents.positions, **given)
         # rows end to end, because a document lies within one row
         parts = value.flatten(0, 1).unsqueeze(0).split(documents.lengths, dim=1)
         places = documents.positions.flatten().unsqueeze(0).split(documents.lengths, dim=1)
-        found: list[Any] = [
-            self._computed(part, Documents.of(place))
-            for part, place in zip(parts, places, strict=True)
-        ]
+        found: list[Any] = [self._computed(*part) for part in zip(parts, places, strict=True)]
         weight = None
         if isinstance(found[0], tuple):
             weight, found = found[0][1], [hidden for hidden, _ in found]
         rows: torch.Tensor = torch.cat(found, dim=1).unflatten(1, (len(value), -1)).squeeze(0)
         return rows if weight is None else (rows, weight)
 
-    def _computed(self, value: torch.Tensor, documents: Documents) -> torch.Tensor | Unprojected:
-        given: dict[str, Any] = {"position_ids": documents.positions, "use_cache": False}
-        if self.passes_documents:
-            given["documents"] = documents
+    def _computed(
+        self, value: torch.Tensor, positions: torch.Tensor, **given: Any
+    ) -> torch.Tensor | Unprojected:
+        given |= {"position_ids": positions, "use_cache": False}
         if self.entry is None:
             given["input_ids"] = value
         else:

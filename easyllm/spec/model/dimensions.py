@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import prod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from easyllm.spec.model import published_config, trainable
@@ -80,6 +79,12 @@ def shape_problems(run: RunSpec, family: Family, config: Mapping[str, Any]) -> I
             f"models of type {family.model_type} are trained with {' or '.join(attentions)}",
             f"give model.attention={attentions[0]}", also=("model.family",),
         )  # fmt: skip
+    if run.training.loss == "linear_cross_entropy" and family.changes_logits(config):
+        yield Problem(
+            "training.loss", run.training.loss,
+            f"a {family.model_type} model scales or caps the logits after its head",
+            "give training.loss=cross_entropy", also=("model.family",),
+        )  # fmt: skip
     stages = run.parallelism.stages
     if stages > 1 and (why := family.uncut(config)):
         yield Problem(
@@ -140,8 +145,9 @@ def state_bytes(
     In bfloat16 the optimizer keeps an fp32 copy of the weights and fp32 gradients.
     """
     layout = run.parallelism
-    whole = _numbers(layers) if layers else shape.parameters
-    decoders = _numbers(layer for layer in layers if layer.decoder) if layers else 0
+    count = trainable.number
+    whole = count(trainable.shapes(layers)) if layers else shape.parameters
+    decoders = count(trainable.shapes(layer for layer in layers or () if layer.decoder))
     each = decoders / shape.layers if layers else shape.layer_parameters
     parameters = -(-shape.layers // layout.stages) * each + shape.embedding_parameters
     if layout.stages == 1:
@@ -156,7 +162,3 @@ def state_bytes(
         (0 if parts else BYTES[run.model.dtype] / weights)
         + trained * (4 / gradients + (8 + master) / optimizer)
     )
-
-
-def _numbers(layers: Iterable[LayerShape]) -> int:
-    return sum(prod(shape) for layer in layers for shape in layer.parameters.values())

@@ -80,7 +80,7 @@ def trained(run: RunSpec, layers: Sequence[LayerShape]) -> dict[str, tuple[int, 
 
 def share(run: RunSpec, layers: Sequence[LayerShape]) -> float:
     """The number of trained parameters as a share of the model's."""
-    return _numbers(trained(run, layers)) / max(1, _numbers(shapes(layers)))
+    return number(trained(run, layers)) / max(1, number(shapes(layers)))
 
 
 def problems(run: RunSpec, layers: Sequence[LayerShape]) -> Iterator[Problem]:
@@ -158,5 +158,6 @@ def _nothing(key: str, pattern: str, kind: str, remedy: str) -> Problem:
     return Problem(key, pattern, f"matches no {kind}", remedy)
 
 
-def _numbers(found: Mapping[str, tuple[int, ...]]) -> int:
+def number(found: Mapping[str, tuple[int, ...]]) -> int:
+    """The number of parameters with these shapes."""
     return sum(map(prod, found.values()))

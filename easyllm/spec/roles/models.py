@@ -73,6 +73,11 @@ class Family(Component):
         """The values of ``model.attention`` that the model has; empty where it has all."""
         return ()
 
+    def changes_logits(self, config: Mapping[str, Any]) -> bool:
+        """Whether the model scales or caps its logits after the head, so that the head cannot be
+        computed with the loss."""
+        return False
+
     def active(self, config: Mapping[str, Any]) -> float:
         """The share of the parameters that a token uses; less than 1 with experts."""
         return 1.0

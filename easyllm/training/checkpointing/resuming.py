@@ -16,7 +16,8 @@ from easyllm.errors import UserError
 from easyllm.models import tensor_files
 from easyllm.models.adapted import AdaptedWeights, FreshAdapter, adapter_files
 from easyllm.models.config import model_folder
-from easyllm.models.weights import RandomWeights, WeightFiles, Weights
+from easyllm.models.random_weights import RandomWeights
+from easyllm.models.weights import WeightFiles, Weights
 from easyllm.parallelism import world
 from easyllm.paths import RunPaths
 from easyllm.spec.defaults import default

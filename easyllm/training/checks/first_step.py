@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents
-from easyllm.models.decoders.routers import routers
+from easyllm.models.decoders.routers import watch_routers
 from easyllm.models.layers import causal_loss, tensor_shapes
 from easyllm.models.weights import DTYPES
 from easyllm.parallelism import world
@@ -44,10 +44,11 @@ class PlainStep:
         pairs = {"loss": (loss, plain_loss)}
         if self.setup.run.training.adapter is None:
             pairs["grad_norm"] = norm, plain_norm
-        found = {name: _relative_difference(*pair) for name, pair in pairs.items()}
-        for name, difference in found.items():
+        found = {}
+        for name, pair in pairs.items():
+            found[f"engine_{name}"] = difference = _relative_difference(*pair)
             if not difference <= limit:
-                engine, plain = pairs[name]
+                engine, plain = pair
                 raise UserError(
                     f"training.check_engine: the first step's {name} is {engine:.6g}, and "
                     f"{plain:.6g} by transformers' plain model on the same rows; they differ by "
@@ -65,11 +66,12 @@ class PlainStep:
                   for micro in wanted]  # fmt: skip
         trained = sum(share.trained for share in shares)
         total = 0.0
+        routed: list[torch.Tensor] = []
+        if balance:
+            watch_routers(model, model, routed.append)
         for share in shares:
             world.beat("the first step by the plain model")
             ((ids, labels, positions),) = share.tensors
-            sums: list[torch.Tensor] = []
-            hooks = _watched(model, balance, sums) if balance else []
             lengths = Documents.of(positions).lengths
             loss = torch.zeros((), device=self.device)
             for part, target in zip(
@@ -78,10 +80,9 @@ class PlainStep:
                 logits = model(input_ids=part[None].to(self.device), use_cache=False).logits
                 loss = loss + causal_loss(logits, target[None].to(self.device), 1 / trained)
             if balance:
-                routed = balance.loss(torch.stack(sums).sum(dim=0))
-                loss = loss + balance.coefficient * routed / len(wanted)
-            for hook in hooks:
-                hook.remove()
+                sums = torch.stack([balance.sums(logits) for logits in routed])
+                loss = loss + balance.coefficient * balance.loss(sums.sum(dim=0)) / len(wanted)
+                routed.clear()
             loss.backward()
             total += loss.item()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -96,11 +97,11 @@ class PlainStep:
             copy.deepcopy(setup.config), dtype=dtype, attn_implementation=attention
         )
         weights = first_weights(run, setup.config, family)
-        shapes = tensor_shapes(setup.plain_layers)
+        shapes = tensor_shapes(setup.layers)
         state = {name: weights.tensor(name, shape) for name, shape in shapes.items()}
         missing, unexpected = model.load_state_dict(state, strict=False)
         model.tie_weights()
-        tied = {f"{layer.name}.weight" for layer in setup.plain_layers if layer.tied_to}
+        tied = {f"{layer.name}.weight" for layer in setup.layers if layer.tied_to}
         if unexpected or set(missing) - tied:
             raise RuntimeError(f"the plain model lacks {unexpected} and has {missing} besides")
         self._freeze(model)
@@ -111,16 +112,6 @@ class PlainStep:
             for name, parameter in model.named_parameters():
                 if trainable.matches(pattern, name):
                     parameter.requires_grad_(False)
-
-
-def _watched(model: Any, balance: Any, sums: list[torch.Tensor]) -> list[Any]:
-    def watch(place: int) -> Any:
-        def hook(router: Any, inputs: Any, output: Any) -> None:
-            sums.append(balance.sums(output[place] if isinstance(output, tuple) else output))
-
-        return hook
-
-    return [router.register_forward_hook(watch(place)) for router, place in routers(model, model)]
 
 
 def _random(config: Any) -> bool:

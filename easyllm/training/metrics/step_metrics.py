@@ -55,7 +55,7 @@ def routers(numbers: Sequence[float], engine: TrainEngine) -> dict[str, float]:
     the experts; empty for a model without them."""
     if engine.balance is None:
         return {}
-    from easyllm.models.balance import expert_load
+    from easyllm.models.decoders.balance import expert_load
 
     loss, *counts = numbers
     return {"router_aux_loss": loss, **expert_load(counts, engine.balance.experts)}

@@ -1,10 +1,12 @@
-"""vLLM answers as transformers does, for a small model of every family as it was published."""
+"""vLLM answers as transformers does, for a small model of every family as it was published, and of
+types of decoders without one."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import easyllm.models.custom  # noqa: F401
+from tests.models import decoders
 from tests.models.small import SMALL, save
 
 pytest.importorskip("vllm")
@@ -23,6 +26,13 @@ LENGTHS = (3, 40, 77, 100, 64, 90)
 CLEAR = 2e-5
 """How far the likeliest token must be ahead, of the largest value, for two engines to agree on
 it; they round to some 1e-6."""
+
+WIDE = replace(decoders.SHAPE, hidden_size=128, head_dim=32)
+"""Heads of 32, the narrowest that vLLM has kernels for on a CPU."""
+DECODERS = (
+    "cohere", "ernie4_5", "gemma2", "gemma3_text", "glm4", "granite", "mixtral", "olmo3", "phi3",
+    "qwen2_moe", "qwen3_moe", "smollm3",
+)  # fmt: skip
 
 Answers = dict[str, list[list[int]]]
 
@@ -37,7 +47,8 @@ def wide(name: str) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
-    return {name: save(name, root / name, over=wide(name)) for name in SMALL}
+    families = {name: save(name, root / name, over=wide(name)) for name in SMALL}
+    return families | {name: decoders.save(name, root / name, WIDE) for name in DECODERS}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +79,7 @@ def answers(folders: dict[str, Path], prompts: list[list[int]]) -> Answers:
     return asked(folders, prompts)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *DECODERS])
 def test_greedy_answers_are_those_of_transformers(
     folders: dict[str, Path], prompts: list[list[int]], answers: Answers, name: str
 ) -> None:

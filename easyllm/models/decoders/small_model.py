@@ -1,8 +1,8 @@
-"""Whether documents in one row change each other's results, found with a small model of the same
-kind on the CPU."""
+"""What a small model of the same kind, on the CPU, shows of a larger one."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents
 from easyllm.models.decoders.fresh import FreshWeights
 from easyllm.models.decoders.shrink import shrunk
 from easyllm.models.decoders.skeleton import Skeleton
 from easyllm.models.decoders.stage import Stage
+from easyllm.models.layers import unprojected
 from easyllm.models.weights import fill
 from easyllm.spec.roles import ModelShape
 
@@ -28,6 +30,18 @@ WRONG = (TypeError, ValueError, RuntimeError)
 """What transformers raises for a configuration that makes no model."""
 ROUNDING = 1e-4
 """The largest difference of logits, as a share of the largest one, that is not a leak."""
+
+
+@torch.no_grad()
+def changes_logits(config: Mapping[str, Any], attention: str) -> bool:
+    """Whether the model computes something of what its head gives, such as a scale or a cap."""
+    small = shrunk(config, TINY)
+    try:
+        stage = _stage(small, attention, projects=False)
+        stage(torch.arange(3, 3 + SECOND).unsqueeze(0), _documents(SECOND))
+    except (*WRONG, UserError):
+        return True
+    return False
 
 
 @torch.no_grad()
@@ -60,8 +74,9 @@ def _documents(*lengths: int) -> Documents:
     return Documents.of(torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0))
 
 
-def _stage(config: Mapping[str, Any], attention: str) -> Any:
-    """The whole model, with drawn weights, as one stage."""
+def _stage(config: Mapping[str, Any], attention: str, projects: bool = True) -> Any:
+    """The whole model, with drawn weights, as one stage. One that does not project gives the inputs
+    of the head."""
     skeleton = Skeleton.of(AutoConfig.for_model(**config), attention)
     weights = FreshWeights(skeleton, seed=0, spread=0.1)
     built: dict[str, nn.Module] = {}
@@ -72,4 +87,7 @@ def _stage(config: Mapping[str, Any], attention: str) -> Any:
         else:
             module.weight = built[spec.tied_to].weight
         built[spec.name] = module.eval()
-    return Stage(skeleton, built)
+    own: dict[str, Any] = dict(built)
+    if not projects:
+        own[skeleton.head] = functools.partial(unprojected, built[skeleton.head])
+    return Stage(skeleton, own)
