@@ -242,10 +242,18 @@ Unprojected = tuple[torch.Tensor, torch.Tensor]
 ``(vocabulary, hidden)`` that turns them into logits."""
 
 
+def head_module(head: Any) -> Any:
+    """The module that has the head's matrix, where a function of it may take the head's place: the
+    embedding for a tied head in a pipeline, or ``unprojected``."""
+    while isinstance(head, partial):
+        head = head.args[0]
+    return head
+
+
 def unprojected(head: Any, hidden: torch.Tensor) -> Unprojected:
     """The inputs of ``head(hidden)``, which the loss computes. Raises UserError for a head that is
     more than a matrix."""
-    module = head.args[0] if isinstance(head, partial) else head  # a tied head in a pipeline
+    module = head_module(head)
     if not isinstance(module, nn.Linear | nn.Embedding):
         raise UserError(
             f"training.loss=linear_cross_entropy takes a head that is one matrix, and this is a "

@@ -7,6 +7,7 @@ that, once for a configuration, so that checking a spec does not import torch.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -19,9 +20,6 @@ from typing import Any
 from easyllm import files
 from easyllm.models.decoders.outline import Outline, read
 
-SCHEMA = 9
-"""Changed where an outline of the same configuration becomes another."""
-
 
 def outline(config: Mapping[str, Any]) -> Outline:
     """The outline of the model that ``config``, a map as in ``config.json``, describes; kept in the
@@ -31,7 +29,7 @@ def outline(config: Mapping[str, Any]) -> Outline:
 
 @functools.cache
 def cached(config: str) -> Outline:
-    file = _folder() / f"{files.stable_hash([SCHEMA, version('transformers'), config])}.json"
+    file = _folder() / f"{files.stable_hash([*_made_by(), config])}.json"
     try:
         return read(json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, TypeError, KeyError):
@@ -45,6 +43,16 @@ def cached(config: str) -> Outline:
     except OSError:
         pass  # it is computed again
     return read(found)
+
+
+@functools.cache
+def _made_by() -> list[str]:
+    """What an outline depends on besides its configuration. An outline of other code of this room
+    would hide what that code does."""
+    code = hashlib.sha256()
+    for source in sorted(Path(__file__).parents[1].rglob("*.py")):
+        code.update(source.read_bytes())
+    return [code.hexdigest(), version("transformers"), version("torch")]
 
 
 def _folder() -> Path:

@@ -14,7 +14,7 @@ from easyllm.models.attention.documents import OWN, Documents
 from easyllm.models.decoders.balance import Balance
 from easyllm.models.decoders.routers import watch_routers
 from easyllm.models.decoders.skeleton import LAYERS, Skeleton
-from easyllm.models.layers import LayerSpec, Unprojected
+from easyllm.models.layers import LayerSpec, Unprojected, head_module
 
 
 class Stage:
@@ -173,7 +173,8 @@ class _Edge(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self.__dict__.get("layer") or super().__getattr__("layer"), name)
+            layer = self.__dict__.get("layer") or super().__getattr__("layer")
+            return getattr(head_module(layer), name)
 
 
 class _Entry(_Edge):
