@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from easyllm.models.decoders.family import Decoder
@@ -109,9 +110,26 @@ class _Declared(Family):
         return {**kept, **dimensions}
 
     def layers(self, config: Any, attention: str) -> list[Any]:
-        from easyllm.models.layers import decoder_layers
+        return list(self.skeleton(config, attention).specs())
 
-        return list(decoder_layers(config, attention))
+    def assembly(self, config: Any, attention: str, router_aux_loss: float | None) -> Any:
+        from easyllm.models.decoders.stage import stages
+        from easyllm.models.layers import Assembly
+
+        return Assembly(partial(stages, partial(self.skeleton, config, attention), False, None))
+
+    def skeleton(self, config: Any, attention: str) -> Any:
+        """The model of transformers with these layers, as
+        ``easyllm.models.decoders.skeleton.Skeleton``."""
+        from easyllm.models.attention.documents import implementation
+        from easyllm.models.decoders.skeleton import Skeleton
+
+        alibi = self.alibi(config.to_dict())
+        found = Skeleton.of(self.canonical(config), "eager")
+        # named only now, because transformers would ask for the package behind the name, and
+        # an export is written without computing attention
+        found.config._attn_implementation = implementation(attention, alibi)
+        return replace(found, alibi=alibi)
 
     def param_specs(self, config: Mapping[str, Any]) -> list[LayerShape]:
         shape = self.shape(config)
@@ -237,9 +255,6 @@ class Qwen(_Declared):
             "seq_length": shape.max_positions,
         }
 
-    def layers(self, config: Any, attention: str) -> list[Any]:
-        return super().layers(config.modern(), attention)
-
     def biased(self, config: Mapping[str, Any]) -> str:
         return "q_proj k_proj v_proj"
 
@@ -274,14 +289,16 @@ class Baichuan(_Declared):
             del made["max_position_embeddings"]
         return made
 
-    def layers(self, config: Any, attention: str) -> list[Any]:
-        from easyllm.models.layers import decoder_layers
+    def skeleton(self, config: Any, attention: str) -> Any:
+        from easyllm.models.custom.modeling_baichuan import NormHead, NoRotary
 
-        return list(
-            decoder_layers(
-                config.modern(), attention, alibi=config.alibi, norm_head=config.norm_head
-            )
-        )
+        found = super().skeleton(config, attention)
+        if config.alibi:
+            found.model.model.rotary_emb = NoRotary()
+        if config.norm_head:
+            table = config.hidden_size, config.vocab_size
+            found.model.lm_head = NormHead(*table, bias=False, device="meta")
+        return found
 
     def names(self, config: Any) -> Any:
         from easyllm.models.custom.modeling_baichuan import FUSED

@@ -1,36 +1,25 @@
-"""A model as one list of layers that use transformers' own classes.
+"""A model as a list of layers, which are modules of transformers' own model.
 
-Each layer takes the tensor that the one before it returns: token ids ``(rows, tokens)`` into the
-embedding, hidden states ``(rows, tokens, hidden)`` through the decoder layers, logits ``(rows,
-tokens, vocabulary)`` from the head. Decoder layers also get the places of the documents. Parameters
-keep their Hugging Face names, so a pipeline stage, a ZeRO replica and a single process read and
-write the same tensors.
+The layers in order: the embedding, which takes token ids ``(rows, tokens)``, decoder layers over
+hidden states ``(rows, tokens, hidden)``, the last norm, and the head, which gives logits ``(rows,
+tokens, vocabulary)``. Parameters keep their Hugging Face names, so a pipeline stage, a ZeRO replica
+and a single process read and write the same tensors.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PretrainedConfig
-from transformers.models.llama.modeling_llama import (
-    LlamaDecoderLayer,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-)
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from easyllm.errors import UserError
-from easyllm.models.attention.documents import Documents, arguments, implementation
-from easyllm.models.custom.modeling_baichuan import NormHead, NoRotary, normal_rows
+from easyllm.models.attention.documents import Documents
+from easyllm.models.custom.modeling_baichuan import NormHead, normal_rows
 from easyllm.models.decoders.balance import Balance
 from easyllm.spec.roles import LayerShape
 
@@ -44,7 +33,7 @@ class LayerSpec:
     build: Callable[[], nn.Module]
     """Builds the layer with its parameters on the meta device; they are filled later."""
     decoder: bool = False
-    """Whether the layer is called with ``Documents`` besides the tensor."""
+    """Whether it is one of the decoder layers, which can recompute their activations."""
     tied_to: str | None = None
     """The layer whose ``weight`` it shares; it then has no own weight."""
     adapt: Callable[[nn.Module], None] | None = None
@@ -56,116 +45,6 @@ class LayerSpec:
         if self.adapt:
             self.adapt(module)
         return module
-
-
-class Rotary(LlamaRotaryEmbedding):
-    """Rotary positions whose frequencies stay in fp32 when the model is cast.
-
-    Rounded to bfloat16, as DeepSpeed would do, the positions are wrong by radians after a thousand
-    tokens.
-    """
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Rotary:
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            setattr(self, name, buffer.to(getattr(self, name).device))
-        return self
-
-
-class _Causal:
-    """Wraps a decoder layer of transformers as a layer from hidden states to hidden states, causal
-    within each document."""
-
-    def __init__(self, config: PretrainedConfig, index: int, alibi: bool = False):
-        with torch.device("meta"):
-            super().__init__(config, index)  # type: ignore[call-arg]
-        self.config, self.alibi = config, alibi
-        attention: Any = self.self_attn  # type: ignore[attr-defined]
-        # Qwen's layers have the window themselves, Mistral's configuration has it
-        everywhere = getattr(config, "sliding_window", None)
-        self.window = getattr(attention, "sliding_window", everywhere)
-        self.rotary = NoRotary() if alibi else Rotary(cast(Any, config))
-
-    def forward(self, hidden: torch.Tensor, documents: Documents) -> torch.Tensor:
-        """``hidden`` and the result are ``(rows, tokens, hidden_size)``."""
-        if "rotary" not in documents.shared:
-            documents.shared["rotary"] = self.rotary(hidden, documents.positions)
-        # called directly: torch 2.11 cannot compile super() through a name
-        return super().forward(  # type: ignore[misc,no-any-return]
-            hidden,
-            position_embeddings=documents.shared["rotary"],
-            **arguments(self.config, hidden, documents, self.window, self.alibi),
-        )
-
-
-class LlamaLayer(_Causal, LlamaDecoderLayer):  # type: ignore[misc]
-    pass
-
-
-class MistralLayer(_Causal, MistralDecoderLayer):  # type: ignore[misc]
-    pass
-
-
-class Qwen2Layer(_Causal, Qwen2DecoderLayer):  # type: ignore[misc]
-    pass
-
-
-class Qwen3Layer(_Causal, Qwen3DecoderLayer):  # type: ignore[misc]
-    pass
-
-
-LAYERS: dict[str, Callable[..., nn.Module]] = {
-    "llama": LlamaLayer,
-    "mistral": MistralLayer,
-    "qwen2": Qwen2Layer,
-    "qwen3": Qwen3Layer,
-}
-"""Decoder layers by ``model_type``; the rest of these models is the same."""
-
-
-def decoder_layers(
-    config: PretrainedConfig, attention: str, *, alibi: bool = False, norm_head: bool = False
-) -> list[LayerSpec]:
-    """The layers of a model; ``attention`` is an implementation by its name in transformers.
-
-    With ``alibi`` the model uses ALiBi instead of rotary positions; with ``norm_head`` the head's
-    rows are normalised.
-    """
-    config = copy.copy(config)
-    config._attn_implementation = implementation(attention, alibi)
-    embedding, head = "model.embed_tokens", "lm_head"
-    vocabulary, hidden = config.vocab_size, config.hidden_size
-    layer = LAYERS[config.model_type]
-    return [
-        LayerSpec(
-            embedding,
-            partial(
-                nn.Embedding,
-                vocabulary,
-                hidden,
-                padding_idx=config.pad_token_id,
-                device="meta",
-            ),
-        ),
-        *(
-            LayerSpec(f"model.layers.{index}", partial(layer, config, index, alibi), decoder=True)
-            for index in range(config.num_hidden_layers)
-        ),
-        LayerSpec("model.norm", partial(_norm, config)),
-        LayerSpec(
-            head,
-            partial(
-                NormHead if norm_head else nn.Linear, hidden, vocabulary, bias=False, device="meta"
-            ),
-            tied_to=embedding if config.tie_word_embeddings else None,
-        ),
-    ]
-
-
-def _norm(config: PretrainedConfig) -> nn.Module:
-    with torch.device("meta"):
-        return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 def checkpoint_activations(layer: nn.Module) -> None:
@@ -205,15 +84,6 @@ def stored_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
     return {n: tensor for n, tensor in module.state_dict().items() if n not in parameters}
 
 
-def chain(
-    layers: Iterable[tuple[Callable[..., Any], bool]], value: torch.Tensor, documents: Documents
-) -> Any:
-    """The output of consecutive layers, each with its ``LayerSpec.decoder``, for ``value``."""
-    for layer, decoder in layers:
-        value = layer(value, documents) if decoder else layer(value)
-    return value
-
-
 Forward = Callable[[torch.Tensor, Documents], Any]
 """Consecutive layers as one function of token ids or hidden states."""
 Assemble = Callable[[Sequence[LayerSpec], Sequence[Callable[..., Any]]], Forward]
@@ -229,12 +99,6 @@ class Assembly:
     balance: Balance | None = None
     """The loss over the routers of experts, where there is one. The functions of ``assemble`` then
     have ``easyllm.models.decoders.stage.Stage.routed``."""
-
-
-def chained(specs: Sequence[LayerSpec], built: Sequence[Callable[..., Any]]) -> Forward:
-    """``Assemble`` for layers that each take what the one before it returns."""
-    pairs = [(layer, spec.decoder) for spec, layer in zip(specs, built, strict=True)]
-    return partial(chain, pairs)
 
 
 Unprojected = tuple[torch.Tensor, torch.Tensor]

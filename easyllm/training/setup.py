@@ -13,7 +13,7 @@ from easyllm.data.dataset.rows import Rows
 from easyllm.models import tokenizer_files
 from easyllm.models.adapted import adapted
 from easyllm.models.config import family_of, hf_config
-from easyllm.models.layers import Assembly, LayerSpec, chained, param_specs
+from easyllm.models.layers import Assembly, LayerSpec, param_specs
 from easyllm.models.weight_mapping import RowMapping
 from easyllm.models.weights import Weights
 from easyllm.parallelism.engine import TrainEngine
@@ -55,8 +55,7 @@ class Setup:
         total = total_steps(run, rows)
         return cls(
             run, rows, config, family, changed,
-            family.assembly(config, run.model.attention, run.training.router_aux_loss)
-            or Assembly(chained),
+            family.assembly(config, run.model.attention, run.training.router_aux_loss),
             parameters=trainable.number(trainable.shapes(shapes)),
             trained_parameters=trainable.number(trainable.trained(run, shapes)),
             active=family.active(config.to_dict()),

@@ -1,4 +1,4 @@
-"""The list of layers computes what transformers' own model computes."""
+"""A model in layers computes what transformers' own model computes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents, arguments
 from easyllm.models.custom.modeling_baichuan import NormHead
-from easyllm.models.layers import (
-    causal_loss,
-    chain,
-    decoder_layers,
-    tensor_shapes,
-    unprojected,
-)
+from easyllm.models.families import Llama
+from easyllm.models.layers import causal_loss, tensor_shapes, unprojected
 from easyllm.models.random_weights import RandomWeights
-from easyllm.models.weights import WeightFiles, fill
+from tests.models.assembled import Assembled
 from tests.models.varlen_on_cpu import register
 from tests.support import LLAMA
 
@@ -44,31 +39,6 @@ VARIANTS = {
         }
     },
 }
-
-
-def chained(
-    config: LlamaConfig,
-    folder: Path,
-    ids: torch.Tensor,
-    attention: str,
-    positions: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Logits of the layers filled from the folder's files, one after the other."""
-    if positions is None:
-        positions = torch.arange(ids.shape[1]).expand_as(ids)
-    weights = WeightFiles(folder)
-    layers = decoder_layers(config, attention)
-    assert weights.problems(tensor_shapes(layers), tensor_shapes(layers), {}) == []
-    sources = {spec.name: spec for spec in layers}
-    built = []
-    for spec in layers:
-        source = spec.tied_to or spec.name
-        owner = fill(sources[source].build(), source, weights, torch.float32, torch.device("cpu"))
-        layer = spec.build() if spec.tied_to else owner
-        if spec.tied_to:
-            layer.weight = owner.weight
-        built.append((layer, spec.decoder))
-    return chain(built, ids, Documents.of(positions))
 
 
 def saved(folder: Path, **changes: object) -> LlamaForCausalLM:
@@ -99,7 +69,7 @@ def test_packed_documents_are_as_by_themselves(tmp_path: Path, attention: str) -
     model = saved(tmp_path)
     ids, positions, labels = packed()
     with torch.no_grad():
-        logits = chained(model.config, tmp_path, ids, attention, positions)
+        logits = Assembled.saved(tmp_path, attention).logits(ids, positions)
         alone, loss = [], 0.0
         for row, lengths in enumerate(PACKED):
             for tokens, own in zip(
@@ -115,13 +85,13 @@ def test_packed_documents_are_as_by_themselves(tmp_path: Path, attention: str) -
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention", "varlen"])
 def test_a_document_does_not_see_the_others_of_its_row(tmp_path: Path, attention: str) -> None:
-    model = saved(tmp_path)
+    saved(tmp_path)
     ids, positions, _ = packed()
     changed = ids.clone()
     changed[0, 8:28] = (changed[0, 8:28] + 1) % 512
     with torch.no_grad():
-        before = chained(model.config, tmp_path, ids, attention, positions)
-        after = chained(model.config, tmp_path, changed, attention, positions)
+        before = Assembled.saved(tmp_path, attention).logits(ids, positions)
+        after = Assembled.saved(tmp_path, attention).logits(changed, positions)
     differs = (before != after).any(dim=2)
     assert differs[0, 8:28].all()
     differs[0, 8:28] = False
@@ -146,16 +116,11 @@ def test_gradients_are_those_of_a_mask_over_the_row(attention: str, window: int 
     if window:
         config = MistralConfig(**{**LLAMA, "model_type": "mistral", "sliding_window": window})
     ids, positions, _ = packed()
-    documents = Documents.of(positions)
-    hidden = torch.randn(*ids.shape, 32)
     found = []
     for name in (attention, "eager"):
-        spec = decoder_layers(config, name)[1]
-        layer = spec.build()
-        fill(layer, spec.name, RandomWeights(config, 0), torch.float32, torch.device("cpu"))
-        given = hidden.clone().requires_grad_()
-        layer(given, documents).square().sum().backward()
-        found.append([given.grad, *(parameter.grad for parameter in layer.parameters())])
+        model = Assembled(config, attention=name)
+        model.logits(ids, positions).square().sum().backward()
+        found.append(model.gradients().values())
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
 
@@ -163,17 +128,15 @@ def test_gradients_are_those_of_a_mask_over_the_row(attention: str, window: int 
 def test_compiled_layers_are_compiled_once_for_documents_of_any_lengths() -> None:
     """One graph for a layer with varlen attention in it: nothing but the numbers of documents and
     the length of the longest, which torch makes variables of when they change, may reach it."""
-    spec = decoder_layers(LlamaConfig(**LLAMA), "varlen")[1]
-    layer = fill(
-        spec.build(), spec.name, RandomWeights(LlamaConfig(**LLAMA), 0), torch.float32,
-        torch.device("cpu"),
-    )  # fmt: skip
     graphs = CompileCounter()
-    layer.compile(backend=graphs, fullgraph=True)
-    hidden = torch.randn(1, 40, 32)
+
+    def compiled(layer: nn.Module) -> None:
+        layer.compile(backend=graphs, fullgraph=True)
+
+    model = Assembled(LlamaConfig(**LLAMA), attention="varlen", changed=compiled)
+    ids = packed()[0][:1]
     for lengths in ([40], [7, 1, 32], [12, 28], [5, 5, 5, 25], [39, 1], [3, 30, 4, 3], [20, 20]):
-        positions = torch.cat([torch.arange(length) for length in lengths])[None]
-        layer(hidden, Documents.of(positions))
+        model.logits(ids, torch.cat([torch.arange(length) for length in lengths])[None])
     assert graphs.frame_count <= 3  # as it is, with a variable number, with a variable length
 
 
@@ -181,8 +144,7 @@ def test_flash_attention_is_told_where_documents_lie() -> None:
     """Not what it makes of it, which needs a GPU."""
     config = LlamaConfig(**LLAMA)
     config._attn_implementation = "flash_attention_2"
-    told = arguments(config, torch.zeros(3, 40, 32), Documents.of(packed()[1]))
-    assert told["attention_mask"] is None
+    told = arguments(config, Documents.of(packed()[1]), torch.float32)
     assert told["cu_seq_lens_q"].tolist() == [0, 7, 8, 28, 40, 80, 92, 120]
     assert told["cu_seq_lens_q"].dtype == torch.int32
     assert told["max_length_q"] == told["max_length_k"] == 40
@@ -195,7 +157,7 @@ def test_logits_and_loss_are_transformers_own(tmp_path: Path, variant: str, atte
     ids = torch.randint(0, 512, (2, 40))
     labels = ids.where(torch.rand(ids.shape) < 0.6, -100)
     with torch.no_grad():
-        logits = chained(model.config, tmp_path, ids, attention)
+        logits = Assembled.saved(tmp_path, attention).logits(ids)
         expected = model(input_ids=ids, labels=labels)
     torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
     trained = int((labels[:, 1:] != -100).sum())
@@ -203,26 +165,28 @@ def test_logits_and_loss_are_transformers_own(tmp_path: Path, variant: str, atte
     torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
 
 
-def test_positions_are_exact_in_bfloat16(tmp_path: Path) -> None:
+def test_positions_are_exact_in_bfloat16() -> None:
+    """Rounded to bfloat16, they would be wrong by radians after a thousand tokens."""
     config = LlamaConfig(**{**LLAMA, "max_position_embeddings": 4096})
     expected = LlamaForCausalLM(config).model.rotary_emb
-    layer = decoder_layers(config, "sdpa")[1].build()
-    layer = fill(
-        layer, "model.layers.0", RandomWeights(config, 0), torch.bfloat16, torch.device("cpu")
-    ).bfloat16()
+    model = Assembled(config)
+    for layer in model.modules.values():
+        layer.bfloat16()
+    rotary = model.stage.model.model.rotary_emb
+    found: list[Any] = []
+    rotary.register_forward_hook(lambda module, given, output: found.append(output))
     positions = torch.arange(4096)[None]
+    with torch.no_grad():
+        assert model.logits(positions % 512, positions).dtype == torch.bfloat16
     hidden = torch.zeros(1, 4096, 32, dtype=torch.bfloat16)
-    for ours, theirs in zip(
-        layer.rotary(hidden, positions), expected(hidden, positions), strict=True
-    ):
+    for ours, theirs in zip(found[0], expected(hidden, positions), strict=True):
         assert torch.equal(ours, theirs)
-    assert {parameter.dtype for parameter in layer.parameters()} == {torch.bfloat16}
 
 
 def test_random_weights_depend_on_seed_and_name_alone() -> None:
     config = LlamaConfig(**LLAMA, initializer_range=0.05, pad_token_id=7)
     first, again, other = (RandomWeights(config, seed) for seed in (1, 1, 2))
-    shapes = tensor_shapes(decoder_layers(config, "sdpa"))
+    shapes = tensor_shapes(Llama().layers(config, "sdpa"))
     drawn = {name: first.tensor(name, shape) for name, shape in shapes.items()}
     for name in reversed(list(shapes)):
         assert torch.equal(again.tensor(name, shapes[name]), drawn[name])
@@ -240,7 +204,7 @@ def test_parameters_have_transformers_names_and_shapes() -> None:
         expected = {
             name: parameter.shape for name, parameter in LlamaForCausalLM(config).named_parameters()
         }
-        assert tensor_shapes(decoder_layers(config, "sdpa")) == expected
+        assert tensor_shapes(Llama().layers(config, "sdpa")) == expected
 
 
 HEADS: dict[str, Callable[[], Any]] = {

@@ -7,66 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import easyllm.models.custom  # noqa: F401
 from easyllm.errors import UserError
 from easyllm.models.attention.documents import Documents, arguments
 from easyllm.models.custom.modeling_baichuan import AlibiAttention, alibi_slopes
-from easyllm.models.families import family_named
-from easyllm.models.layers import causal_loss, chain, tensor_shapes
-from easyllm.models.weight_mapping import RowMapping
-from easyllm.models.weights import WeightFiles, fill
+from easyllm.models.layers import causal_loss
+from tests.models.assembled import Assembled
 from tests.models.small import SMALL, WRITTEN_OUT, Reference, paper_slopes, save
 from tests.models.test_layers import PACKED, packed
 from tests.models.varlen_on_cpu import register
 
 register()
-CPU = torch.device("cpu")
-
-
-class Ours:
-    """The layers of a family, filled from a folder."""
-
-    def __init__(self, folder: Path, attention: str = "sdpa"):
-        config = AutoConfig.from_pretrained(folder)
-        family = family_named(config.model_type)
-        assert family is not None
-        self.names: RowMapping = family.names(config) or RowMapping()
-        weights = WeightFiles(folder, self.names)
-        specs = family.layers(config, attention)
-        shapes = tensor_shapes(specs)
-        tied = {f"{s.name}.weight": f"{s.tied_to}.weight" for s in specs if s.tied_to}
-        assert weights.problems(shapes, shapes, tied) == []
-        self.modules: dict[str, nn.Module] = {}
-        self.layers: list[tuple[nn.Module, bool]] = []
-        for spec in specs:
-            if spec.tied_to:
-                layer = spec.build()
-                layer.weight = self.modules[spec.tied_to].weight
-            else:
-                layer = fill(spec.build(), spec.name, weights, torch.float32, CPU)
-                self.modules[spec.name] = layer
-            self.layers.append((layer, spec.decoder))
-
-    def logits(self, ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        if positions is None:
-            positions = torch.arange(ids.shape[1]).expand_as(ids)
-        return chain(self.layers, ids, Documents.of(positions))
-
-    def gradients(self) -> dict[str, torch.Tensor]:
-        """By the names of the files."""
-        own = {
-            f"{layer}.{path}": parameter.grad
-            for layer, module in self.modules.items()
-            for path, parameter in module.named_parameters()
-        }
-        found: dict[str, torch.Tensor] = {}
-        for tensor, parts in self.names.tensors(own).items():
-            rows: list[Any] = [own[part] for part in parts]
-            found[tensor] = torch.cat(rows)
-        return found
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -85,7 +37,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_logits_and_gradients(saved: tuple[str, Path], attention: str) -> None:
     name, folder = saved
-    ours, theirs = Ours(folder, attention), Reference(name, folder)
+    ours, theirs = Assembled.saved(folder, attention), Reference(name, folder)
     torch.manual_seed(0)
     ids = torch.randint(0, 512, (2, 40))
     labels = ids.where(torch.rand(ids.shape) < 0.6, -100)
@@ -113,9 +65,9 @@ def test_packed_rows_are_as_documents_by_themselves(
     name, folder = saved
     if attention == "varlen" and getattr(AutoConfig.from_pretrained(folder), "alibi", False):
         with pytest.raises(UserError, match="varlen does not support ALiBi"):
-            Ours(folder, attention)
+            Assembled.saved(folder, attention)
         return
-    ours, theirs = Ours(folder, attention), Reference(name, folder)
+    ours, theirs = Assembled.saved(folder, attention), Reference(name, folder)
     ids, positions, _ = packed()
     with torch.no_grad():
         found = ours.logits(ids, positions)
@@ -202,9 +154,7 @@ def test_padding_is_taken_in_every_form() -> None:
 def test_a_flash_kernel_is_told_of_documents_with_alibi(tmp_path: Path) -> None:
     """Not what it makes of it, which needs a GPU."""
     config = AutoConfig.from_pretrained(save("baichuan_13b", tmp_path))
-    family = family_named("baichuan")
-    assert family is not None
-    layer = family.layers(config, "flash_attention_2")[1].build()
-    assert layer.config._attn_implementation == "easyllm_flash_alibi"
-    told = arguments(layer.config, torch.zeros(3, 40, 40), Documents.of(packed()[1]), alibi=True)
-    assert told["cu_seq_lens_q"].tolist() == [0, 7, 8, 28, 40, 80, 92, 120]
+    stage: Any = Assembled(config, attention="flash_attention_2").stage
+    assert stage.model.config._attn_implementation == "easyllm_flash_alibi"
+    given = arguments(stage.model.config, Documents.of(packed()[1]), torch.float32, alibi=True)
+    assert given["cu_seq_lens_q"].tolist() == [0, 7, 8, 28, 40, 80, 92, 120]

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
-from easyllm.models.layers import decoder_layers, tensor_shapes
+from easyllm.models.families import Llama
+from easyllm.models.layers import tensor_shapes
 from easyllm.models.tensor_files import INDEX
 from easyllm.models.weight_mapping import RowMapping
 from easyllm.models.weights import (
@@ -28,7 +29,7 @@ from easyllm.models.weights import (
 from tests.support import LLAMA
 
 CONFIG = LlamaConfig(**LLAMA)
-SHAPES = tensor_shapes(decoder_layers(CONFIG, "sdpa"))
+SHAPES = tensor_shapes(Llama().layers(CONFIG, "sdpa"))
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -91,7 +92,7 @@ def test_another_shape_is_told_with_both(folder: Path) -> None:
 def test_tensors_without_a_place_are_listed(folder: Path) -> None:
     files = WeightFiles(folder)
     assert files.problems(SHAPES, SHAPES, {}) == []
-    fewer = tensor_shapes(decoder_layers(LlamaConfig(**{**LLAMA, "num_hidden_layers": 1}), "sdpa"))
+    fewer = tensor_shapes(Llama().layers(LlamaConfig(**{**LLAMA, "num_hidden_layers": 1}), "sdpa"))
     (told,) = files.problems(fewer, fewer, {})
     assert "9 tensors" in told and "model.layers.1." in told
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from easyllm.errors import UserError
 from easyllm.models.attention.flex import attend_by_flex
@@ -45,9 +44,7 @@ class Documents:
     longest: int
     """The length of the longest document. It is a field, so that compiled code depends on this
     number only, not on each of ``lengths``."""
-    shared: dict[str | tuple[str, Any], Any] = field(
-        default_factory=dict, compare=False, repr=False
-    )
+    shared: dict[tuple[str, Any], Any] = field(default_factory=dict, compare=False, repr=False)
     """Values that are the same in every layer, by name: the first layer computes them for all."""
 
     @classmethod
@@ -80,41 +77,30 @@ def implementation(attention: str, alibi: bool = False) -> str:
 
 
 def arguments(
-    config: Any,
-    hidden: torch.Tensor,
-    documents: Documents,
-    window: int | None = None,
-    alibi: bool = False,
+    config: Any, documents: Documents, dtype: torch.dtype, alibi: bool = False
 ) -> dict[str, Any]:
-    """The arguments with which a decoder layer of transformers keeps attention within documents.
-    ``hidden`` is ``(rows, tokens, hidden_size)``; ``window`` is the number of tokens that a token
-    attends to, including itself."""
+    """The arguments besides positions with which a model of transformers keeps attention within
+    documents; ``dtype`` is that of its hidden states."""
     name = config._attn_implementation
     if name in OWN:
-        return {"attention_mask": None, "documents": documents, "alibi": alibi}
+        return {"documents": documents, **({"alibi": True} if alibi else {})}
     if name in ("flash_attention_2", FLASH_ALIBI):  # not run yet: needs a GPU
         # transformers reads boundaries from positions only if there is one row
         return {
-            "attention_mask": None,
             "cu_seq_lens_q": documents.bounds,
             "cu_seq_lens_k": documents.bounds,
             "max_length_q": documents.longest,
             "max_length_k": documents.longest,
         }
-    make = create_sliding_window_causal_mask if window else create_causal_mask
-    mask: Any = make(
-        config=config,
-        inputs_embeds=hidden,
-        attention_mask=None,
-        past_key_values=None,
-        position_ids=documents.positions,
-    )
-    if alibi:
-        positions = documents.positions
-        behind = (positions[:, None, :] - positions[:, :, None]).clamp(max=0)
-        slopes = alibi_slopes(config.num_attention_heads).to(hidden.device)
-        mask = mask + (slopes[:, None, None] * behind[:, None]).to(hidden.dtype)
-    return {"attention_mask": mask}
+    if not alibi:
+        return {}  # transformers sees in the positions where documents begin
+    positions = documents.positions
+    number = (positions == 0).cumsum(dim=-1)  # the document's beginning in its row
+    behind = positions.unsqueeze(1) - positions.unsqueeze(2)
+    seen = (number.unsqueeze(1) == number.unsqueeze(2)) & (behind <= 0)
+    slopes = alibi_slopes(config.num_attention_heads).to(positions.device)
+    added = (slopes[:, None, None] * behind.unsqueeze(1)).to(dtype)
+    return {"attention_mask": added.masked_fill(~seen.unsqueeze(1), torch.finfo(dtype).min)}
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # else it is compiled for every row

@@ -83,6 +83,7 @@ class Decoder(Family):
     def assembly(self, config: Any, attention: str, router_aux_loss: float | None) -> Any:
         from easyllm.models.attention.documents import OWN, implementation
         from easyllm.models.decoders.routers import balance_of
+        from easyllm.models.decoders.skeleton import Skeleton
         from easyllm.models.decoders.stage import stages
         from easyllm.models.layers import Assembly
 
@@ -91,7 +92,8 @@ class Decoder(Family):
             attention = implementation(attention)
         by_document = found.leaks and attention not in OWN
         balance = balance_of(_skeleton(_text(config), "eager").model, router_aux_loss)
-        return Assembly(functools.partial(stages, config, attention, by_document, balance), balance)
+        skeleton = functools.partial(Skeleton.of, config, attention)
+        return Assembly(functools.partial(stages, skeleton, by_document, balance), balance)
 
     def names(self, config: Any) -> Any:
         from easyllm.models.decoders.published import PublishedMapping

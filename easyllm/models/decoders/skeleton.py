@@ -36,6 +36,8 @@ class Skeleton:
     after: tuple[str, ...]
     """The names in the base of the modules with parameters after the decoder layers."""
     head: str
+    alibi: bool = False
+    """Whether attention adds ALiBi, which transformers' model does not."""
 
     @classmethod
     def of(cls, config: PretrainedConfig, attention: str) -> Skeleton:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from easyllm.errors import UserError
-from easyllm.models.attention.documents import OWN, Documents
+from easyllm.models.attention.documents import Documents, arguments
 from easyllm.models.decoders.balance import Balance
 from easyllm.models.decoders.routers import watch_routers
 from easyllm.models.decoders.skeleton import LAYERS, Skeleton
@@ -40,7 +40,7 @@ class Stage:
         carry something over from one document to the next; attention by document is not for them.
         """
         self.by_document = by_document
-        self.passes_documents = skeleton.config._attn_implementation in OWN
+        self.alibi = skeleton.alibi
         self.model, self.base = skeleton.model, getattr(skeleton.model, skeleton.base)
         layers = getattr(self.base, LAYERS)
         begin = f"{skeleton.base}.{LAYERS}."
@@ -106,7 +106,8 @@ class Stage:
 
     def _rows(self, value: torch.Tensor, documents: Documents) -> torch.Tensor | Unprojected:
         if not self.by_document or documents.one_a_row:
-            given = {"documents": documents} if self.passes_documents else {}
+            dtype = next(self.leader.parameters()).dtype if self.entry is None else value.dtype
+            given = arguments(self.model.config, documents, dtype, self.alibi)
             return self._computed(value, documents.positions, **given)
         # rows end to end, because a document lies within one row
         parts = value.flatten(0, 1).unsqueeze(0).split(documents.lengths, dim=1)
@@ -237,14 +238,13 @@ class _Head(_Edge):
 
 
 def stages(
-    config: Any,
-    attention: str,
+    skeleton: Callable[[], Skeleton],
     by_document: bool,
     balance: Balance | None,
     specs: Sequence[LayerSpec],
     built: Sequence[Callable[..., Any]],
 ) -> Stage:
-    """The layers ``specs`` of the model with ``config``, which are ``built``, as
+    """The layers ``specs`` of the model that ``skeleton`` makes, which are ``built``, as
     ``easyllm.models.layers.Assemble`` does."""
     own = {spec.name: layer for spec, layer in zip(specs, built, strict=True)}
-    return Stage(Skeleton.of(config, attention), own, by_document, balance)
+    return Stage(skeleton(), own, by_document, balance)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from easyllm.spec.roles.base import Component
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +36,14 @@ class Family(Component):
     def layers(self, config: Any, attention: str) -> list[Any]:
         """The layers in order, as ``easyllm.models.layers.LayerSpec``."""
 
+    @abc.abstractmethod
+    def assembly(self, config: Any, attention: str, router_aux_loss: float | None) -> Any:
+        """How layers are computed, as ``easyllm.models.layers.Assembly``, with the coefficient of
+        ``training.router_aux_loss``."""
+
     def param_specs(self, config: Mapping[str, Any]) -> list[LayerShape] | None:
         """The layers in order, known without building them, for checks before anything starts.
         None where they are known only by building them. Raises KeyError for a missing key."""
-        return None
-
-    def assembly(self, config: Any, attention: str, router_aux_loss: float | None) -> Any:
-        """How layers are computed, as ``easyllm.models.layers.Assembly``, with the coefficient of
-        ``training.router_aux_loss``; None where each layer takes what the one before it returns."""
         return None
 
     def names(self, config: Any) -> Any:
