@@ -127,6 +127,11 @@ class RunPaths:
         return self.export / f"{self.run.name}.gguf"
 
     @property
+    def verification(self) -> Path:
+        """The comparisons of the trained model with what is served."""
+        return self.root / "verify.json"
+
+    @property
     def results(self) -> Path:
         """The results of batch inference."""
         output = self.run.inference.output

@@ -24,6 +24,7 @@ ORDER = (
     ("dispatcher",),
     ("preflight",),
     ("stages",),
+    ("evaluation",),
     ("serving",),
     ("inference",),
     ("training",),

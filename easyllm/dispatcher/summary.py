@@ -95,7 +95,8 @@ def made_by(stage: str, metrics: Mapping[str, Any]) -> str:
     words = []
     for key, unit in (
         ("documents", "document"), ("tokens", "token"), ("partitions", "partition"),
-        ("prompts", "prompt"), ("generated_tokens", "token"), ("requests", "request"),
+        ("compared", "comparison"), ("prompts", "prompt"),
+        ("generated_tokens", "token"), ("requests", "request"),
     ):  # fmt: skip
         if key in metrics:
             words.append(f"{metrics[key]:,} {unit}{'' if metrics[key] == 1 else 's'}")
@@ -126,6 +127,7 @@ def _where(run: RunSpec, stage: str) -> str:
         "inspect": paths.inspection,
         "train": paths.checkpoints,
         "export": paths.export,
+        "verify": paths.verification,
         "infer": paths.results,
     }
     return shown(places[stage]) if stage in places else ""

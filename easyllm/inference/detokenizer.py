@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from easyllm.inference.engine_protocol import Engine, FinishReason
+from easyllm.inference.engine_protocol import Engine, FinishReason, TokenLogprob
 from easyllm.inference.token_texts import HALF, TokenText, TokenTexts
 from easyllm.spec.inference import SamplingSpec
 
@@ -25,10 +25,31 @@ class Piece:
     """Given in the last piece, and only there."""
 
 
+def prompt_piece(
+    tokenizer: Any, prompt: Sequence[int], text: str | None, logprobs: Sequence[TokenLogprob]
+) -> Piece:
+    """A prompt as the first piece of an answer that repeats it; ``text`` is what the prompt was
+    given as, if not as tokens. ``logprobs`` are those of its tokens after the first, if any."""
+    stream = TextStream(tokenizer)
+    texts = TokenTexts(tokenizer, stream.would_add)
+    whole = ""
+    for token, logprob in zip(prompt, [TokenLogprob(prompt[0], 0.0), *logprobs], strict=False):
+        texts.ask(logprob)
+        whole += stream.feed(token)
+        texts.grow(stream.new)
+    whole += stream.finish()
+    texts.end(stream.new)
+    found = texts.certain(len(whole), over=True)
+    found[0].logprob = None
+    return Piece(whole if text is None else text, [], found if logprobs else [])
+
+
 async def answer(
-    engine: Engine, prompt: Sequence[int], sampling: SamplingSpec
+    engine: Engine, prompt: Sequence[int], sampling: SamplingSpec, ending: bool = False
 ) -> AsyncGenerator[Piece, None]:
-    """One answer to a prompt; closing the generator aborts it. Raises as ``Engine.generate``."""
+    """One answer to a prompt; closing the generator aborts it. With ``ending`` the
+    log-probabilities include the token that ended the answer, without a text. Raises as
+    ``Engine.generate``."""
     text = TextStream(engine.tokenizer, sampling.stop)
     texts = None if sampling.logprobs is None else TokenTexts(engine.tokenizer, text.would_add)
     async with aclosing(engine.generate(prompt, sampling)) as steps:
@@ -48,6 +69,9 @@ async def answer(
                 grown += text.finish()
                 if texts is not None:
                     texts.end(text.new)
+                    if ending and step.end is not None and not text.stopped:
+                        texts.ask(step.end)
+                        texts.grow("")
             if text.stopped:
                 reason = "stop"
             logprobs = [] if texts is None else texts.certain(len(grown), reason is not None)

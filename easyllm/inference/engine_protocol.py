@@ -34,6 +34,8 @@ class Step:
     """One for each new token where ``sampling.logprobs`` is given."""
     finish_reason: FinishReason | None = None
     """Given in the last step, and only there."""
+    end: TokenLogprob | None = None
+    """Of the token that ended the answer, where ``sampling.logprobs`` is given."""
 
 
 class Engine(Protocol):
@@ -51,6 +53,10 @@ class Engine(Protocol):
         answer does not depend on what else is generated, nor does a drawn one with a seed.
         Raises UserError as ``room`` does, EngineFailed where the engine has failed.
         """
+
+    async def score(self, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+        """The log-probability of each token after the first, given those before it, with the
+        ``top`` likeliest tokens in its place. Raises as ``generate``."""
 
     @property
     def waiting(self) -> int:

@@ -7,13 +7,16 @@ process.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Protocol
 
-from easyllm.inference.engine_protocol import EngineFailed, Step, room
+from easyllm.errors import UserError
+from easyllm.inference.engine_protocol import EngineFailed, Step, TokenLogprob, room
 from easyllm.inference.ipc import Wire
 from easyllm.inference.token_stream import StepBatch, StepSink, StreamReader
 from easyllm.spec.inference import SamplingSpec
@@ -30,6 +33,9 @@ class Generation(Protocol):
     def leave(self, request: str) -> None:
         """Forget an answer, and end it where it is under way."""
 
+    def scored(self, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+        """``easyllm.inference.engine_protocol.Engine.score``, in any thread."""
+
 
 class EngineServer:
     """Lets the process at the other end of a wire use an engine of this process."""
@@ -39,6 +45,7 @@ class EngineServer:
         """The other messages that it has sent, by name."""
         self._engine, self._wire = engine, wire
         self._sending = threading.Lock()
+        self._scorer = ThreadPoolExecutor(1, thread_name_prefix="score")
 
     def listen(self) -> None:
         """Handle messages until the other end is closed."""
@@ -51,6 +58,8 @@ class EngineServer:
                 self._begin(*what)
             elif kind == "leave":
                 self._engine.leave(what)
+            elif kind == "score":
+                self._scorer.submit(self._score, *what)
             else:
                 self.messages[kind] = what
 
@@ -64,6 +73,16 @@ class EngineServer:
             self._engine.begin(request, prompt, sampling, self._take, request)
         except Exception as error:  # else the process that asks would wait forever
             self.tell("grown", [(request, EngineFailed(str(error)))])
+
+    def _score(self, request: str, tokens: list[int], top: int) -> None:
+        found: list[TokenLogprob] | Exception
+        try:
+            found = self._engine.scored(tokens, top)
+        except UserError as error:
+            found = error
+        except Exception as error:  # else the process that asks would wait forever
+            found = EngineFailed(str(error))
+        self.tell("scored", (request, found))
 
     def _take(self, grown: StepBatch) -> None:
         for request, step in grown:
@@ -84,6 +103,7 @@ class RemoteEngine:
         self.failed = False
         self._send = send
         self._answers: dict[str, StreamReader] = {}
+        self._scores: dict[str, asyncio.Future[list[TokenLogprob]]] = {}
         self._names = map(str, itertools.count())
 
     async def generate(
@@ -105,6 +125,27 @@ class RemoteEngine:
             if not finished:
                 self._send(("leave", request))
 
+    async def score(self, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+        room(self, tokens, SamplingSpec())
+        if self.failed:
+            raise EngineFailed("the engine has stopped")
+        request = next(self._names)
+        self._scores[request] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(("score", (request, list(tokens), top)))
+            return await self._scores[request]
+        finally:
+            del self._scores[request]
+
+    def take_score(self, request: str, found: list[TokenLogprob] | Exception) -> None:
+        scores = self._scores.get(request)
+        if scores is None or scores.done():  # the caller has left it
+            return
+        if isinstance(found, Exception):
+            scores.set_exception(found)
+        else:
+            scores.set_result(found)
+
     def take(self, grown: StepBatch) -> None:
         for request, step in grown:
             if reader := self._answers.get(request):  # else the caller has left it
@@ -115,6 +156,8 @@ class RemoteEngine:
         self.failed = True
         for reader in self._answers.values():
             reader.hand_over(EngineFailed("the engine has stopped"))
+        for request in self._scores:
+            self.take_score(request, EngineFailed("the engine has stopped"))
 
     @property
     def waiting(self) -> int:

@@ -29,7 +29,8 @@ class TokenText:
     text: str
     bytes: bytes | None
     """None for a special token that is given as an alternative: its text is then its name."""
-    logprob: float
+    logprob: float | None
+    """None for the first token of a prompt, which nothing is before."""
     top: list[TokenText] = field(default_factory=list)
     """The likeliest tokens at its place, likeliest first, itself among them."""
 

@@ -12,7 +12,7 @@ from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Launcher
 from easyllm.spec.run import RunSpec
 
-ON_DEVICE = {"train", "infer", "serve"}
+ON_DEVICE = {"train", "verify", "infer", "serve"}
 """Stages that use the devices."""
 FUSED_LOSS = (2, 13)
 """The first torch version with ``linear_cross_entropy``."""

@@ -116,7 +116,7 @@ def _inference(run: RunSpec) -> Iterator[Problem]:
         yield Problem(
             "inference.output", output, "has no known format", "give a .jsonl or .parquet file"
         )
-    if not model or not {"infer", "serve"} & set(run.stages):
+    if not model or not {"verify", "infer", "serve"} & set(run.stages):
         return
     if complaint := source.problem(model) or source.tokenizer_problem(model):
         yield Problem("inference.model", model, complaint, "give a folder or a hub id")

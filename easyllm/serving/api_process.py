@@ -161,7 +161,10 @@ class _Asking:
                 elif kind == "failed":
                     self._fail()
                 elif self._engine is not None:
-                    self._engine.take(what)
+                    if kind == "scored":
+                        self._engine.take_score(*what)
+                    else:
+                        self._engine.take(what)
         finally:  # the wire is closed
             self._fail()
             self._server.should_exit = True

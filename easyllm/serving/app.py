@@ -18,7 +18,7 @@ from easyllm.data.chat.values import shown
 from easyllm.serving.errors import Refused, error_body
 from easyllm.serving.http.auth import Keys
 from easyllm.serving.http.middleware import Middleware
-from easyllm.serving.routes import generate, openai
+from easyllm.serving.routes import generate, openai, tokenize
 from easyllm.serving.routes.requests import NOT_OFFERED
 from easyllm.serving.service import Service
 from easyllm.serving.streaming import CLIENT_LEFT, ClientLeft
@@ -27,8 +27,8 @@ PAGE = Path(__file__).parent / "page"
 FILES = {"/": "index.html", "/app.js": "app.js", "/app.css": "app.css", "/icon.svg": "icon.svg"}
 """The chat page."""
 ROUTES = (
-    *FILES, "/health", "/ready", "/metrics", "/generate", "/openapi.json", "/v1/models",
-    "/v1/completions", "/v1/chat/completions",
+    *FILES, "/health", "/ready", "/metrics", "/generate", "/tokenize", "/openapi.json",
+    "/v1/models", "/v1/completions", "/v1/chat/completions",
 )  # fmt: skip
 
 
@@ -93,6 +93,7 @@ def _routes(service: Service) -> FastAPI:
     # first, because routes are tried in order
     app.include_router(openai.routes(service))
     app.include_router(generate.routes(service))
+    app.include_router(tokenize.routes(service))
 
     @app.get("/health")
     async def health() -> JSONResponse:

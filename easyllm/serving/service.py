@@ -14,9 +14,10 @@ from typing import Any
 
 from easyllm.data.chat.messages import BadMessage
 from easyllm.errors import BadRecord, UserError
-from easyllm.inference.detokenizer import Piece, answer
+from easyllm.inference.detokenizer import Piece
 from easyllm.inference.engine_protocol import Engine, EngineFailed
 from easyllm.inference.prompts import conversation, encode_messages, encode_text
+from easyllm.serving.answers import Ask, Pieces, growing
 from easyllm.serving.errors import Refused
 from easyllm.serving.metrics import Counts, Metrics
 from easyllm.spec.inference import SamplingSpec
@@ -27,9 +28,6 @@ PATIENCE = 60.0
 
 SHORT = 2000
 """Characters that are encoded in about a millisecond."""
-
-Pieces = list[tuple[int, Piece]]
-"""Pieces of the answers of a request, each with its answer's number."""
 
 
 @dataclass
@@ -45,14 +43,6 @@ class Note:
     prompt: Any = None
     answers: list[str] | None = None
     """Filled where ``serving.log_prompts`` asks for it, as ``prompt`` is."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One answer to generate."""
-
-    prompt: list[int]
-    sampling: SamplingSpec
 
 
 class Service:
@@ -111,6 +101,12 @@ class Service:
             raise Refused(503, f"{reason}; try again", headers={"Retry-After": "5"})
         return self.engine
 
+    def check_model(self, name: str | None) -> None:
+        """Raises Refused where a client names another model than this one."""
+        if name not in (None, self.model):
+            message = f"there is no model {name!r} here; this server has {self.model!r}"
+            raise Refused(404, message, "model", "model_not_found")
+
     async def messages(self, messages: Sequence[object]) -> list[int]:
         """Tokens after which the answer to a conversation begins, once the model is loaded.
         Raises Refused."""
@@ -125,6 +121,12 @@ class Service:
         self.ready()
         return [await self.encode_beside(self._text, text) for text in texts]
 
+    async def tokenize(self, given: str | Sequence[object]) -> list[int]:
+        """Tokens of a text or a conversation, of any length. Raises Refused."""
+        await self.loaded()
+        self.ready()
+        return await self.encode_beside(self._tokens, given)
+
     async def encode_beside(self, encode: Callable[[Any], list[int]], given: Any) -> list[int]:
         """Encode in a thread, or here where the text is short.
 
@@ -138,14 +140,25 @@ class Service:
         job.add_done_callback(self._encoding.discard)
         return await asyncio.wrap_future(job)
 
-    def _messages(self, messages: Sequence[object]) -> list[int]:
+    def _tokens(self, given: str | Sequence[object]) -> list[int]:
+        if not isinstance(given, str):
+            return self._encode(self._turns(given))
         try:
-            turns = conversation(messages)
+            return encode_text(self.ready().tokenizer, given)
+        except UserError as error:
+            raise Refused(400, str(error), "prompt") from None
+
+    def _turns(self, messages: Sequence[object]) -> list[dict[str, Any]]:
+        try:
+            return conversation(messages)
         except BadMessage as error:
             key = f"messages.{error.number - 1}"  # as clients count them
             raise Refused(400, f"{key}: {error.reason}", key) from None
         except BadRecord as error:
             raise Refused(400, str(error), "messages") from None
+
+    def _messages(self, messages: Sequence[object]) -> list[int]:
+        turns = self._turns(messages)
         prompt = self._encode(turns)
         if len(prompt) > self.longest and self.run.serving.context_overflow == "drop_oldest_turns":
             shorter = _shorter(turns)
@@ -164,11 +177,7 @@ class Service:
             raise Refused(400, str(error), "messages") from None
 
     def _text(self, text: str | list[int]) -> list[int]:
-        try:
-            ids = encode_text(self.ready().tokenizer, text) if isinstance(text, str) else text
-        except UserError as error:
-            raise Refused(400, str(error), "prompt") from None
-        return self._fitting(ids, "prompt")
+        return self._fitting(self._tokens(text) if isinstance(text, str) else text, "prompt")
 
     @property
     def longest(self) -> int:
@@ -195,8 +204,11 @@ class Service:
             raise Refused(400, f"a token id is below 0 or above {size - 1}", param)
         return prompt
 
-    def asks(self, prompts: Sequence[list[int]], sampling: SamplingSpec) -> list[Ask]:
-        """The answers that a request wants, each with its own seed. Raises Refused."""
+    def asks(
+        self, prompts: Sequence[list[int]], sampling: SamplingSpec, echo: Sequence[Any] = ()
+    ) -> list[Ask]:
+        """The answers that a request wants, each with its own seed; ``echo`` are the prompts as
+        they were given, where answers begin with them. Raises Refused."""
         serving, engine = self.run.serving, self.ready()
         largest = min(serving.max_tokens or engine.max_positions, engine.max_positions)
         for name, value, limit in (
@@ -214,11 +226,15 @@ class Service:
         # the server.
         seed = self.run.seed + self.requests if sampling.seed is None else sampling.seed
         self.requests += 1
+        texts = [given if isinstance(given, str) else None for given in echo]
         return [
-            Ask(prompt, dataclasses.replace(sampling, n=1, seed=seed + index))
-            for prompt in prompts
+            Ask(
+                prompt, dataclasses.replace(sampling, n=1, seed=seed + index), bool(echo),
+                texts[at] if echo else None,
+            )
+            for at, prompt in enumerate(prompts)
             for index in range(sampling.n)
-        ]
+        ]  # fmt: skip
 
     async def answer(self, asks: Sequence[Ask], note: Note) -> AsyncGenerator[Pieces, None]:
         """The answers as they grow; closing the generator aborts those under way.
@@ -240,11 +256,13 @@ class Service:
         left = len(asks)
         last = [note.begun] * len(asks)
         try:
-            async with aclosing(_growing(engine, asks)) as growing:
-                async for came in growing:
+            async with aclosing(growing(engine, asks)) as all_pieces:
+                async for came in all_pieces:
                     pieces = [(0, came)] if isinstance(came, Piece) else came
                     now = time.perf_counter()
                     for index, piece in pieces:
+                        if not piece.tokens and piece.finish_reason is None:
+                            continue  # the prompt, repeated
                         self._count(
                             note, counts, piece, now - last[index], last[index] == note.begun
                         )
@@ -279,41 +297,3 @@ def _shorter(turns: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     start = 1 if turns and turns[0]["role"] == "system" else 0
     users = [at for at in range(start + 1, len(turns)) if turns[at]["role"] == "user"]
     return [[*turns[:start], *turns[at:]] for at in users]
-
-
-def _growing(engine: Engine, asks: Sequence[Ask]) -> AsyncGenerator[Piece | Pieces, None]:
-    if len(asks) == 1:  # without a separate task and queue
-        return answer(engine, asks[0].prompt, asks[0].sampling)
-    return _merged(engine, asks)
-
-
-async def _merged(engine: Engine, asks: Sequence[Ask]) -> AsyncGenerator[Pieces, None]:
-    """The pieces of all answers; those that came while the caller was busy come together."""
-    queue: asyncio.Queue[tuple[int, Piece] | BaseException] = asyncio.Queue()
-
-    async def pump(index: int, ask: Ask) -> None:
-        try:
-            async with aclosing(answer(engine, ask.prompt, ask.sampling)) as pieces:
-                async for piece in pieces:
-                    queue.put_nowait((index, piece))
-        except Exception as error:
-            queue.put_nowait(error)
-
-    tasks = [asyncio.create_task(pump(index, ask)) for index, ask in enumerate(asks)]
-    left = len(asks)
-    try:
-        while left:
-            got = [await queue.get()]
-            while not queue.empty():
-                got.append(queue.get_nowait())
-            came: Pieces = []
-            for item in got:
-                if isinstance(item, BaseException):
-                    raise item
-                came.append(item)
-                left -= item[1].finish_reason is not None
-            yield came
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -235,6 +235,12 @@ def _inference(run: RunSpec) -> Iterator[Problem]:
             "there is nothing to answer",
             "give a file with one prompt a line: inference.prompts=prompt.txt",
         )
+    url = run.verify.url
+    if url is not None and not url.startswith(("http://", "https://")):
+        yield Problem(
+            "verify.url", url, "is not the address of a server",
+            "give one such as http://127.0.0.1:8000",
+        )  # fmt: skip
     sampling = run.inference.sampling
     if sampling.min_tokens > sampling.max_tokens:
         yield Problem(

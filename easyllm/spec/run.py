@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from easyllm.spec.evaluation import VerifySpec
 from easyllm.spec.fields import component, empty, nested
 from easyllm.spec.inference import InferenceSpec, ServingSpec
 from easyllm.spec.roles import (
@@ -33,7 +34,9 @@ from easyllm.spec.types import (
     Range,
 )
 
-STAGES = ("tokenize", "shuffle", "repartition", "inspect", "train", "export", "infer", "serve")
+STAGES = (
+    "tokenize", "shuffle", "repartition", "inspect", "train", "export", "verify", "infer", "serve",
+)  # fmt: skip
 """The stages there are, in the order in which they feed each other."""
 
 
@@ -203,6 +206,7 @@ class RunSpec:
     hardware: HardwareSpec = nested(HardwareSpec)
     training: TrainingSpec = nested(TrainingSpec)
     export: ExportSpec = nested(ExportSpec)
+    verify: VerifySpec = nested(VerifySpec)
     inference: InferenceSpec = nested(InferenceSpec)
     serving: ServingSpec = nested(ServingSpec)
     smoke: SmokeSpec | None = None

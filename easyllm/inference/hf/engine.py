@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from easyllm.data.tokenizers.portable import of_model
 from easyllm.errors import UserError
 from easyllm.inference.engine_protocol import EngineFailed, Step, TokenLogprob, ends, room
 from easyllm.inference.hf.sampler import Sampler
+from easyllm.inference.hf.scoring import scored
 from easyllm.inference.token_stream import InLoop, StepSink, StreamReader
 from easyllm.inference.validate_weights import check_weights
 from easyllm.spec.inference import SamplingSpec
@@ -67,7 +69,7 @@ class Answer:
         if not self.over:
             return Step(tokens, logprobs)
         if tokens and tokens[-1] in self.ends:
-            return Step(tokens[:-1], logprobs[:-1], "stop")
+            return Step(tokens[:-1], logprobs[:-1], "stop", logprobs[-1] if logprobs else None)
         return Step(tokens, logprobs, "length")
 
 
@@ -129,6 +131,8 @@ class HFEngine:
                 f"{folder}: transformers cannot load this model and its tokenizer: {error}"
             ) from error
         self.model = model.to(device).eval()
+        self._attention: str = model.config._attn_implementation
+        self._scoring = threading.Lock()
         self._generation_config = model.generation_config
         self._answers: dict[str, Answer] = {}
         self._ids = map(str, itertools.count())
@@ -202,6 +206,18 @@ class HFEngine:
         if not added:
             del self._answers[request]
             raise EngineFailed("the engine has stopped")
+
+    async def score(self, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+        return await asyncio.to_thread(self.scored, tokens, top)
+
+    def scored(self, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+        """``score``, in any thread. The answers under way wait for it."""
+        room(self, tokens, SamplingSpec())
+        try:
+            with self._scoring, self._manager.pause():
+                return scored(self.model, self._attention, tokens, top)
+        except RuntimeError as error:
+            raise EngineFailed(f"the engine has stopped: {error}") from error
 
     def leave(self, request: str) -> None:
         """Forget an answer, and end it where it is under way."""

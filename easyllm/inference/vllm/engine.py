@@ -98,6 +98,30 @@ class VLLMEngine:
             del self._begun[request]
             await outputs.aclose()
 
+    async def score(self, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        room(self, tokens, SamplingSpec())
+        # vLLM generates a token in any case
+        params = SamplingParams(
+            max_tokens=1, temperature=0, prompt_logprobs=top, detokenize=False, ignore_eos=True
+        )
+        request, found = f"score-{next(self._ids)}", None
+        outputs = self._llm.generate(tokens_input(list(tokens)), params, request)
+        try:
+            async for output in outputs:
+                found = output.prompt_logprobs or found
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineFailed(str(error) or type(error).__name__) from error
+        if found is None:
+            raise EngineFailed("vLLM gave no log-probabilities of the prompt")
+        return [
+            _logprob(token, places, top)
+            for token, places in zip(tokens[1:], found[1:], strict=True)
+        ]
+
     @property
     def unfinished(self) -> int:
         return int(self._llm.get_num_unfinished_requests())
@@ -178,11 +202,16 @@ def _step(output: Any, stops: frozenset[int], sampling: SamplingSpec) -> Step:
     tokens = list(output.token_ids)
     logprobs = []
     for token, places in zip(tokens, output.logprobs or (), strict=False):
-        ranked = sorted(places.items(), key=lambda item: -item[1].logprob)
-        top = tuple((int(id_), float(p.logprob)) for id_, p in ranked[: sampling.logprobs or 0])
-        logprobs.append(TokenLogprob(token, float(places[token].logprob), top))
+        logprobs.append(_logprob(token, places, sampling.logprobs or 0))
     if output.finish_reason is None:
         return Step(tokens, logprobs)
     if tokens and tokens[-1] in stops:
-        return Step(tokens[:-1], logprobs[:-1], "stop")
+        return Step(tokens[:-1], logprobs[:-1], "stop", logprobs[-1] if logprobs else None)
     return Step(tokens, logprobs, "length")
+
+
+def _logprob(token: int, places: Any, top: int) -> TokenLogprob:
+    """``places`` are vLLM's values at a token's place, by token."""
+    ranked = sorted(places.items(), key=lambda item: -item[1].logprob)
+    best = tuple((int(id_), float(place.logprob)) for id_, place in ranked[:top])
+    return TokenLogprob(token, float(places[token].logprob), best)

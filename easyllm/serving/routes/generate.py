@@ -9,9 +9,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from easyllm.serving.answers import Pieces
 from easyllm.serving.errors import Refused
 from easyllm.serving.routes.requests import GenerateRequest, Sampling
-from easyllm.serving.service import Note, Pieces, Service
+from easyllm.serving.service import Note, Service
 from easyllm.serving.streaming import Stream, unless_gone
 
 

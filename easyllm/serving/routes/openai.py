@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from easyllm.serving.answers import Ask, Pieces
 from easyllm.serving.errors import Refused
 from easyllm.serving.routes.openai_events import events
 from easyllm.serving.routes.openai_formats import (
@@ -19,9 +20,8 @@ from easyllm.serving.routes.openai_formats import (
     usage,
 )
 from easyllm.serving.routes.requests import ChatRequest, CompletionRequest
-from easyllm.serving.service import Ask, Note, Pieces, Service
+from easyllm.serving.service import Note, Service
 from easyllm.serving.streaming import Stream, unless_gone
-from easyllm.spec.inference import SamplingSpec
 
 EVENTS = "text/event-stream"
 
@@ -37,20 +37,21 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        _known(service, name)
+        service.check_model(name)
         return card
 
     @router.post("/chat/completions", response_model=None)
     async def chat(asked: ChatRequest, request: Request) -> dict[str, Any] | Stream:
-        _known(service, asked.model)
+        service.check_model(asked.model)
         prompts = [await service.messages(asked.messages)]
         sampling = asked.sampling(service.run.inference.sampling)
         format_ = ChatFormat(service, asked, sampling)
-        return await _respond(service, request, prompts, sampling, format_, asked.messages)
+        asks = service.asks(prompts, sampling)
+        return await _respond(service, request, asks, format_, asked.messages)
 
     @router.post("/completions", response_model=None)
     async def complete(asked: CompletionRequest, request: Request) -> dict[str, Any] | Stream:
-        _known(service, asked.model)
+        service.check_model(asked.model)
         given = asked.prompts()
         limit = service.run.serving.max_batch
         if len(given) > limit:
@@ -60,27 +61,20 @@ def routes(service: Service) -> APIRouter:
             raise Refused(400, "there is no prompt; give at least one", "prompt")
         sampling = asked.sampling(service.run.inference.sampling)
         format_ = CompletionFormat(service, asked, sampling)
-        return await _respond(service, request, prompts, sampling, format_, asked.prompt)
+        asks = service.asks(prompts, sampling, given if asked.echo else ())
+        return await _respond(service, request, asks, format_, asked.prompt)
 
     return router
-
-
-def _known(service: Service, name: str | None) -> None:
-    if name not in (None, service.model):
-        message = f"there is no model {name!r} here; this server has {service.model!r}"
-        raise Refused(404, message, "model", "model_not_found")
 
 
 async def _respond(
     service: Service,
     request: Request,
-    prompts: list[list[int]],
-    sampling: SamplingSpec,
+    asks: Sequence[Ask],
     format_: Format,
     asked: Any,
 ) -> dict[str, Any] | Stream:
     note: Note = request.scope["easyllm.note"]
-    asks = service.asks(prompts, sampling)
     if service.run.serving.log_prompts:
         note.prompt, note.answers = asked, [""] * len(asks)
     growing = service.answer(asks, note)

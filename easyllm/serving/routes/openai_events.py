@@ -9,9 +9,10 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from easyllm.inference.detokenizer import Piece
+from easyllm.serving.answers import Pieces
 from easyllm.serving.errors import Refused, error_body
 from easyllm.serving.routes.openai_formats import Format, usage
-from easyllm.serving.service import Note, Pieces
+from easyllm.serving.service import Note
 from easyllm.serving.streaming import Last
 
 MARK = "\0"

@@ -141,9 +141,11 @@ class CompletionFormat(Format):
         }
 
 
-def _by_text(one: TokenText) -> dict[str, float]:
+def _by_text(one: TokenText) -> dict[str, float] | None:
     """The log-probabilities at a token's place. Tokens with the same text, as those that end
     within a character have, are named by their bytes, except for the token that came."""
+    if one.logprob is None:
+        return None
     found: dict[str, float] = {}
     for other in sorted(one.top, key=lambda other: other is not one):
         key = other.text
@@ -153,7 +155,7 @@ def _by_text(one: TokenText) -> dict[str, float]:
                 if other is one
                 else "bytes:" + "".join(f"\\x{b:02x}" for b in other.bytes or b"")
             )
-        found[key] = other.logprob
+        found[key] = other.logprob or 0.0
     return {key: found[key] for key in sorted(found, key=lambda key: -found[key])}
 
 

@@ -160,15 +160,30 @@ class ChatRequest(OpenAIRequest):
         )
 
 
+class TokenizeRequest(Strict):
+    """vLLM's request for the tokens of a text, or of a conversation to answer."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+
+
 class CompletionRequest(OpenAIRequest):
     prompt: str | list[str] | list[Id] | list[list[Id]]
     """A text or its token ids, or several of either."""
+    echo: bool | None = None
+    """Whether answers begin with their prompts, and with the prompts' log-probabilities."""
+    max_tokens: TokenCount | None = None
+    """With ``echo`` it may be 0."""
     logprobs: Annotated[
         Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None,
         BeforeValidator(lambda value: None if value is False else value),  # as chats have it
     ] = None
 
     def sampling(self, default: SamplingSpec) -> SamplingSpec:
+        """The server's sampling, overridden by the request's. Raises Refused."""
+        if self.max_tokens == 0 and not self.echo:
+            raise Refused(400, "max_tokens=0 needs echo=true", "max_tokens")
         return self.over(default, logprobs=self.logprobs)
 
     def prompts(self) -> list[str | list[int]]:

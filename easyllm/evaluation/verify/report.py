@@ -1,0 +1,28 @@
+"""The comparisons as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from easyllm.evaluation.verify.joints import Joint
+from easyllm.printable import printable
+
+COLORS = {"same": "green", "differs": "red", "not compared": "yellow"}
+
+
+def show(found: Sequence[Joint], console: Console) -> None:
+    """Print a line for each comparison."""
+    table = Table(title="From the data to what is served", title_justify="left")
+    for heading in ("what", "between", "", "found"):
+        table.add_column(heading, overflow="fold")
+    for joint in found:
+        color = COLORS[joint.status]
+        table.add_row(
+            joint.name, escape(joint.between), f"[{color}]{joint.status}[/{color}]",
+            escape(printable(joint.found)),
+        )  # fmt: skip
+    console.print(table)

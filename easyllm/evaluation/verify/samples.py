@@ -1,0 +1,179 @@
+"""The documents and conversations that are followed from the store to the served model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from easyllm.data.sources.work_units import chunks
+from easyllm.data.store import manifest as manifests
+from easyllm.data.store import shards
+from easyllm.data.tokenizers.encode import load_tokenizer
+from easyllm.errors import BadRecord, UserError
+from easyllm.paths import RunPaths
+from easyllm.spec.roles import ChatDocument, Message, Record
+from easyllm.spec.run import RunSpec
+
+TEXTS = (
+    "A language model predicts the next token of a text, given those before it.",
+    "def area(width, height):\n    return width * height  # 3 x 4 = 12\n",
+    '  Prices rose by 12.5 % in 2024, to 1,299.00; "why?", asked Zoë.\n\n\tNobody knew.',
+    "Die Straße führt über den Fluß. 東京は日本の首都です。 Привет, мир!",
+)
+"""Texts for a model without a store."""
+CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
+    [{"role": "user", "content": "What is the capital of France?"}],
+    [
+        {"role": "user", "content": "Hello!"},
+        {"role": "assistant", "content": "Hello, how can I help?"},
+        {"role": "user", "content": "  Write 3 lines\nabout rain. "},
+    ],
+)
+"""Conversations for a model without a store, each before an answer."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids, and whether each is trained."""
+
+    name: str
+    ids: list[int]
+    trained: list[bool]
+
+
+@dataclass
+class Samples:
+    texts: dict[str, str] = field(default_factory=dict)
+    """By name."""
+    conversations: dict[str, list[Message]] = field(default_factory=dict)
+    """By name, whole."""
+    stored: dict[str, list[Document]] = field(default_factory=dict)
+    """What the store holds of each text and conversation."""
+    encoded: dict[str, list[Document]] = field(default_factory=dict)
+    """What the run's tokenizer and template make of them now."""
+    heldout: list[Document] = field(default_factory=list)
+    missing: str = ""
+    """Why the texts of the store are not there."""
+
+    @property
+    def documents(self) -> list[Document]:
+        """Those that are given to the model: held-out ones first, which it was not trained on."""
+        of_store = [document for found in self.stored.values() for document in found]
+        return [*self.heldout, *of_store]
+
+    def prompts(self) -> dict[str, list[Message]]:
+        """The conversations before their last answer."""
+        found = {}
+        for name, messages in self.conversations.items():
+            answers = [n for n, m in enumerate(messages) if m["role"] == "assistant" and n]
+            if messages[-1]["role"] != "assistant":
+                found[name] = messages
+            elif answers:
+                found[name] = messages[: answers[-1]]
+        return found
+
+
+def samples(run: RunSpec, tokenizer: Any) -> Samples:
+    """The first documents of each source, with what the store holds of them, and the first held-out
+    ones. Without a store, texts and conversations of this module, as ``tokenizer`` encodes them."""
+    found = Samples()
+    manifest = manifests.find(RunPaths(run).store, "tokenize") if run.data.sources else None
+    if manifest is None:
+        found.missing = "there is no store of this run"
+        _add_own(found, tokenizer)
+        return found
+    try:
+        stored = load_tokenizer(RunPaths(run).store.tokenizer)
+        for name, record, documents in _records(run):
+            _add(run, found, stored, manifest["eos_id"], name, record, documents)
+    except (OSError, UserError, shards.Damaged) as error:
+        found.missing = str(error)
+    found.heldout = list(_heldout(run))
+    if not found.documents:
+        _add_own(found, tokenizer)
+    return found
+
+
+def _add_own(found: Samples, tokenizer: Any) -> None:
+    for number, text in enumerate(TEXTS, start=1):
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        name = f"text {number}"
+        found.texts[name] = text
+        found.stored[name] = found.encoded[name] = [Document(name, ids, [True] * len(ids))]
+    if tokenizer.chat_template:
+        for number, messages in enumerate(CONVERSATIONS, start=1):
+            found.conversations[f"conversation {number}"] = list(messages)
+
+
+def _records(run: RunSpec) -> Iterator[tuple[str, Record, Iterator[Document]]]:
+    """The first records of each source, with the documents of the store from there on."""
+    store = RunPaths(run).store
+    few = dataclasses.replace(
+        run, data=dataclasses.replace(run.data, max_documents=run.verify.documents)
+    )
+    for chunk in chunks(few):
+        if chunk.reader is not None:  # tokens, which another program made of texts
+            continue
+        shard = shards.read(manifests.folder(store, "tokenize") / chunk.path)
+        documents = _documents(shard)
+        for record in chunk.records:
+            if isinstance(record, Record):
+                yield f"{chunk.source} {record.line}", record, documents
+
+
+def _documents(shard: shards.Shard) -> Iterator[Document]:
+    for begin, end in zip(shard.offsets[:-1], shard.offsets[1:], strict=True):
+        ids = shard.ids[begin:end].tolist()
+        trained = [True] * len(ids) if shard.trained is None else shard.trained[begin:end].tolist()
+        yield Document("", ids, trained)
+
+
+def _add(
+    run: RunSpec,
+    found: Samples,
+    tokenizer: Any,
+    eos_id: int,
+    name: str,
+    record: Record,
+    documents: Iterator[Document],
+) -> None:
+    whole: Any = record.document
+    if isinstance(whole, str):
+        ids = tokenizer(whole, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        made = [ChatDocument([*ids, eos_id], [True] * (len(ids) + 1))]
+        found.texts[name] = whole
+    else:
+        try:
+            made = run.data.template.encode(tokenizer, whole)
+        except BadRecord:
+            return  # it is not in the store
+        if not made:
+            return
+        found.conversations[name] = list(whole)
+    found.encoded[name] = [Document(name, d.ids, d.trained) for d in made]
+    there = islice(documents, len(made))
+    found.stored[name] = [dataclasses.replace(document, name=name) for document in there]
+
+
+def _heldout(run: RunSpec) -> Iterator[Document]:
+    file: Path = RunPaths(run).heldout
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(islice(lines, run.verify.documents), start=1):
+            values = json.loads(line)
+            ids, labels = values["input_ids"], values["labels"]
+            # the first token is not trained because nothing predicts it
+            yield Document(f"held out {number}", ids, [label != -100 for label in labels])
+
+
+def shortened(documents: Sequence[Document], tokens: int) -> list[Document]:
+    """The first ``tokens`` tokens of those with at least two."""
+    return [
+        Document(d.name, d.ids[:tokens], d.trained[:tokens]) for d in documents if len(d.ids) > 1
+    ]

@@ -1,0 +1,67 @@
+"""A server with OpenAI's routes, as its clients see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+from easyllm.errors import UserError
+
+PATIENCE = 120.0
+"""Seconds that an answer may take."""
+
+
+class Server:
+    def __init__(self, url: str):
+        self.url = url.rstrip("/").removesuffix("/v1")
+        models = self._asked("/v1/models")["data"]
+        if not models:
+            raise UserError(f"verify.url={url}: the server lists no model")
+        self.model: str = models[0]["id"]
+
+    def tokens(self, given: dict[str, Any]) -> list[int] | str:
+        """The tokens of ``{"prompt": ...}`` or ``{"messages": ...}`` by vLLM's route, or why there
+        are none."""
+        try:
+            found = self._asked("/tokenize", {"model": self.model, **given})
+        except UserError as error:
+            return str(error)
+        tokens: list[int] = found["tokens"]
+        return tokens
+
+    def logprobs(self, ids: Sequence[int]) -> list[float]:
+        """The log-probabilities of the tokens after the first."""
+        choice = self._completed(ids, echo=True, logprobs=1, max_tokens=1)
+        values: list[float] = choice["logprobs"]["token_logprobs"][1 : len(ids)]
+        return values
+
+    def answer(self, ids: Sequence[int], count: int) -> str:
+        """The greedy answer of ``count`` tokens as text."""
+        text: str = self._completed(ids, max_tokens=count, ignore_eos=True)["text"]
+        return text
+
+    def _completed(self, ids: Sequence[int], **options: Any) -> dict[str, Any]:
+        body = {"model": self.model, "prompt": list(ids), "temperature": 0, **options}
+        choice: dict[str, Any] = self._asked("/v1/completions", body)["choices"][0]
+        return choice
+
+    def _asked(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        request = urllib.request.Request(self.url + path)
+        request.add_header("Content-Type", "application/json")
+        if key := os.environ.get("EASYLLM_API_KEY"):
+            request.add_header("Authorization", f"Bearer {key}")
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(request, data, timeout=PATIENCE) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            said = error.read(2000).decode("utf-8", "replace")
+            raise UserError(f"verify.url: {self.url}{path} answers {error.code}: {said}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"verify.url: {self.url}{path} cannot be read: {error}; is the server running?"
+            ) from None

@@ -1,0 +1,187 @@
+"""Follows documents from the store to the served model, and compares what each program makes of
+them."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from easyllm.data.chat.templates import TokenizerTemplate
+from easyllm.evaluation.verify import joints, served
+from easyllm.evaluation.verify.joints import Joint
+from easyllm.evaluation.verify.plain_model import ask
+from easyllm.evaluation.verify.samples import Document
+from easyllm.evaluation.verify.subject import Subject
+from easyllm.evaluation.verify.trained import TrainedModel
+from easyllm.inference import prompts
+from easyllm.models.config import family_of, hf_config
+from easyllm.paths import RunPaths
+from easyllm.spec.roles import Template
+from easyllm.spec.run import RunSpec
+from easyllm.training.checkpointing.checkpoints import Checkpoint
+from easyllm.training.export.hf import export
+
+
+def verify(run: RunSpec) -> list[Joint]:
+    """All comparisons, in the order in which data passes the programs."""
+    paths = RunPaths(run)
+    own = not run.inference.model and (paths.export / "adapter_config.json").exists()
+    folder = paths.export if own else prompts.model_folder(run)
+    subject = Subject(run, folder, own or folder == paths.export)
+    found = [*_tokens(subject), *_numbers(subject)]
+    found += served.by_engine(subject) if not subject.adapter else []
+    found += served.by_server(subject) if run.verify.url else []
+    return found
+
+
+def _tokens(subject: Subject) -> Iterator[Joint]:
+    held, run = subject.samples, subject.run
+    between = "the sources' texts now ~ the store"
+    if held.missing or not held.stored:
+        yield joints.skipped("store", between, held.missing or "there is no text")
+    else:
+        yield joints.tokens(
+            "store", between, _flat(held.encoded), _flat(held.stored),
+            "the sources, the tokenizer or the template changed after the store was made; make it "
+            "again with tokenize among the stages", subject.tokenizer.decode,
+        )  # fmt: skip
+    texts = {name: _without_end(subject, held.encoded[name][0].ids) for name in held.texts}
+    yield joints.tokens(
+        "tokenizer", "the store ~ the model's folder in transformers", texts,
+        dict(zip(held.texts, subject.plain["texts"], strict=True)),
+        "the folder has other tokenizer files than the model was trained with, or transformers "
+        "rebuilds them by the rules of the class that tokenizer_config.json names",
+        subject.tokenizer.decode,
+    )  # fmt: skip
+    between = "data.template ~ the folder's chat_template in transformers"
+    template = run.data.template
+    renders = isinstance(template, TokenizerTemplate) or (
+        type(template).chat_template is not Template.chat_template
+    )
+    if not subject.prompts or not renders:
+        why = "data.template has no Jinja form" if subject.prompts else "there is no conversation"
+        yield joints.skipped("chat template", between, why)
+    else:
+        yield joints.tokens(
+            "chat template", between, subject.prompts,
+            dict(zip(subject.prompts, subject.plain["prompts"], strict=True)),
+            "the folder's chat template is not the one of training, or needs arguments that "
+            "clients must send too", subject.tokenizer.decode,
+        )  # fmt: skip
+
+
+def _flat(documents: dict[str, list[Document]]) -> dict[str, list[Any]]:
+    """Token ids of each text, and a bit for each that is trained."""
+    return {
+        name: [token if trained else -token - 1
+               for document in found
+               for token, trained in zip(document.ids, document.trained, strict=True)]
+        for name, found in documents.items()
+    }  # fmt: skip
+
+
+def _without_end(subject: Subject, ids: list[int]) -> list[int]:
+    """The tokens of a text, without the one that the store adds."""
+    end = subject.tokenizer.eos_token_id
+    return ids[:-1] if not subject.samples.missing and ids and ids[-1] == end else ids
+
+
+def _numbers(subject: Subject) -> Iterator[Joint]:
+    run, checkpoint = subject.run, subject.checkpoint
+    merged = run.training.adapter is not None
+    name = "merged adapter" if merged and not subject.adapter else "weights"
+    between = "the checkpoint as it was trained ~ the export in transformers"
+    packed = "documents in one row ~ each by itself, by the layers of training"
+    if checkpoint is None:
+        why = "the model is not this run's export" if not subject.own else "there is no checkpoint"
+        yield joints.skipped(name, between, why)
+        return
+    documents = [document.ids for document in subject.documents]
+    model = TrainedModel(run, checkpoint)
+    together = model.logprobs(documents)
+    alone = [model.logprobs([ids])[0] for ids in documents]
+    norm = model.grad_norm(subject.gradient) if subject.gradient else None
+    del model
+    gc.collect()
+    yield joints.logprobs(
+        "packing", packed, together, alone, subject.names, run.model.dtype,
+        "this model carries something from one document to the next; train with "
+        "data.packing=none",
+    )  # fmt: skip
+    yield joints.logprobs(
+        name, between, alone, subject.expected, subject.names, subject.dtype,
+        "the export is of another checkpoint, a tensor is missing, tied, in another dtype or under "
+        "another name, or an adapter was merged twice or not at all",
+    )  # fmt: skip
+    yield _gradient(subject, norm)
+    yield from _heldout(subject, checkpoint)
+    yield from _other_layout(subject, checkpoint)
+
+
+def _gradient(subject: Subject, norm: float | None) -> Joint:
+    between = "the layers of training ~ the export in transformers"
+    if norm is None:
+        why = "an adapter alone is trained" if subject.run.training.adapter else (
+            "the model is too large for it here; train with training.check_engine=true"
+        )  # fmt: skip
+        return joints.skipped("gradient", between, why)
+    plain, limit = subject.plain["grad_norm"], joints.GRADIENT[subject.dtype]
+    apart = abs(norm - plain) / max(abs(plain), 1e-12)
+    return Joint(
+        "gradient", between, "same" if apart <= limit else "differs",
+        f"norm {norm:.6g} and {plain:.6g}, {apart:.2g} of it apart",
+        "the model is trained otherwise than transformers computes it; please report it",
+        {"grad_norm": [norm, plain], "limit": limit},
+    )  # fmt: skip
+
+
+def _heldout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Joint]:
+    """The loss that the engine of training found last, on its own ranks."""
+    record = RunPaths(subject.run).record("train")
+    metrics = json.loads(record.read_text("utf-8"))["metrics"] if record.is_file() else {}
+    loss, between = metrics.get("eval_loss"), "the engine of training ~ the export in transformers"
+    if loss is None or checkpoint.step != metrics.get("steps") or not subject.heldout:
+        why = "no held-out loss of this checkpoint is known, or the documents are too many"
+        yield joints.skipped("held-out loss", between, why)
+        return
+    total = count = 0.0
+    values = subject.plain["logprobs"][len(subject.documents) :]
+    for (_, labels), logprobs in zip(subject.heldout, values, strict=True):
+        chosen = [-v for v, label in zip(logprobs, labels[1:], strict=True) if label != -100]
+        total += sum(chosen)
+        count += len(chosen)
+    again, limit = total / count, joints.ROUNDING[subject.dtype]
+    near = abs(loss - again) <= limit
+    yield Joint(
+        "held-out loss", between, "same" if near else "differs",
+        f"{loss:.5f} and {again:.5f} over {int(count):,} tokens",
+        "the engine computes otherwise than transformers, or the export is of another checkpoint",
+        {"loss": [loss, again], "limit": limit},
+    )  # fmt: skip
+
+
+def _other_layout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Joint]:
+    run = subject.run
+    config = hf_config(run)
+    family = family_of(run, config.model_type)
+    between = f"export.layout={run.export.layout} ~ the other one, both in transformers"
+    if subject.adapter or family.one_layout or family.canonical(config) is config:
+        return
+    if why := family.native_only(config.to_dict()):
+        yield joints.skipped("layout", between, f"there is one only: {why}")
+        return
+    layout: Literal["native", "canonical"]
+    layout = "canonical" if run.export.layout == "native" else "native"
+    with TemporaryDirectory() as scratch:
+        target = Path(scratch) / "export"
+        export(checkpoint, target, replace(run, export=replace(run.export, layout=layout)))
+        found = ask(run, target, remote_code=True, documents=[d.ids for d in subject.documents])
+    yield joints.logprobs(
+        "layout", between, subject.expected, found["logprobs"], subject.names, subject.dtype,
+        "the conversion of this family between its two layouts is wrong; please report it",
+    )  # fmt: skip
