@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def load_stage(folder: Path) -> dict[str, float]:
 
         def __init__(self, *args: Any, **parts: Any):
             TrainEngine.__init__(self, *args, **parts)
-            self.built = 0
+            self.built, self.known = 0, deque()
             self.load_stage()
 
         def build(self, spec: Any) -> Any:
@@ -147,8 +148,12 @@ def load_stage(folder: Path) -> dict[str, float]:
         resolver(),
     )
     assert not problems, problems
-    layers, weights = Llama().layers(hf_config(run), "sdpa"), WeightFiles(folder)
-    stage = Stage(run, run.parallelism, layers=layers, weights=weights, device=device)
+    config, family = hf_config(run), Llama()
+    weights = WeightFiles(folder)
+    stage = Stage(
+        run, run.parallelism, layers=family.layers(config, "sdpa"),
+        assembly=family.assembly(config, "sdpa", None), weights=weights, device=device,
+    )  # fmt: skip
     world.wait_for_all()
     return {**stage.found, "counted": weights.bytes_read}
 

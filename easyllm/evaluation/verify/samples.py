@@ -49,7 +49,9 @@ class Document:
 @dataclass
 class Samples:
     texts: dict[str, str] = field(default_factory=dict)
-    """By name."""
+    """Texts, and the words of messages, by name."""
+    text_ids: dict[str, list[int]] = field(default_factory=dict)
+    """Their tokens by the run's tokenizer, without any that it adds."""
     conversations: dict[str, list[Message]] = field(default_factory=dict)
     """By name, whole."""
     stored: dict[str, list[Document]] = field(default_factory=dict)
@@ -101,9 +103,8 @@ def samples(run: RunSpec, tokenizer: Any) -> Samples:
 
 def _add_own(found: Samples, tokenizer: Any) -> None:
     for number, text in enumerate(TEXTS, start=1):
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         name = f"text {number}"
-        found.texts[name] = text
+        ids = _add_text(found, tokenizer, name, text)
         found.stored[name] = found.encoded[name] = [Document(name, ids, [True] * len(ids))]
     if tokenizer.chat_template:
         for number, messages in enumerate(CONVERSATIONS, start=1):
@@ -144,9 +145,8 @@ def _add(
 ) -> None:
     whole: Any = record.document
     if isinstance(whole, str):
-        ids = tokenizer(whole, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = _add_text(found, tokenizer, name, whole)
         made = [ChatDocument([*ids, eos_id], [True] * (len(ids) + 1))]
-        found.texts[name] = whole
     else:
         try:
             made = run.data.template.encode(tokenizer, whole)
@@ -155,9 +155,19 @@ def _add(
         if not made:
             return
         found.conversations[name] = list(whole)
+        for number, message in enumerate(whole, start=1):
+            _add_text(found, tokenizer, f"{name}, message {number}", message["content"])
     found.encoded[name] = [Document(name, d.ids, d.trained) for d in made]
     there = islice(documents, len(made))
     found.stored[name] = [dataclasses.replace(document, name=name) for document in there]
+
+
+def _add_text(found: Samples, tokenizer: Any, name: str, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
+    found.texts[name], found.text_ids[name] = text, ids
+    return ids
 
 
 def _heldout(run: RunSpec) -> Iterator[Document]:

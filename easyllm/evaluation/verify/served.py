@@ -33,12 +33,12 @@ def by_engine(subject: Subject) -> Iterator[Joint]:
     finally:
         engine.close()
     yield joints.logprobs(
-        "engine's numbers", f"transformers ~ the engine {name}", subject.expected, numbers, subject.names,
-        subject.dtype, f"{name}: {NUMBERS}",
+        "engine's numbers", f"transformers ~ the engine {name}", subject.expected, numbers,
+        subject.names, subject.dtype, f"{name}: {NUMBERS}",
     )  # fmt: skip
     yield joints.answers(
-        "engine's answers", f"transformers ~ the engine {name}, greedy", subject.plain["answers"], answers,
-        subject.names, subject.dtype, f"{name}: {ANSWERS}",
+        "engine's answers", f"transformers ~ the engine {name}, greedy",
+        subject.plain["answers"], answers, subject.names, subject.dtype, f"{name}: {ANSWERS}",
     )  # fmt: skip
 
 

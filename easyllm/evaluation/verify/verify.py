@@ -50,9 +50,8 @@ def _tokens(subject: Subject) -> Iterator[Joint]:
             "the sources, the tokenizer or the template changed after the store was made; make it "
             "again with tokenize among the stages", subject.tokenizer.decode,
         )  # fmt: skip
-    texts = {name: _without_end(subject, held.encoded[name][0].ids) for name in held.texts}
     yield joints.tokens(
-        "tokenizer", "the store ~ the model's folder in transformers", texts,
+        "tokenizer", "the store ~ the model's folder in transformers", held.text_ids,
         dict(zip(held.texts, subject.plain["texts"], strict=True)),
         "the folder has other tokenizer files than the model was trained with, or transformers "
         "rebuilds them by the rules of the class that tokenizer_config.json names",
@@ -83,12 +82,6 @@ def _flat(documents: dict[str, list[Document]]) -> dict[str, list[Any]]:
                for token, trained in zip(document.ids, document.trained, strict=True)]
         for name, found in documents.items()
     }  # fmt: skip
-
-
-def _without_end(subject: Subject, ids: list[int]) -> list[int]:
-    """The tokens of a text, without the one that the store adds."""
-    end = subject.tokenizer.eos_token_id
-    return ids[:-1] if not subject.samples.missing and ids and ids[-1] == end else ids
 
 
 def _numbers(subject: Subject) -> Iterator[Joint]:
