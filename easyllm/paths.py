@@ -132,6 +132,11 @@ class RunPaths:
         return self.root / "verify.json"
 
     @property
+    def evaluation(self) -> Path:
+        """The folder of the results of tasks, with the items."""
+        return self.root / "evaluation"
+
+    @property
     def results(self) -> Path:
         """The results of batch inference."""
         output = self.run.inference.output

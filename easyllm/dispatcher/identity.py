@@ -50,7 +50,9 @@ def moved(before: RunSpec, after: RunSpec) -> RunSpec:
         after = replace(after, run_dir=_beside(before.run_dir, run_folder, before, after))
     if after.run_dir != before.run_dir:
         asked, old = after.inference, RunPaths(before)
-        uses = {"verify", "infer", "serve"} & set(after.stages) and "export" not in after.stages
+        uses = {"verify", "evaluate", "infer", "serve"} & set(
+            after.stages
+        ) and "export" not in after.stages
         another = asked.model or after.model.path != before.model.path
         if uses and not another and (old.export.exists() or old.checkpoints.exists()):
             after = replace(after, inference=replace(asked, model=_trained(before)))

@@ -95,7 +95,7 @@ def made_by(stage: str, metrics: Mapping[str, Any]) -> str:
     words = []
     for key, unit in (
         ("documents", "document"), ("tokens", "token"), ("partitions", "partition"),
-        ("compared", "comparison"), ("prompts", "prompt"),
+        ("compared", "comparison"), ("items", "item"), ("prompts", "prompt"),
         ("generated_tokens", "token"), ("requests", "request"),
     ):  # fmt: skip
         if key in metrics:
@@ -128,6 +128,7 @@ def _where(run: RunSpec, stage: str) -> str:
         "train": paths.checkpoints,
         "export": paths.export,
         "verify": paths.verification,
+        "evaluate": paths.evaluation / "results.json",
         "infer": paths.results,
     }
     return shown(places[stage]) if stage in places else ""

@@ -12,7 +12,7 @@ from easyllm.spec.problems import Problem
 from easyllm.spec.roles import Launcher
 from easyllm.spec.run import RunSpec
 
-ON_DEVICE = {"train", "verify", "infer", "serve"}
+ON_DEVICE = {"train", "verify", "evaluate", "infer", "serve"}
 """Stages that use the devices."""
 FUSED_LOSS = (2, 13)
 """The first torch version with ``linear_cross_entropy``."""
@@ -46,6 +46,11 @@ def problems(run: RunSpec) -> Iterator[Problem]:
             )  # fmt: skip
     if "train" in run.stages:
         yield from _loss_problems(run)
+    if "evaluate" in run.stages and find_spec("lm_eval") is None:
+        yield Problem(
+            "stages", "evaluate", "needs the package lm-eval, which is not installed",
+            "pip install 'easyllm[evaluation]'",
+        )  # fmt: skip
     for key, part in components(run):
         if isinstance(part, Launcher) and "train" not in run.stages:
             continue  # no ranks are started

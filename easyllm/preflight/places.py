@@ -33,6 +33,7 @@ def problems(run: RunSpec) -> Iterator[Problem]:
     if isinstance(tokenizer, str) and (complaint := tokenizers.problem(tokenizer)):
         yield Problem("data.tokenizer.path", tokenizer, complaint, tokenizers.PATHS)
     yield from _model_tokenizer(run)
+    yield from _evaluation(run)
     yield from _inference(run)
     if "serve" in run.stages:
         yield from _serving(run)
@@ -103,6 +104,25 @@ def _model_tokenizer(run: RunSpec) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _evaluation(run: RunSpec) -> Iterator[Problem]:
+    if "evaluate" not in run.stages:
+        return
+    for name, task in run.evaluation.tasks.items():
+        if task and task.path and not Path(task.path).is_file():
+            yield Problem(
+                f"evaluation.tasks.{name}.path", task.path, "no such file",
+                "give a YAML file in lm-eval's format, or null for a task that lm-eval has",
+            )  # fmt: skip
+    baseline = run.evaluation.baseline
+    if baseline not in (None, "model.path") and (complaint := source.problem(str(baseline))):
+        folder = Path(str(baseline)).expanduser()
+        if not (folder / "export" / "config.json").is_file():
+            yield Problem(
+                "evaluation.baseline", baseline, complaint,
+                "give a folder, a hub id, the directory of a run, or model.path",
+            )  # fmt: skip
+
+
 def _inference(run: RunSpec) -> Iterator[Problem]:
     prompts, model = run.inference.prompts, run.inference.model
     local = isinstance(prompts, str) and "://" not in prompts
@@ -116,7 +136,7 @@ def _inference(run: RunSpec) -> Iterator[Problem]:
         yield Problem(
             "inference.output", output, "has no known format", "give a .jsonl or .parquet file"
         )
-    if not model or not {"verify", "infer", "serve"} & set(run.stages):
+    if not model or not {"verify", "evaluate", "infer", "serve"} & set(run.stages):
         return
     if complaint := source.problem(model) or source.tokenizer_problem(model):
         yield Problem("inference.model", model, complaint, "give a folder or a hub id")

@@ -235,6 +235,16 @@ def _inference(run: RunSpec) -> Iterator[Problem]:
             "there is nothing to answer",
             "give a file with one prompt a line: inference.prompts=prompt.txt",
         )
+    if "evaluate" in run.stages and not run.evaluation.tasks:
+        yield Problem(
+            "evaluation.tasks", {}, "there is nothing to evaluate on",
+            "give one by its name in lm-eval, e.g. evaluation.tasks.python_keywords=null",
+        )  # fmt: skip
+    if run.evaluation.baseline == "model.path" and not run.model.path:
+        yield Problem(
+            "evaluation.baseline", "model.path", "model.path is not given",
+            "give a folder or a hub id", also=("model.path",),
+        )  # fmt: skip
     url = run.verify.url
     if url is not None and not url.startswith(("http://", "https://")):
         yield Problem(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from easyllm.spec.evaluation import VerifySpec
+from easyllm.spec.evaluation import EvaluationSpec, VerifySpec
 from easyllm.spec.fields import component, empty, nested
 from easyllm.spec.inference import InferenceSpec, ServingSpec
 from easyllm.spec.roles import (
@@ -35,7 +35,8 @@ from easyllm.spec.types import (
 )
 
 STAGES = (
-    "tokenize", "shuffle", "repartition", "inspect", "train", "export", "verify", "infer", "serve",
+    "tokenize", "shuffle", "repartition", "inspect", "train", "export", "verify", "evaluate",
+    "infer", "serve",
 )  # fmt: skip
 """The stages there are, in the order in which they feed each other."""
 
@@ -207,6 +208,7 @@ class RunSpec:
     training: TrainingSpec = nested(TrainingSpec)
     export: ExportSpec = nested(ExportSpec)
     verify: VerifySpec = nested(VerifySpec)
+    evaluation: EvaluationSpec = nested(EvaluationSpec)
     inference: InferenceSpec = nested(InferenceSpec)
     serving: ServingSpec = nested(ServingSpec)
     smoke: SmokeSpec | None = None
