@@ -18,8 +18,11 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 import easyllm.models.custom  # noqa: F401
 from easyllm.data.dataset.rows import open_rows
 from easyllm.errors import UserError
+from easyllm.evaluation.verify.verify import verify
 from easyllm.models.layers import causal_loss
 from easyllm.spec.checks import problems
+from easyllm.stages import load
+from easyllm.stages.base import Rank
 from easyllm.training.checkpointing.checkpoints import newest
 from easyllm.training.export.hf import export
 from tests.models.small import SMALL, Reference, save, tensors
@@ -273,6 +276,23 @@ def test_exports_compute_what_was_trained(families: Families, tmp_path: Path, na
         reference = Reference(name, tmp_path / "native").logits(ids)
     for logits in found.values():
         torch.testing.assert_close(logits, reference, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_nothing_differs_on_the_way_from_training_to_answers(
+    families: Families, tmp_path: Path, name: str
+) -> None:
+    """As ``stages=[verify]`` compares it: checkpoint, export, the other layout, the engine."""
+    few = {"verify": {"documents": 1, "new_tokens": 4}}
+    places = {"export": {"output": str(tmp_path / "export")}}
+    config = merged(case(families.small, name, LAYOUTS["pipe2"]), merged(few, places))
+    run = run_spec(families.trained.root / f"{name}-pipe2", config)
+    load("export").work(run, Rank())
+    found = {joint.name: joint for joint in verify(run)}
+    assert [joint for joint in found.values() if joint.status == "differs"] == []
+    skipped = {joint.name for joint in found.values() if joint.status != "same"}
+    assert skipped == {"held-out loss"} | ({"layout"} if name.endswith("13b") else set())
+    assert ("layout" in found) is (SMALL[name]["model_type"] in ("qwen", "baichuan"))
 
 
 def test_alibi_has_no_modern_layout(families: Families, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from easyllm.inference.detokenizer import answer
 from easyllm.inference.prompts import model_folder
@@ -161,3 +163,23 @@ def test_fields_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (problem,) = [p for p in [*cross(run), *problems(run)] if "tensor" in p.key]
     assert problem.key == "inference.engine.tensor_parallel_size"
     assert "takes 4 GPUs, and the hardware has 1" in problem.message
+
+
+def test_prompts_are_scored_as_by_transformers(served: serving.Served, folder: Path) -> None:
+    """By the protocol, and by the server as ``echo``."""
+    engine = served.engine
+    ids = engine.tokenizer(QUESTIONS[1])["input_ids"]
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        served.run.inference.model, dtype=torch.float32
+    )
+    with torch.no_grad():
+        logprobs = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    expected = [float(row[token]) for row, token in zip(logprobs, ids[1:], strict=True)]
+    body = {"prompt": QUESTIONS[1], "echo": True, "logprobs": 2, "max_tokens": 1}
+    (choice,) = served.client.post("/v1/completions", json=body).json()["choices"]
+    assert choice["text"].startswith(QUESTIONS[1])
+    values = choice["logprobs"]["token_logprobs"][1 : len(ids)]
+    assert values == pytest.approx(expected, abs=1e-3)
+    best = choice["logprobs"]["top_logprobs"][1 : len(ids)]
+    for top, row in zip(best, logprobs, strict=True):
+        assert max(top.values()) == pytest.approx(float(row.max()), abs=1e-3)
