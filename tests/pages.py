@@ -60,7 +60,7 @@ def spans() -> list[tuple[Path, str]]:
 def write_files(folder: Path) -> None:
     """Write the files that the pages speak of."""
     turns = [f"What is {n} and {n}?\tIt is {2 * n}." for n in range(200)]
-    for name in ("news.tsv", "conversations.tsv"):
+    for name in ("news.tsv", "conversations.tsv", "keywords.tsv"):
         (folder / name).write_text("\n".join(turns) + "\n")
     (folder / "news.txt").write_text("\n\n".join(f"Item {n} of the news." for n in range(50)))
     (folder / "prompt.txt").write_text("The statement\nA class\n")

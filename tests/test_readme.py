@@ -26,6 +26,11 @@ import yaml
 from tests.pages import BLOCKS, SHELL, TABLE, write_files
 from tests.support import needs_java
 
+AFTERWARDS = [
+    line for block in BLOCKS if block.page.name == "README.md" and block.kind == ""
+    for line in block.text.splitlines() if line.startswith("python -m easyllm RUN/run.yaml")
+]  # fmt: skip
+"""Commands on the run that another one has made."""
 NEEDS_GPUS = ("llama13b_zero", "llama13b_pipe data=text")
 SLOW = ("smollm2_pipe", "data.engine=spark", "+smoke=cpu")
 
@@ -69,6 +74,7 @@ def easyllm(command: str, cwd: Path, status: int = 0) -> subprocess.CompletedPro
 def test_the_readme_has_its_commands():
     assert len(SHELL) >= 15
     assert len(TABLE) == 8
+    assert len(AFTERWARDS) == 2
     assert SHELL[:2] == ["make setup", "make demo"]
 
 
@@ -96,6 +102,11 @@ def test_table_of_data_and_training(command, folder):
 
 @pytest.mark.parametrize("command", [c for c in TABLE if "RUN" in c and "serve" not in c])
 def test_table_of_a_finished_run(command, finished):
+    easyllm(command, finished.parent)
+
+
+@pytest.mark.parametrize("command", [c for c in AFTERWARDS if "verify" in c or "evaluate" in c])
+def test_commands_on_a_finished_run(command, finished):
     easyllm(command, finished.parent)
 
 

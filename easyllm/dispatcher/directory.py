@@ -15,7 +15,7 @@ from easyllm.stages import load
 OUTPUTS = ("export.output", "inference.output")
 """Keys by which a run can have several results of one kind."""
 
-ENDS = ("export", "infer")
+ENDS = ("export", "evaluate", "infer")
 """Stages whose keys no later stage depends on."""
 
 

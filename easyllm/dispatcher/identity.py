@@ -92,11 +92,12 @@ def run_folder(run: RunSpec) -> str:
     """``<name>-<hash>``, the default folder of a run.
 
     Paths, the engines of the data stages and of the tokenizer, workers and memory, how ranks are
-    started, the chosen stages, and how the model is exported and served do not make another run.
+    started, the chosen stages, and how the model is exported, evaluated and served do not make
+    another run.
     The content of the sources does.
     """
     plain = write(run)
-    for key in ("run_dir", "stages", "export", "serving"):
+    for key in ("run_dir", "stages", "export", "verify", "evaluation", "serving"):
         del plain[key]
     address = store_address(run)
     derived = plain["data"]["dir"] is None or Path(plain["data"]["dir"]).name == address

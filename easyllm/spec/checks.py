@@ -228,6 +228,12 @@ def _data(run: RunSpec) -> Iterator[Problem]:
 
 
 def _inference(run: RunSpec) -> Iterator[Problem]:
+    for name in run.evaluation.tasks:
+        if not _names_a_folder(name):
+            yield Problem(
+                f"evaluation.tasks.{name}", ABSENT, "a task's name must be usable as a file's",
+                FOLDER,
+            )  # fmt: skip
     if "infer" in run.stages and not run.inference.prompts:
         yield Problem(
             "inference.prompts",

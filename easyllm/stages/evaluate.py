@@ -19,6 +19,9 @@ class Evaluate(Stage):
     name = "evaluate"
     reads = ("evaluation", *prompts.KEYS)
 
+    def may_change(self, run: RunSpec, key: str) -> bool:
+        return key.startswith("evaluation.")  # results of other tasks are kept beside the new ones
+
     def require(self, run: RunSpec) -> None:
         if "export" not in run.stages:
             prompts.model_path(run)

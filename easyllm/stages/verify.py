@@ -47,14 +47,14 @@ class Verify(Stage):
         from easyllm.files import write_json
 
         found = verify(run)
-        write_json(self.paths(run).verification, [joint.plain() for joint in found])
+        write_json(self.paths(run).verification, [comparison.plain() for comparison in found])
         show(found, Console(force_terminal=on_terminal(), width=WIDTH))
-        for joint in found:
-            if joint.status == "differs":
-                raise UserError(
-                    f"{joint.name} ({joint.between}): {joint.found}. Usually: {joint.means}"
-                )
+        for one in found:
+            if one.status == "differs":
+                raise UserError(f"{one.name} ({one.between}): {one.found}. Usually: {one.means}")
         return {
-            "compared": sum(joint.status == "same" for joint in found),
-            "skipped": [joint.name for joint in found if joint.status == "not compared"],
+            "compared": sum(comparison.status == "same" for comparison in found),
+            "skipped": [
+                comparison.name for comparison in found if comparison.status == "not compared"
+            ],
         }

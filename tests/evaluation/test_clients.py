@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from easyllm.evaluation.tasks import own
+from easyllm.evaluation.tasks import builtin
 from tests.inference.small import save_model
 from tests.serving.test_stage import Worker
 from tests.support import wait_for
@@ -36,7 +36,7 @@ def likelihoods(model: str, arguments: dict[str, Any]) -> list[tuple[float, bool
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    tasks = [own.config(name) for name in ("python_docs", "python_keywords")]
+    tasks = [builtin.config(name) for name in ("python_docs", "python_keywords")]
     result = simple_evaluate(
         model, model_args=arguments, tasks=tasks, limit=8, log_samples=True, batch_size=4,
         bootstrap_iters=0, task_manager=TaskManager(include_defaults=False),

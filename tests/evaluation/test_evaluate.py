@@ -14,7 +14,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyllm.errors import UserError
-from easyllm.evaluation.tasks import own
+from easyllm.evaluation.tasks import builtin
 from easyllm.evaluation.tasks.comparison import compared
 from easyllm.evaluation.tasks.evaluate import evaluate
 from easyllm.preflight.machine import problems as machine_problems
@@ -113,9 +113,9 @@ def test_own_tasks_need_no_network(tmp_path: Path, model: Path) -> None:
     assert {name: result["items"] for name, result in results["tasks"].items()} == {
         "python_docs": 5, "python_keywords": 5,
     }  # fmt: skip
-    for item in own.python_docs()["test"]:
+    for item in builtin.python_docs()["test"]:
         assert len(set(item["choices"])) == 4
-    questions = own.python_keywords()["test"]
+    questions = builtin.python_keywords()["test"]
     assert len(questions) == 40 and all(len(set(item["choices"])) == 4 for item in questions)
 
 
@@ -196,6 +196,20 @@ def test_mistakes_that_are_found_before_anything_starts(
     monkeypatch.setattr("easyllm.preflight.machine.find_spec", lambda name: None)
     missing = list(machine_problems(run_of(tmp_path, model, tasks={"x": None})))
     assert any("easyllm[evaluation]" in p.remedy for p in missing)
+
+
+def test_results_of_other_tasks_are_kept(tmp_path: Path, model: Path) -> None:
+    first, second = {"python_docs": {"limit": 3}}, {"python_keywords": {"limit": 2}}
+    evaluated(run_of(tmp_path, model, tasks=first, baseline=str(model)))
+    results, table = evaluated(run_of(tmp_path, model, tasks=second))
+    assert {name: r["items"] for name, r in results["tasks"].items()} == {
+        "python_docs": 3, "python_keywords": 2,
+    }  # fmt: skip
+    assert "python_docs" not in table and list(results["comparison"]) == ["python_docs"]
+    stage = load("evaluate")
+    run = run_of(tmp_path, model, tasks=second)
+    assert stage.may_change(run, "evaluation.tasks.python_docs.limit")
+    assert not stage.may_change(run, "inference.model")
 
 
 def test_the_results_of_a_stage_are_its_files(tmp_path: Path, model: Path) -> None:

@@ -14,7 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from easyllm.errors import UserError
-from easyllm.evaluation.verify.joints import Joint, answers, first_difference, logprobs, tokens
+from easyllm.evaluation.verify.comparisons import (
+    Comparison,
+    answers,
+    first_difference,
+    logprobs,
+    tokens,
+)
 from easyllm.evaluation.verify.verify import verify
 from easyllm.stages import load
 from easyllm.stages.base import Rank
@@ -25,12 +31,12 @@ from tests.serving.served import spec as serving_spec
 from tests.support import run_spec
 
 
-def differing(found: list[Joint]) -> list[str]:
-    return [joint.name for joint in found if joint.status == "differs"]
+def differing(found: list[Comparison]) -> list[str]:
+    return [comparison.name for comparison in found if comparison.status == "differs"]
 
 
-def compared(found: list[Joint]) -> set[str]:
-    return {joint.name for joint in found if joint.status == "same"}
+def compared(found: list[Comparison]) -> set[str]:
+    return {comparison.name for comparison in found if comparison.status == "same"}
 
 
 def test_the_sound_way_passes(exported: Exported) -> None:
@@ -40,7 +46,9 @@ def test_the_sound_way_passes(exported: Exported) -> None:
         "store", "tokenizer", "chat template", "packing", "weights", "gradient", "held-out loss",
         "engine's tokenizer", "engine's prompts", "engine's numbers", "engine's answers",
     }  # fmt: skip
-    loss = next(joint for joint in found if joint.name == "held-out loss").numbers["loss"]
+    loss = next(comparison for comparison in found if comparison.name == "held-out loss").numbers[
+        "loss"
+    ]
     assert loss[0] == pytest.approx(loss[1], abs=1e-5)
 
 
@@ -121,7 +129,11 @@ def test_a_broken_export_is_named_where_it_breaks(
     change(tmp_path / "export")
     found = verify(exported.run("model", {"export": {"output": str(tmp_path / "export")}}))
     assert differing(found)[0] == name
-    assert all(joint.means and joint.found for joint in found if joint.status == "differs")
+    assert all(
+        comparison.means and comparison.found
+        for comparison in found
+        if comparison.status == "differs"
+    )
 
 
 def test_an_adapter_merged_twice(exported: Exported, tmp_path: Path) -> None:
@@ -186,8 +198,8 @@ def test_a_stage_that_finds_a_difference_fails(
     table = capsys.readouterr().out
     assert "tokenizer" in table and "differs" in table
     written = json.loads((Path(str(run.run_dir)) / "verify.json").read_text("utf-8"))
-    joint = next(one for one in written if one["status"] == "differs")
-    assert joint["numbers"]["ours"] != joint["numbers"]["theirs"]
+    comparison = next(one for one in written if one["status"] == "differs")
+    assert comparison["numbers"]["ours"] != comparison["numbers"]["theirs"]
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:

@@ -288,9 +288,9 @@ def test_nothing_differs_on_the_way_from_training_to_answers(
     config = merged(case(families.small, name, LAYOUTS["pipe2"]), merged(few, places))
     run = run_spec(families.trained.root / f"{name}-pipe2", config)
     load("export").work(run, Rank())
-    found = {joint.name: joint for joint in verify(run)}
-    assert [joint for joint in found.values() if joint.status == "differs"] == []
-    skipped = {joint.name for joint in found.values() if joint.status != "same"}
+    found = {comparison.name: comparison for comparison in verify(run)}
+    assert [comparison for comparison in found.values() if comparison.status == "differs"] == []
+    skipped = {comparison.name for comparison in found.values() if comparison.status != "same"}
     assert skipped == {"held-out loss"} | ({"layout"} if name.endswith("13b") else set())
     assert ("layout" in found) is (SMALL[name]["model_type"] in ("qwen", "baichuan"))
 

@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from easyllm.errors import UserError
-from easyllm.evaluation.tasks import own
+from easyllm.evaluation.tasks import builtin
 from easyllm.evaluation.tasks.comparison import compared
 from easyllm.evaluation.tasks.models import loaded
 from easyllm.evaluation.tasks.report import show
-from easyllm.files import atomic_dir, write_json
+from easyllm.files import atomic_write, write_json
 from easyllm.inference import prompts
 from easyllm.models import source
 from easyllm.paths import RunPaths
@@ -34,21 +34,20 @@ Results = dict[str, dict[str, Any]]
 def evaluate(run: RunSpec, console: Console) -> dict[str, Any]:
     """Evaluate the run's model, and the baseline if there is one; returns the stage's metrics.
 
-    Writes ``results.json``, ``samples/TASK.jsonl`` and ``comparison.json`` into the folder
-    ``evaluation`` of the run.
+    Writes ``results.json`` and the items of each task into the folder ``evaluation`` of the run.
+    Results of other tasks that are there are kept.
     """
-    folder = prompts.model_folder(run)
+    folder, place = prompts.model_folder(run), RunPaths(run).evaluation
     found = _measured(run, folder)
-    with atomic_dir(RunPaths(run).evaluation) as made:
-        _write(made, "samples", found)
-        results = {"model": prompts.model_name(run), **_shown(found)}
-        if baseline := run.evaluation.baseline:
-            before = _measured(run, _baseline(run, baseline))
-            _write(made, "baseline_samples", before)
-            results["baseline"] = {"model": baseline, **_shown(before)}
-            comparison = {task: compared(found[task], before[task]) for task in found}
-            results["comparison"] = comparison
-        write_json(made / "results.json", results)
+    results = {"model": prompts.model_name(run), **_shown(found)}
+    _write(place / "samples", found)
+    if baseline := run.evaluation.baseline:
+        before = _measured(run, _baseline(run, baseline))
+        _write(place / "baseline_samples", before)
+        results["baseline"] = {"model": baseline, **_shown(before)}
+        comparison = {task: compared(found[task], before[task]) for task in found}
+        results["comparison"] = comparison
+    write_json(place / "results.json", _beside_others(place / "results.json", results))
     show(results, console)
     numbers = {
         f"evaluation/{task}/{metric}": values["value"]
@@ -127,7 +126,7 @@ def _said(name: str, error: Exception) -> Exception:
 def _task(name: str, spec: TaskSpec | None) -> dict[str, Any] | str:
     """A task's description; for one of lm-eval's own its name. Raises UserError."""
     if spec is None or spec.path is None:
-        return own.config(name) or name
+        return builtin.config(name) or name
     import yaml
     from lm_eval.tasks._yaml_loader import load_yaml  # 0.4.13; it knows the tags of its files
 
@@ -187,15 +186,28 @@ def _shown(found: Results) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write(folder: Path, kind: str, found: Results) -> None:
-    (folder / kind).mkdir()
+def _beside_others(file: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """``results`` with those of other tasks that ``file`` has; those of a comparison only if it was
+    with the same baseline."""
+    try:
+        there = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return dict(results)
+    merged: dict[str, Any] = {**results, "tasks": {**there.get("tasks", {}), **results["tasks"]}}
+    before = there.get("baseline")
+    if before and before["model"] == results.get("baseline", before)["model"]:
+        now = results.get("baseline", before)
+        merged["baseline"] = {**now, "tasks": {**before["tasks"], **now["tasks"]}}
+        merged["comparison"] = {**there["comparison"], **results.get("comparison", {})}
+    return merged
+
+
+def _write(folder: Path, found: Results) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for task, result in found.items():
-        lines = (
-            json.dumps(sample, ensure_ascii=False, default=str) for sample in result["samples"]
-        )
-        (folder / kind / f"{task}.jsonl").write_text(
-            "".join(f"{line}\n" for line in lines), "utf-8"
-        )
+        lines = [json.dumps(one, ensure_ascii=False, default=str) for one in result["samples"]]
+        with atomic_write(folder / f"{task}.jsonl") as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
 def _track(run: RunSpec, numbers: Mapping[str, float]) -> None:

@@ -8,21 +8,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from easyllm.evaluation.verify.joints import Joint
+from easyllm.evaluation.verify.comparisons import Comparison
 from easyllm.printable import printable
 
 COLORS = {"same": "green", "differs": "red", "not compared": "yellow"}
 
 
-def show(found: Sequence[Joint], console: Console) -> None:
+def show(found: Sequence[Comparison], console: Console) -> None:
     """Print a line for each comparison."""
     table = Table(title="From the data to what is served", title_justify="left")
     for heading in ("what", "between", "", "found"):
         table.add_column(heading, overflow="fold")
-    for joint in found:
-        color = COLORS[joint.status]
+    for comparison in found:
+        color = COLORS[comparison.status]
         table.add_row(
-            joint.name, escape(joint.between), f"[{color}]{joint.status}[/{color}]",
-            escape(printable(joint.found)),
+            comparison.name, escape(comparison.between), f"[{color}]{comparison.status}[/{color}]",
+            escape(printable(comparison.found)),
         )  # fmt: skip
     console.print(table)

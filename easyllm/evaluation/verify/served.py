@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from easyllm.evaluation.verify import joints
-from easyllm.evaluation.verify.joints import Joint
+from easyllm.evaluation.verify import comparisons
+from easyllm.evaluation.verify.comparisons import Comparison
 from easyllm.evaluation.verify.server import Server
 from easyllm.evaluation.verify.subject import Subject, conversation
 from easyllm.inference.engine_protocol import Engine
@@ -22,7 +22,7 @@ NUMBERS = (
 ANSWERS = "where the numbers agree, its cache of keys and values, or its sampling, is wrong"
 
 
-def by_engine(subject: Subject) -> Iterator[Joint]:
+def by_engine(subject: Subject) -> Iterator[Comparison]:
     """Loads ``inference.engine`` and compares it."""
     run = subject.run
     name = type(run.inference.engine).__name__
@@ -32,11 +32,11 @@ def by_engine(subject: Subject) -> Iterator[Joint]:
         yield from _engine_tokens(engine, name, subject)
     finally:
         engine.close()
-    yield joints.logprobs(
+    yield comparisons.logprobs(
         "engine's numbers", f"transformers ~ the engine {name}", subject.expected, numbers,
         subject.names, subject.dtype, f"{name}: {NUMBERS}",
     )  # fmt: skip
-    yield joints.answers(
+    yield comparisons.answers(
         "engine's answers", f"transformers ~ the engine {name}, greedy",
         subject.plain["answers"], answers, subject.names, subject.dtype, f"{name}: {ANSWERS}",
     )  # fmt: skip
@@ -55,7 +55,7 @@ async def _computed(engine: Engine, subject: Subject) -> tuple[list[list[float]]
     return numbers, answers
 
 
-def _engine_tokens(engine: Engine, name: str, subject: Subject) -> Iterator[Joint]:
+def _engine_tokens(engine: Engine, name: str, subject: Subject) -> Iterator[Comparison]:
     texts = subject.samples.texts
     expected = dict(zip(texts, subject.plain["texts"], strict=True))
     for whose, tokenizer in _tokenizers(engine, name, subject):
@@ -63,7 +63,7 @@ def _engine_tokens(engine: Engine, name: str, subject: Subject) -> Iterator[Join
             what: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             for what, text in texts.items()
         }
-        yield joints.tokens(
+        yield comparisons.tokens(
             "engine's tokenizer", f"transformers ~ {whose}", expected, found,
             f"{whose}: {TOKENIZER}", subject.tokenizer.decode,
         )  # fmt: skip
@@ -73,7 +73,7 @@ def _engine_tokens(engine: Engine, name: str, subject: Subject) -> Iterator[Join
             what: encode_messages(subject.run, engine.tokenizer, asked[what])
             for what in subject.prompts
         }
-        yield joints.tokens(
+        yield comparisons.tokens(
             "engine's prompts", f"data.template ~ the engine {name}", subject.prompts, found,
             f"{name}: {PROMPT}", subject.tokenizer.decode,
         )  # fmt: skip
@@ -87,7 +87,7 @@ def _tokenizers(engine: Engine, name: str, subject: Subject) -> Iterator[tuple[s
         yield "vLLM itself", get_tokenizer(str(subject.folder))
 
 
-def by_server(subject: Subject) -> Iterator[Joint]:
+def by_server(subject: Subject) -> Iterator[Comparison]:
     """Compares the server at ``verify.url``."""
     run = subject.run
     assert run.verify.url is not None
@@ -97,20 +97,20 @@ def by_server(subject: Subject) -> Iterator[Joint]:
     found = {what: server.tokens({"prompt": text}) for what, text in texts.items()}
     if any(isinstance(tokens, str) for tokens in found.values()):
         why = f"it has no /tokenize: {next(iter(found.values()))}"
-        yield joints.skipped("server's tokenizer", where, why)
+        yield comparisons.skipped("server's tokenizer", where, why)
     else:
         expected = {
             what: _begun(subject, tokens)
             for what, tokens in zip(texts, plain["texts"], strict=True)
         }
-        yield joints.tokens(
+        yield comparisons.tokens(
             "server's tokenizer", where, expected, found, f"the server: {TOKENIZER}",
             subject.tokenizer.decode,
         )  # fmt: skip
         if subject.prompts:
             yield _server_prompts(subject, server, where)
     numbers = [server.logprobs(document.ids) for document in subject.documents]
-    yield joints.logprobs(
+    yield comparisons.logprobs(
         "server's numbers", where, subject.expected, numbers, subject.names, subject.dtype,
         f"the server has another model, or: {NUMBERS}",
     )  # fmt: skip
@@ -122,20 +122,20 @@ def _begun(subject: Subject, ids: Sequence[int]) -> list[int]:
     return [*subject.tokenizer("")["input_ids"], *ids]
 
 
-def _server_prompts(subject: Subject, server: Server, where: str) -> Joint:
+def _server_prompts(subject: Subject, server: Server, where: str) -> Comparison:
     asked = subject.samples.prompts()
     found = {}
     for what in subject.prompts:
         given = conversation(subject.run, asked[what])
         body = {"messages": given["messages"]}
         found[what] = "its history has tools" if given["tools"] else server.tokens(body)
-    return joints.tokens(
+    return comparisons.tokens(
         "server's prompts", where, subject.prompts, found, f"the server: {PROMPT}",
         subject.tokenizer.decode,
     )  # fmt: skip
 
 
-def _server_answers(subject: Subject, server: Server, where: str) -> Joint:
+def _server_answers(subject: Subject, server: Server, where: str) -> Comparison:
     decode, count = subject.tokenizer.decode, subject.run.verify.new_tokens
     expected, found = [], []
     for asked, answer in zip(subject.asked, subject.plain["answers"], strict=True):
@@ -153,7 +153,7 @@ def _server_answers(subject: Subject, server: Server, where: str) -> Joint:
         expected.append(answer)
         other = [f"the text {text!r}"] if same < len(tokens) else []
         found.append([*tokens[:same], *other])
-    return joints.answers(
+    return comparisons.answers(
         "server's answers", f"{where}, greedy", expected, found, subject.names, subject.dtype,
         f"the server: {ANSWERS}",
     )  # fmt: skip

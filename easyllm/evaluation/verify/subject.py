@@ -11,7 +11,7 @@ from typing import Any
 from easyllm.data.tokenizers.encode import load_tokenizer
 from easyllm.data.tokenizers.portable import of_model
 from easyllm.errors import BadRecord, UserError
-from easyllm.evaluation.verify import joints
+from easyllm.evaluation.verify import comparisons
 from easyllm.evaluation.verify.plain_model import ask
 from easyllm.evaluation.verify.samples import Document, Samples, samples, shortened
 from easyllm.inference import prompts
@@ -51,8 +51,8 @@ class Subject:
             config = config.get("text_config", config)
             kept = config.get("dtype") or config.get("torch_dtype") or "float32"
         computed = self.run.model.dtype
-        coarser = max(kept, computed, key=lambda name: list(joints.ROUNDING).index(name)
-                      if name in joints.ROUNDING else -1)  # fmt: skip
+        coarser = max(kept, computed, key=lambda name: list(comparisons.ROUNDING).index(name)
+                      if name in comparisons.ROUNDING else -1)  # fmt: skip
         return coarser if coarser in DTYPES else computed
 
     @cached_property

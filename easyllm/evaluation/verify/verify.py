@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from easyllm.data.chat.templates import TokenizerTemplate
-from easyllm.evaluation.verify import joints, served
-from easyllm.evaluation.verify.joints import Joint
+from easyllm.evaluation.verify import comparisons, served
+from easyllm.evaluation.verify.comparisons import Comparison
 from easyllm.evaluation.verify.plain_model import ask
 from easyllm.evaluation.verify.samples import Document
 from easyllm.evaluation.verify.subject import Subject
@@ -27,7 +27,7 @@ from easyllm.training.checkpointing.checkpoints import Checkpoint
 from easyllm.training.export.hf import export
 
 
-def verify(run: RunSpec) -> list[Joint]:
+def verify(run: RunSpec) -> list[Comparison]:
     """All comparisons, in the order in which data passes the programs."""
     paths = RunPaths(run)
     own = not run.inference.model and (paths.export / "adapter_config.json").exists()
@@ -39,18 +39,18 @@ def verify(run: RunSpec) -> list[Joint]:
     return found
 
 
-def _tokens(subject: Subject) -> Iterator[Joint]:
+def _tokens(subject: Subject) -> Iterator[Comparison]:
     held, run = subject.samples, subject.run
     between = "the sources' texts now ~ the store"
     if held.missing or not held.stored:
-        yield joints.skipped("store", between, held.missing or "there is no text")
+        yield comparisons.skipped("store", between, held.missing or "there is no text")
     else:
-        yield joints.tokens(
+        yield comparisons.tokens(
             "store", between, _flat(held.encoded), _flat(held.stored),
             "the sources, the tokenizer or the template changed after the store was made; make it "
             "again with tokenize among the stages", subject.tokenizer.decode,
         )  # fmt: skip
-    yield joints.tokens(
+    yield comparisons.tokens(
         "tokenizer", "the store ~ the model's folder in transformers", held.text_ids,
         dict(zip(held.texts, subject.plain["texts"], strict=True)),
         "the folder has other tokenizer files than the model was trained with, or transformers "
@@ -64,9 +64,9 @@ def _tokens(subject: Subject) -> Iterator[Joint]:
     )
     if not subject.prompts or not renders:
         why = "data.template has no Jinja form" if subject.prompts else "there is no conversation"
-        yield joints.skipped("chat template", between, why)
+        yield comparisons.skipped("chat template", between, why)
     else:
-        yield joints.tokens(
+        yield comparisons.tokens(
             "chat template", between, subject.prompts,
             dict(zip(subject.prompts, subject.plain["prompts"], strict=True)),
             "the folder's chat template is not the one of training, or needs arguments that "
@@ -84,7 +84,7 @@ def _flat(documents: dict[str, list[Document]]) -> dict[str, list[Any]]:
     }  # fmt: skip
 
 
-def _numbers(subject: Subject) -> Iterator[Joint]:
+def _numbers(subject: Subject) -> Iterator[Comparison]:
     run, checkpoint = subject.run, subject.checkpoint
     merged = run.training.adapter is not None
     name = "merged adapter" if merged and not subject.adapter else "weights"
@@ -92,7 +92,7 @@ def _numbers(subject: Subject) -> Iterator[Joint]:
     packed = "documents in one row ~ each by itself, by the layers of training"
     if checkpoint is None:
         why = "the model is not this run's export" if not subject.own else "there is no checkpoint"
-        yield joints.skipped(name, between, why)
+        yield comparisons.skipped(name, between, why)
         return
     documents = [document.ids for document in subject.documents]
     model = TrainedModel(run, checkpoint)
@@ -101,12 +101,12 @@ def _numbers(subject: Subject) -> Iterator[Joint]:
     norm = model.grad_norm(subject.gradient) if subject.gradient else None
     del model
     gc.collect()
-    yield joints.logprobs(
+    yield comparisons.logprobs(
         "packing", packed, together, alone, subject.names, run.model.dtype,
         "this model carries something from one document to the next; train with "
         "data.packing=none",
     )  # fmt: skip
-    yield joints.logprobs(
+    yield comparisons.logprobs(
         name, between, alone, subject.expected, subject.names, subject.dtype,
         "the export is of another checkpoint, a tensor is missing, tied, in another dtype or under "
         "another name, or an adapter was merged twice or not at all",
@@ -116,31 +116,31 @@ def _numbers(subject: Subject) -> Iterator[Joint]:
     yield from _other_layout(subject, checkpoint)
 
 
-def _gradient(subject: Subject, norm: float | None) -> Joint:
+def _gradient(subject: Subject, norm: float | None) -> Comparison:
     between = "the layers of training ~ the export in transformers"
     if norm is None:
         why = "an adapter alone is trained" if subject.run.training.adapter else (
             "the model is too large for it here; train with training.check_engine=true"
         )  # fmt: skip
-        return joints.skipped("gradient", between, why)
-    plain, limit = subject.plain["grad_norm"], joints.GRADIENT[subject.dtype]
-    apart = abs(norm - plain) / max(abs(plain), 1e-12)
-    return Joint(
-        "gradient", between, "same" if apart <= limit else "differs",
-        f"norm {norm:.6g} and {plain:.6g}, {apart:.2g} of it apart",
+        return comparisons.skipped("gradient", between, why)
+    plain, limit = subject.plain["grad_norm"], comparisons.GRADIENT[subject.dtype]
+    difference = abs(norm - plain) / max(abs(plain), 1e-12)
+    return Comparison(
+        "gradient", between, "same" if difference <= limit else "differs",
+        f"norm {norm:.6g} and {plain:.6g}, {difference:.2g} of it apart",
         "the model is trained otherwise than transformers computes it; please report it",
         {"grad_norm": [norm, plain], "limit": limit},
     )  # fmt: skip
 
 
-def _heldout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Joint]:
+def _heldout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Comparison]:
     """The loss that the engine of training found last, on its own ranks."""
     record = RunPaths(subject.run).record("train")
     metrics = json.loads(record.read_text("utf-8"))["metrics"] if record.is_file() else {}
     loss, between = metrics.get("eval_loss"), "the engine of training ~ the export in transformers"
     if loss is None or checkpoint.step != metrics.get("steps") or not subject.heldout:
         why = "no held-out loss of this checkpoint is known, or the documents are too many"
-        yield joints.skipped("held-out loss", between, why)
+        yield comparisons.skipped("held-out loss", between, why)
         return
     total = count = 0.0
     values = subject.plain["logprobs"][len(subject.documents) :]
@@ -148,9 +148,9 @@ def _heldout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Joint]:
         chosen = [-v for v, label in zip(logprobs, labels[1:], strict=True) if label != -100]
         total += sum(chosen)
         count += len(chosen)
-    again, limit = total / count, joints.ROUNDING[subject.dtype]
+    again, limit = total / count, comparisons.ROUNDING[subject.dtype]
     near = abs(loss - again) <= limit
-    yield Joint(
+    yield Comparison(
         "held-out loss", between, "same" if near else "differs",
         f"{loss:.5f} and {again:.5f} over {int(count):,} tokens",
         "the engine computes otherwise than transformers, or the export is of another checkpoint",
@@ -158,7 +158,7 @@ def _heldout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Joint]:
     )  # fmt: skip
 
 
-def _other_layout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Joint]:
+def _other_layout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Comparison]:
     run = subject.run
     config = hf_config(run)
     family = family_of(run, config.model_type)
@@ -166,7 +166,7 @@ def _other_layout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Joint]:
     if subject.adapter or family.one_layout or family.canonical(config) is config:
         return
     if why := family.native_only(config.to_dict()):
-        yield joints.skipped("layout", between, f"there is one only: {why}")
+        yield comparisons.skipped("layout", between, f"there is one only: {why}")
         return
     layout: Literal["native", "canonical"]
     layout = "canonical" if run.export.layout == "native" else "native"
@@ -174,7 +174,7 @@ def _other_layout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Joint]:
         target = Path(scratch) / "export"
         export(checkpoint, target, replace(run, export=replace(run.export, layout=layout)))
         found = ask(run, target, remote_code=True, documents=[d.ids for d in subject.documents])
-    yield joints.logprobs(
+    yield comparisons.logprobs(
         "layout", between, subject.expected, found["logprobs"], subject.names, subject.dtype,
         "the conversion of this family between its two layouts is wrong; please report it",
     )  # fmt: skip

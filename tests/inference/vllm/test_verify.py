@@ -28,9 +28,11 @@ def compared(folder: Path, model: Path) -> RunSpec:
 def test_vllm_is_compared_with_transformers(tmp_path: Path) -> None:
     # heads of 32, the narrowest that vLLM has kernels for on a CPU
     model = save_model(tmp_path / "model", chat=True, hidden_size=128, num_attention_heads=4)
-    found = {joint.name: joint for joint in verify(compared(tmp_path, model))}
-    assert [joint.name for joint in found.values() if joint.status == "differs"] == []
+    found = {comparison.name: comparison for comparison in verify(compared(tmp_path, model))}
+    assert [
+        comparison.name for comparison in found.values() if comparison.status == "differs"
+    ] == []
     assert {"engine's tokenizer", "engine's prompts", "engine's numbers", "engine's answers"} <= {
-        joint.name for joint in found.values() if joint.status == "same"
+        comparison.name for comparison in found.values() if comparison.status == "same"
     }
     assert found["engine's tokenizer"].between == "transformers ~ vLLM itself"

@@ -20,7 +20,7 @@ SHOWN = 6
 
 
 @dataclass
-class Joint:
+class Comparison:
     """What one program gives to the next, compared."""
 
     name: str
@@ -37,8 +37,8 @@ class Joint:
         return asdict(self)
 
 
-def skipped(name: str, between: str, why: str) -> Joint:
-    return Joint(name, between, "not compared", why)
+def skipped(name: str, between: str, why: str) -> Comparison:
+    return Comparison(name, between, "not compared", why)
 
 
 def tokens(
@@ -48,24 +48,24 @@ def tokens(
     theirs: Mapping[str, Any],
     means: str,
     decode: Any = None,
-) -> Joint:
+) -> Comparison:
     """Compares lists of token ids by the name of their text. A text in place of ids is the reason
     why there are none. ``decode`` shows ids as text."""
     count = 0
     for what, expected in ours.items():
         got = theirs[what]
         if isinstance(got, str):
-            return Joint(name, between, "differs", f"{what}: {got}", means, {"text": what})
+            return Comparison(name, between, "differs", f"{what}: {got}", means, {"text": what})
         if list(expected) != list(got):
             at = first_difference(expected, got)
-            return Joint(
+            return Comparison(
                 name, between, "differs",
                 f"{what}: token {at + 1} of {len(expected)} is {_shown(expected, at, decode)}, and "
                 f"{_shown(got, at, decode)} of {len(got)}",
                 means, {"text": what, "token": at + 1, "ours": list(expected), "theirs": list(got)},
             )  # fmt: skip
         count += len(got)
-    return Joint(name, between, "same", f"{count:,} tokens of {len(ours)} texts", means)
+    return Comparison(name, between, "same", f"{count:,} tokens of {len(ours)} texts", means)
 
 
 def logprobs(
@@ -76,7 +76,7 @@ def logprobs(
     names: Sequence[str],
     dtype: str,
     means: str,
-) -> Joint:
+) -> Comparison:
     """Compares the log-probabilities of the same tokens, document by document."""
     worst, where = 0.0, ""
     squares, sums, count = 0.0, [0.0, 0.0], 0
@@ -95,7 +95,7 @@ def logprobs(
     text = f"loss {losses[0]:.5f} and {losses[1]:.5f}; tokens {rms:.2g} nats apart"
     if not same:
         text += f", where {dtype} explains {limit:g}; most at {where}: {worst:.3g}"
-    return Joint(
+    return Comparison(
         name, between, "same" if same else "differs", text, means,
         {"loss": losses, "rms": rms, "largest": worst, "limit": limit, "tokens": count},
     )  # fmt: skip
@@ -109,7 +109,7 @@ def answers(
     names: Sequence[str],
     dtype: str,
     means: str,
-) -> Joint:
+) -> Comparison:
     """Compares greedy answers with those of transformers, which have ``tokens`` (or their texts)
     and ``margins``. After the first difference nothing can be compared."""
     ties, count = 0, 0
@@ -124,7 +124,7 @@ def answers(
         if margin <= NEAR[dtype]:
             ties += 1
             continue
-        return Joint(
+        return Comparison(
             name, between, "differs",
             f"after {what}: token {at + 1} is {_shown(mine, at)}, and {_shown(got, at)}; the "
             f"likeliest is {margin:.3g} nats before the second",
@@ -133,7 +133,7 @@ def answers(
     text = f"{count:,} tokens of {len(ours)} answers"
     if ties:
         text += f"; {ties} part where two tokens are within {NEAR[dtype]:g} nats"
-    return Joint(name, between, "same", text, means, {"tokens": count, "ties": ties})
+    return Comparison(name, between, "same", text, means, {"tokens": count, "ties": ties})
 
 
 def first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -1,7 +1,7 @@
 """Tasks that come with easyllm, in lm-eval's format. They need no network.
 
-``python -m easyllm.evaluation.tasks.own python_keywords`` prints the questions of that task with
-their answers, a conversation a line, to train on.
+``python -m easyllm.evaluation.tasks.builtin python_keywords`` prints the questions of that task
+with their answers, a conversation a line, to train on.
 """
 
 from __future__ import annotations
@@ -89,6 +89,6 @@ def _questions() -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["python_keywords"]:
-        sys.exit("usage: python -m easyllm.evaluation.tasks.own python_keywords")
+        sys.exit("usage: python -m easyllm.evaluation.tasks.builtin python_keywords")
     for item in _questions():
         print(item["question"], item["choices"][item["answer"]], sep="\t")
