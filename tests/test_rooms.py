@@ -31,7 +31,7 @@ ORDER = (
     ("parallelism",),
     ("data",),
     ("models",),
-    ("trackers",),
+    ("tasks", "trackers"),
     ("launchers",),
     ("runfile",),
     ("components",),

@@ -20,6 +20,7 @@ from easyllm.files import write_json
 from easyllm.models.layers import (
     Assembly,
     LayerSpec,
+    Unprojected,
     causal_loss,
     checkpoint_activations,
     stored_buffers,
@@ -46,6 +47,10 @@ Batch = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tenso
 """A micro-batch: token ids and positions ``(rows, tokens)``; labels of the same shape (-100
 untrained), and the scale that turns its summed cross entropy into its part of the step's loss. A
 position is a token's index in its document, 0 where a document begins."""
+
+
+Observer = Callable[[torch.Tensor | Unprojected, torch.Tensor], None]
+"""Takes the logits of a micro-batch, or the inputs of the head, and the labels."""
 
 
 class TrainEngine(abc.ABC):
@@ -84,8 +89,8 @@ class TrainEngine(abc.ABC):
         self.assemble, self.balance = assembly.assemble, assembly.balance
         self.routed = torch.zeros((), device=device)
         """The sum over micro-batches of the loss over routers."""
-        self.kept: tuple[slice, list[torch.Tensor]] | None = None
-        """The tokens whose logits ``outputs`` asks for, and what the last layer gave."""
+        self.observe: Observer | None = None
+        """Called with what the last layer gives for a micro-batch, and the labels."""
         self.device, self.dtype = device, DTYPES[run.model.dtype]
         self.accumulation = layout.accumulation(run.hardware.ranks)
         self.decoders = [spec.name for spec in layers if spec.decoder]
@@ -119,9 +124,8 @@ class TrainEngine(abc.ABC):
         """A micro-batch's part of the loss, from what the last layer gives; with ``balance`` this
         is a pair with the sums of all routers."""
         logits, sums = output if self.balance else (output, output)
-        if self.kept is not None:
-            values = logits if isinstance(logits, torch.Tensor) else logits[0]
-            self.kept[1].append(values[0, self.kept[0]].clone())
+        if self.observe is not None:
+            self.observe(logits, labels)
         if self.balance is None:
             return self.loss(logits, labels, scale)
         loss = self.loss(logits, labels, scale)
@@ -135,10 +139,24 @@ class TrainEngine(abc.ABC):
         """The logits ``(tokens, vocabulary)`` for some tokens of the first row of a micro-batch, or
         the inputs of the head where the loss computes it; None on ranks that do not hold the last
         layer. Every rank must call it."""
-        self.kept = tokens, []
-        self.evaluate([batch] if self.reads_data else [], 1)
-        (_, found), self.kept = self.kept, None
+        found: list[torch.Tensor] = []
+
+        def keep(logits: torch.Tensor | Unprojected, labels: torch.Tensor) -> None:
+            values = logits if isinstance(logits, torch.Tensor) else logits[0]
+            found.append(values[0, tokens].clone())
+
+        self.observed([batch] if self.reads_data else [], 1, keep)
         return found[0] if found else None
+
+    def observed(self, batches: Iterable[Batch], count: int, observer: Observer) -> None:
+        """Compute ``count`` micro-batches a replica without training, and give what the last layer
+        makes of each to ``observer``, on the ranks that hold that layer. Every rank must call
+        it."""
+        self.observe = observer
+        try:
+            self.evaluate(batches, count)
+        finally:
+            self.observe = None
 
     def router_metrics(self) -> list[float]:
         """This rank's part of the step's numbers about routers, to be summed over all ranks: the

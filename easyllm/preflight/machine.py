@@ -46,9 +46,11 @@ def problems(run: RunSpec) -> Iterator[Problem]:
             )  # fmt: skip
     if "train" in run.stages:
         yield from _loss_problems(run)
-    if "evaluate" in run.stages and find_spec("lm_eval") is None:
+    tasks = "train" in run.stages and run.training.evaluate.tasks
+    if ("evaluate" in run.stages or tasks) and find_spec("lm_eval") is None:
+        key, value = ("training.evaluate.tasks", list(tasks)) if tasks else ("stages", "evaluate")
         yield Problem(
-            "stages", "evaluate", "needs the package lm-eval, which is not installed",
+            key, value, "needs the package lm-eval, which is not installed",
             "pip install 'easyllm[evaluation]'",
         )  # fmt: skip
     for key, part in components(run):

@@ -105,14 +105,17 @@ def _model_tokenizer(run: RunSpec) -> Iterator[Problem]:
 
 
 def _evaluation(run: RunSpec) -> Iterator[Problem]:
+    asked = {"evaluate": ("evaluation.tasks", run.evaluation.tasks),
+             "train": ("training.evaluate.tasks", run.training.evaluate.tasks)}  # fmt: skip
+    for key, tasks in (asked[stage] for stage in asked if stage in run.stages):
+        for name, task in tasks.items():
+            if task and task.path and not Path(task.path).is_file():
+                yield Problem(
+                    f"{key}.{name}.path", task.path, "no such file",
+                    "give a YAML file in lm-eval's format, or null for a task that lm-eval has",
+                )  # fmt: skip
     if "evaluate" not in run.stages:
         return
-    for name, task in run.evaluation.tasks.items():
-        if task and task.path and not Path(task.path).is_file():
-            yield Problem(
-                f"evaluation.tasks.{name}.path", task.path, "no such file",
-                "give a YAML file in lm-eval's format, or null for a task that lm-eval has",
-            )  # fmt: skip
     baseline = run.evaluation.baseline
     if baseline not in (None, "model.path") and (complaint := source.problem(str(baseline))):
         folder = Path(str(baseline)).expanduser()

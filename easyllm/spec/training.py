@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from easyllm.spec.evaluation import TaskSpec
 from easyllm.spec.fields import component, empty, nested
 from easyllm.spec.roles import Adapter, Optimizer, Schedule, Tracker
 from easyllm.spec.types import (
@@ -62,6 +63,10 @@ class EvaluateSpec:
     """Steps between evaluations; null evaluates at the end only."""
     max_rows: Count = 128
     """Most held-out rows to evaluate on."""
+    tasks: dict[str, TaskSpec | None] = empty()
+    """Tasks of lm-eval whose answers are chosen among given ones, as ``evaluation.tasks``. They run
+    at the same steps, on the ranks and the weights of training; results are in
+    ``metrics.jsonl``."""
 
 
 @dataclass(frozen=True, kw_only=True)

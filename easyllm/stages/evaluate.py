@@ -39,6 +39,6 @@ class Evaluate(Stage):
     def work(self, run: RunSpec, rank: Rank) -> Mapping[str, Any]:
         from rich.console import Console
 
-        from easyllm.evaluation.tasks.evaluate import evaluate
+        from easyllm.evaluation.lm_eval.evaluate import evaluate
 
         return evaluate(run, Console(force_terminal=on_terminal(), width=WIDTH))

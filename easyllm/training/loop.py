@@ -29,6 +29,7 @@ from easyllm.training.sampling import samples_of, seed_step
 from easyllm.training.save_policy import SavePolicy, due
 from easyllm.training.setup import Setup
 from easyllm.training.stopping import Stop, Stopped
+from easyllm.training.task_evaluation import TaskEvaluation
 
 
 def train(run: RunSpec, rows: Rows, device: torch.device, stop: Stop) -> dict[str, Any]:
@@ -70,6 +71,7 @@ class Training:
         self.policy = SavePolicy(self.run.training, self.saver)
         self.read_bytes = self.read_files = 0
         self.checks = Checks(setup)
+        self.tasks = TaskEvaluation(self.run, setup.config.vocab_size)
 
     def start(self) -> None:
         """Build the model and its optimizer on all ranks."""
@@ -177,8 +179,10 @@ class Training:
             "memory_gb": step_metrics.peak_memory(self.device) / 1e9,
         }
         line |= {"profiled": True} if profiled else {}
-        if self.heldout and due(self.step, self.total, self.run.training.evaluate.every):
-            line["eval_loss"] = self.evaluate()
+        if due(self.step, self.total, self.run.training.evaluate.every):
+            if self.heldout:
+                line["eval_loss"] = self.evaluate()
+            line |= self.tasks.evaluate(self.engine, self.step)
         return line, part
 
     def _read_ahead(self) -> Share:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from easyllm.evaluation.tasks import builtin
+from easyllm.tasks import builtin
 from tests.inference.small import save_model
 from tests.serving.test_stage import Worker
 from tests.support import wait_for

@@ -14,14 +14,14 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyllm.errors import UserError
-from easyllm.evaluation.tasks import builtin
-from easyllm.evaluation.tasks.comparison import compared
-from easyllm.evaluation.tasks.evaluate import evaluate
+from easyllm.evaluation.lm_eval.comparison import compared
+from easyllm.evaluation.lm_eval.evaluate import evaluate
 from easyllm.preflight.machine import problems as machine_problems
 from easyllm.preflight.places import problems as place_problems
 from easyllm.spec.checks import problems
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
+from easyllm.tasks import builtin
 from tests.inference.small import save_model
 from tests.support import merged, run_spec
 

@@ -1,6 +1,6 @@
 """Tasks that come with easyllm, in lm-eval's format. They need no network.
 
-``python -m easyllm.evaluation.tasks.builtin python_keywords`` prints the questions of that task
+``python -m easyllm.tasks.builtin python_keywords`` prints the questions of that task
 with their answers, a conversation a line, to train on.
 """
 
@@ -89,6 +89,6 @@ def _questions() -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["python_keywords"]:
-        sys.exit("usage: python -m easyllm.evaluation.tasks.builtin python_keywords")
+        sys.exit("usage: python -m easyllm.tasks.builtin python_keywords")
     for item in _questions():
         print(item["question"], item["choices"][item["answer"]], sep="\t")

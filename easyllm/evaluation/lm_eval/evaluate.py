@@ -1,0 +1,123 @@
+"""Runs tasks of lm-eval on a model, and compares it with another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from easyllm.evaluation.lm_eval.comparison import compared
+from easyllm.evaluation.lm_eval.models import loaded
+from easyllm.evaluation.lm_eval.report import show
+from easyllm.files import atomic_write, write_json
+from easyllm.inference import prompts
+from easyllm.models import source
+from easyllm.paths import RunPaths
+from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import flatten, write
+from easyllm.tasks import harness
+from easyllm.tasks.harness import Results
+from easyllm.trackers.async_tracker import AsyncTracker
+from easyllm.training.checkpointing import checkpoints
+
+
+def evaluate(run: RunSpec, console: Console) -> dict[str, Any]:
+    """Evaluate the run's model, and the baseline if there is one; returns the stage's metrics.
+
+    Writes ``results.json`` and the items of each task into the folder ``evaluation`` of the run.
+    Results of other tasks that are there are kept.
+    """
+    folder, place = prompts.model_folder(run), RunPaths(run).evaluation
+    found = _measured(run, folder)
+    results = {"model": prompts.model_name(run), **_shown(found)}
+    _write(place / "samples", found)
+    if baseline := run.evaluation.baseline:
+        before = _measured(run, _baseline(run, baseline))
+        _write(place / "baseline_samples", before)
+        results["baseline"] = {"model": baseline, **_shown(before)}
+        comparison = {task: compared(found[task], before[task]) for task in found}
+        results["comparison"] = comparison
+    write_json(place / "results.json", _beside_others(place / "results.json", results))
+    show(results, console)
+    numbers = {
+        f"evaluation/{task}/{metric}": values["value"]
+        for task, result in found.items()
+        for metric, values in result["metrics"].items()
+    }
+    _track(run, numbers)
+    return {
+        "items": sum(len(result["samples"]) for result in found.values()),
+        "results": {task: result["metrics"] for task, result in found.items()},
+        **({"comparison": {t: c["metrics"] for t, c in comparison.items()}} if baseline else {}),
+    }
+
+
+def _baseline(run: RunSpec, asked: str) -> Path:
+    if asked == "model.path":
+        assert run.model.path is not None  # checked with the spec
+        return source.folder(run.model.path, RunPaths(run).models, revision=run.model.revision)
+    of_run = Path(asked).expanduser() / "export"
+    if (of_run / "config.json").is_file():
+        return of_run
+    return source.folder(asked, RunPaths(run).models)
+
+
+def _measured(run: RunSpec, folder: Path) -> Results:
+    tasks = harness.described(run.evaluation.tasks, "evaluation.tasks")
+    with loaded(run, folder) as model:
+        return harness.results(
+            model, tasks, run.evaluation.tasks, "evaluation.tasks", seed=run.seed,
+            chat_template=run.evaluation.chat_template,
+        )  # fmt: skip
+
+
+def _shown(found: Results) -> dict[str, Any]:
+    return {
+        "lm_eval": version("lm-eval"),
+        "tasks": {
+            task: {"metrics": result["metrics"], "items": len(result["samples"]),
+                   "few_shot": result["few_shot"]}
+            for task, result in found.items()
+        },
+    }  # fmt: skip
+
+
+def _beside_others(file: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """``results`` with those of other tasks that ``file`` has; those of a comparison only if it was
+    with the same baseline."""
+    try:
+        there = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return dict(results)
+    merged: dict[str, Any] = {**results, "tasks": {**there.get("tasks", {}), **results["tasks"]}}
+    before = there.get("baseline")
+    if before and before["model"] == results.get("baseline", before)["model"]:
+        now = results.get("baseline", before)
+        merged["baseline"] = {**now, "tasks": {**before["tasks"], **now["tasks"]}}
+        merged["comparison"] = {**there["comparison"], **results.get("comparison", {})}
+    return merged
+
+
+def _write(folder: Path, found: Results) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, result in found.items():
+        lines = [json.dumps(one, ensure_ascii=False, default=str) for one in result["samples"]]
+        with atomic_write(folder / f"{task}.jsonl") as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def _track(run: RunSpec, numbers: Mapping[str, float]) -> None:
+    """Send the results of a trained model to the run's trackers."""
+    checkpoint, _ = checkpoints.newest(RunPaths(run).checkpoints)
+    if checkpoint is None or run.inference.model:
+        return
+    settings = flatten(write(run))
+    for name, tracker in run.training.trackers.items():
+        opened = tracker.open(name, RunPaths(run).root, settings, done=checkpoint.step)
+        writer = AsyncTracker(name, opened)
+        writer.log(checkpoint.step, numbers)
+        writer.close()

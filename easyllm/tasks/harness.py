@@ -1,0 +1,130 @@
+"""Tasks of EleutherAI's lm-eval, as the spec describes them. It was written for lm-eval 0.4.13."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from easyllm.errors import UserError
+from easyllm.spec.evaluation import TaskSpec
+from easyllm.spec.problems import near
+from easyllm.tasks import builtin
+
+Specs = Mapping[str, TaskSpec | None]
+Tasks = dict[str, dict[str, Any] | str]
+"""By name a task's description, or for one of lm-eval's own its name."""
+Results = dict[str, dict[str, Any]]
+"""By task: ``metrics``, each with ``value`` and ``stderr``; the ``samples``; and ``few_shot``."""
+NO_NETWORK = frozenset({"ConnectionError", "OfflineModeIsEnabled", "HfHubHTTPError",
+                        "DatasetNotFoundError", "LocalEntryNotFoundError"})  # fmt: skip
+"""Names of the errors of a hub that does not answer, or has no such data."""
+
+
+def described(specs: Specs, key: str) -> Tasks:
+    """The tasks at ``key`` of the spec. Raises UserError for a file that describes none."""
+    return {name: _task(name, spec, key) for name, spec in specs.items()}
+
+
+def results(
+    model: Any, tasks: Tasks, specs: Specs, key: str, seed: int, chat_template: bool = False
+) -> Results:
+    """Run ``tasks`` on a ``model`` of lm-eval. Raises UserError for what the user can fix."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    theirs = [name for name, task in tasks.items() if isinstance(task, str)]
+    manager = TaskManager(include_defaults=bool(theirs))  # thousands, which takes ten seconds
+    for name in theirs:
+        if name not in manager.all_tasks:
+            meant = near(name, manager.all_tasks)
+            raise UserError(
+                f"{key}.{name}: lm-eval {version('lm-eval')} has no such task; "
+                f"{meant + ', or ' if meant else ''}give {key}.{name}.path=<a YAML file>"
+            )
+    found: Results = {}
+    for name, task in tasks.items():
+        spec = specs[name] or TaskSpec()
+        shots = {} if spec.few_shot is None else {"num_fewshot": spec.few_shot}
+        given: Any = task
+        if not isinstance(task, str):
+            given = {**task, **shots}
+        elif shots:
+            given = {"task": task, **shots}
+        try:
+            result = lm_eval.simple_evaluate(
+                model, tasks=[given], limit=spec.limit, apply_chat_template=chat_template,
+                task_manager=manager, log_samples=True, verbosity="ERROR", random_seed=seed,
+                numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
+            )  # fmt: skip
+        except UserError as error:
+            raise UserError(f"{key}.{name}: {error}") from None
+        except Exception as error:
+            raise UserError(_message(f"{key}.{name}", error)) from error
+        assert result is not None  # it is None on other ranks of a distributed model only
+        found[name] = _result(name, result)
+    return found
+
+
+def _message(key: str, error: Exception) -> str:
+    if NO_NETWORK & {kind.__name__ for kind in type(error).__mro__}:
+        return (
+            f"{key}: its data cannot be fetched from the hub: {error}; give a task whose data are "
+            "local files, or run it once where there is a network"
+        )
+    return f"{key}: lm-eval cannot run it: {error}"
+
+
+def _task(name: str, spec: TaskSpec | None, key: str) -> dict[str, Any] | str:
+    if spec is None or spec.path is None:
+        return builtin.config(name) or name
+    import yaml
+    from lm_eval.tasks._yaml_loader import load_yaml  # it knows the tags of lm-eval's files
+
+    file = Path(spec.path)
+    try:
+        values: dict[str, Any] = load_yaml(file)
+    except (yaml.YAMLError, ValueError, TypeError, OSError) as error:
+        raise UserError(f"{key}.{name}.path={file}: {error}") from error
+    if "output_type" not in values and "task" not in values:
+        raise UserError(
+            f"{key}.{name}.path={file} describes no task of lm-eval: it has no output_type"
+        )
+    arguments = values.get("dataset_kwargs") or {}
+    if "data_files" in arguments:
+        arguments["data_files"] = _absolute(arguments["data_files"], file.parent)
+    return {**values, "task": name}
+
+
+def _absolute(given: Any, folder: Path) -> Any:
+    if isinstance(given, Mapping):
+        return {key: _absolute(value, folder) for key, value in given.items()}
+    if isinstance(given, list):
+        return [_absolute(value, folder) for value in given]
+    return given if "://" in str(given) else str(folder / str(given))
+
+
+def _result(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """lm-eval's result of one task, or of one group, whose tasks' samples are joined."""
+    values = {**result["results"], **(result.get("groups") or {})}[name]
+    metrics = {}
+    for key, value in values.items():
+        metric, _, kept = key.partition(",")
+        if not kept or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = values.get(f"{metric}_stderr,{kept}")
+        metrics[metric if kept == "none" else f"{metric}/{kept}"] = {
+            "value": float(value),
+            "stderr": float(error) if isinstance(error, int | float) else None,
+        }
+    samples = [
+        {"task": task, **sample}
+        for task, held in (result.get("samples") or {}).items()
+        for sample in held
+    ]
+    return {
+        "metrics": metrics, "samples": samples, "few_shot": (result.get("n-shot") or {}).get(name),
+    }  # fmt: skip

@@ -1,0 +1,54 @@
+"""The model in training as lm-eval asks it. Imports lm-eval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+
+from easyllm.errors import UserError
+
+
+class TaskModel(TemplateLM):  # type: ignore[misc]
+    """Gives the log-probabilities of continuations; it does not generate."""
+
+    def __init__(
+        self, score: Callable[[Sequence[Any]], Sequence[Any]], tokenizer: Any, max_length: int
+    ):
+        """``score`` takes pairs of a context and a continuation, as token ids."""
+        super().__init__()
+        self.score, self.tokenizer, self.max_length = score, tokenizer, max_length
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        more = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        ids: list[int] = self.tokenizer(string, **more)["input_ids"]
+        return ids
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        asked = []
+        for _key, context, continuation in requests:
+            own = continuation[-(self.max_length - 1) :]
+            # the last tokens that fit, as lm-eval's own classes take them
+            asked.append((context[-(self.max_length - len(own)) :], own))
+        return [(scored.logprob, scored.greedy) for scored in self.score(asked)]
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        raise UserError(
+            "its texts are longer than a row, which training does not evaluate; give the task to "
+            "the stage evaluate"
+        )
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        raise UserError(
+            "its answers are generated, which training does not do; give the task to the stage "
+            "evaluate"
+        )
