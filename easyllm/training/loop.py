@@ -17,11 +17,12 @@ from easyllm.parallelism.timing import PHASES
 from easyllm.paths import RunPaths
 from easyllm.progress import progress
 from easyllm.spec.run import RunSpec
-from easyllm.training import evaluation
 from easyllm.training.batches import NOTHING, Share
 from easyllm.training.checkpointing import checkpoints
 from easyllm.training.checkpointing.resuming import archive, settings
 from easyllm.training.checks.checks import Checks
+from easyllm.training.evaluation import heldout_loss
+from easyllm.training.evaluation.tasks import TaskEvaluation
 from easyllm.training.metrics import metrics_log, step_metrics
 from easyllm.training.metrics.metrics_log import MetricsLog
 from easyllm.training.profiling import Profiler
@@ -29,7 +30,6 @@ from easyllm.training.sampling import samples_of, seed_step
 from easyllm.training.save_policy import SavePolicy, due
 from easyllm.training.setup import Setup
 from easyllm.training.stopping import Stop, Stopped
-from easyllm.training.task_evaluation import TaskEvaluation
 
 
 def train(run: RunSpec, rows: Rows, device: torch.device, stop: Stop) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Training:
                 archive(paths, but=checkpoints.location(paths.checkpoints, 0))
         self.heldout = self.rows.heldout() if self.run.training.evaluate.fraction else []
         if world.is_main() and self.heldout:
-            evaluation.write(self.heldout, paths.heldout)
+            heldout_loss.write(self.heldout, paths.heldout)
         if self.step == 0:
             self.checks.before(self.engine, self.device)
         self.ahead = self._read_ahead()
@@ -211,7 +211,7 @@ class Training:
 
     def evaluate(self) -> float:
         size = self.run.parallelism.micro_batch_size
-        found = evaluation.evaluate(
+        found = heldout_loss.evaluate(
             self.engine, self.heldout, size, self.setup.config.vocab_size, self.step
         )
         self.eval_loss = found

@@ -86,7 +86,7 @@ class TaskEvaluation:
 
     @cached_property
     def _model(self) -> Any:
-        from easyllm.training.task_model import TaskModel
+        from easyllm.training.evaluation.task_model import TaskModel
 
         tokenizer = load_tokenizer(RunPaths(self.run).store.tokenizer)
         return TaskModel(self.score, tokenizer, self.run.data.seq_len)

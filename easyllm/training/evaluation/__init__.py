@@ -1,0 +1,1 @@
+"""What training measures of itself: the loss over held-out rows, and tasks."""
