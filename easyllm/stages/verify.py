@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +49,14 @@ class Verify(Stage):
         from easyllm.files import write_json
 
         found = verify(run)
-        write_json(self.paths(run).verification, [comparison.plain() for comparison in found])
-        show(found, Console(force_terminal=on_terminal(), width=WIDTH))
-        for one in found:
-            if one.status == "differs":
-                raise UserError(f"{one.name} ({one.between}): {one.found}. Usually: {one.means}")
-        return {
-            "compared": sum(comparison.status == "same" for comparison in found),
-            "skipped": [
-                comparison.name for comparison in found if comparison.status == "not compared"
-            ],
+        write_json(self.paths(run).verification, json.loads(json.dumps(asdict(found), default=str)))
+        show(found.comparisons, Console(force_terminal=on_terminal(), width=WIDTH))
+        if first := found.first_difference:
+            raise UserError(
+                f"{first.name} ({first.between}): {first.found}. Usually: {first.means}"
+            )
+        by_status = {
+            status: [one.name for one in found.comparisons if one.status == status]
+            for status in ("same", "not compared")
         }
+        return {"compared": len(by_status["same"]), "skipped": by_status["not compared"]}

@@ -40,7 +40,7 @@ def compared(found: list[Comparison]) -> set[str]:
 
 
 def test_the_sound_way_passes(exported: Exported) -> None:
-    found = verify(exported.run("model"))
+    found = verify(exported.run("model")).comparisons
     assert differing(found) == []
     assert compared(found) == {
         "store", "tokenizer", "chat template", "packing", "weights", "gradient", "held-out loss",
@@ -58,7 +58,7 @@ def test_the_sound_way_of_an_adapter_passes(exported: Exported, how: str) -> Non
     run = exported.run("adapter", {"export": {"adapter": how}})
     if how == "adapter":
         load("export").work(run, Rank())
-    found = verify(run)
+    found = verify(run).comparisons
     assert differing(found) == []
     assert ("merged adapter" if how == "merged" else "weights") in compared(found)
     assert ("engine's answers" in compared(found)) is (how == "merged")
@@ -127,13 +127,28 @@ def test_a_broken_export_is_named_where_it_breaks(
     change, name = BREAKS[how]
     shutil.copytree(exported.folder("model"), tmp_path / "export")
     change(tmp_path / "export")
-    found = verify(exported.run("model", {"export": {"output": str(tmp_path / "export")}}))
+    found = verify(
+        exported.run("model", {"export": {"output": str(tmp_path / "export")}})
+    ).comparisons
     assert differing(found)[0] == name
     assert all(
         comparison.means and comparison.found
         for comparison in found
         if comparison.status == "differs"
     )
+
+
+def test_weights_are_compared_although_no_engine_loads_them(
+    exported: Exported, tmp_path: Path
+) -> None:
+    """Transformers fills in what is missing; our engines refuse it."""
+    shutil.copytree(exported.folder("model"), tmp_path / "export")
+    _weights(tmp_path / "export", lambda held: held.pop("model.layers.1.mlp.up_proj.weight"))
+    run = exported.run("model", {"export": {"output": str(tmp_path / "export")}})
+    found = verify(run)
+    assert found.first_difference is not None and found.first_difference.name == "weights"
+    last = found.comparisons[-1]
+    assert last.name == "engine" and "up_proj" in last.found
 
 
 def test_an_adapter_merged_twice(exported: Exported, tmp_path: Path) -> None:
@@ -147,7 +162,7 @@ def test_an_adapter_merged_twice(exported: Exported, tmp_path: Path) -> None:
             held[name] = 2 * tensor - before[name]
 
     _weights(folder, change)
-    found = verify(exported.run("adapter", {"export": {"output": str(folder)}}))
+    found = verify(exported.run("adapter", {"export": {"output": str(folder)}})).comparisons
     assert differing(found)[0] == "merged adapter"
 
 
@@ -155,8 +170,31 @@ def test_a_source_that_changed(exported: Exported, tmp_path: Path) -> None:
     talk = tmp_path / "talk.tsv"
     talk.write_text((exported.small.root / "talk.tsv").read_text().replace("the", "a", 1))
     sources = {"data": {"sources": {"talk": {"path": str(talk)}}}}
-    found = verify(exported.run("model", sources))
+    found = verify(exported.run("model", sources)).comparisons
     assert differing(found)[0] == "store"
+
+
+def test_a_mask_that_changed(exported: Exported, tmp_path: Path) -> None:
+    """The same tokens, of which fewer are trained."""
+    records, left_out = [], 0
+    for line in (exported.small.root / "talk.tsv").read_text("utf-8").splitlines():
+        texts = line.split("\t")
+        roles = ["user", "assistant"] * (len(texts) // 2)
+        messages = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=True)]
+        if len(messages) > 2:
+            messages[1]["train"] = False  # type: ignore[assignment]
+            left_out += len(records) < 8
+        records.append(json.dumps({"messages": messages}))
+    assert left_out
+    (tmp_path / "talk.jsonl").write_text("\n".join(records), "utf-8")
+    reader = {
+        "_target_": "easyllm.data.sources.readers.OpenAI",
+        "path": str(tmp_path / "talk.jsonl"),
+    }
+    run = exported.run("model", {"data": {"sources": {"talk": reader}}, "verify": {"documents": 8}})
+    found = verify(run).first_difference
+    assert found is not None and found.name == "store"
+    assert found.between.endswith("which tokens are trained")
 
 
 @pytest.fixture
@@ -172,13 +210,13 @@ def test_a_server_with_another_model(tmp_path: Path, another_model: Served) -> N
     settings = {"inference": {"model": str(folder)}, "model": {"dtype": "float32"}}
     url = {"documents": 2, "new_tokens": 6, "url": another_model.url}
     run = run_spec(tmp_path, {**settings, "verify": url})
-    found = verify(run)
+    found = verify(run).comparisons
     assert differing(found) == ["server's numbers", "server's answers"]
     assert {"server's tokenizer", "engine's numbers"} <= compared(found)
     same = Served(serving_spec(tmp_path, folder))
     try:
         run = run_spec(tmp_path, {**settings, "verify": {**url, "url": f"{same.url}/v1"}})
-        found = verify(run)
+        found = verify(run).comparisons
         assert differing(found) == []
         assert {"server's numbers", "server's answers"} <= compared(found)
     finally:
@@ -198,7 +236,8 @@ def test_a_stage_that_finds_a_difference_fails(
     table = capsys.readouterr().out
     assert "tokenizer" in table and "differs" in table
     written = json.loads((Path(str(run.run_dir)) / "verify.json").read_text("utf-8"))
-    comparison = next(one for one in written if one["status"] == "differs")
+    comparison = next(one for one in written["comparisons"] if one["status"] == "differs")
+    assert written["versions"]["transformers"] and any(written["documents"][0]["trained"])
     assert comparison["numbers"]["ours"] != comparison["numbers"]["theirs"]
 
 

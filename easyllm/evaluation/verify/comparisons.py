@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 ROUNDING = {"float32": 1e-4, "float16": 0.05, "bfloat16": 0.1}
@@ -32,9 +32,6 @@ class Comparison:
     means: str = ""
     """What a difference usually means."""
     numbers: dict[str, Any] = field(default_factory=dict)
-
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def skipped(name: str, between: str, why: str) -> Comparison:

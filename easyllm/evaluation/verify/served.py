@@ -87,12 +87,9 @@ def _tokenizers(engine: Engine, name: str, subject: Subject) -> Iterator[tuple[s
         yield "vLLM itself", get_tokenizer(str(subject.folder))
 
 
-def by_server(subject: Subject) -> Iterator[Comparison]:
-    """Compares the server at ``verify.url``."""
-    run = subject.run
-    assert run.verify.url is not None
-    server = Server(run.verify.url)
-    where = f"transformers ~ {server.model} at {run.verify.url}"
+def by_server(subject: Subject, server: Server) -> Iterator[Comparison]:
+    """Compares a server."""
+    where = f"transformers ~ {server.model} at {server.url}"
     texts, plain = subject.samples.texts, subject.plain
     found = {what: server.tokens({"prompt": text}) for what, text in texts.items()}
     if any(isinstance(tokens, str) for tokens in found.values()):

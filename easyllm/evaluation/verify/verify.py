@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from easyllm.data.chat.templates import TokenizerTemplate
+from easyllm.errors import UserError
 from easyllm.evaluation.verify import comparisons, served
 from easyllm.evaluation.verify.comparisons import Comparison
 from easyllm.evaluation.verify.plain_model import ask
 from easyllm.evaluation.verify.samples import Document
+from easyllm.evaluation.verify.server import Server
 from easyllm.evaluation.verify.subject import Subject
 from easyllm.evaluation.verify.trained import TrainedModel
 from easyllm.inference import prompts
@@ -27,15 +29,48 @@ from easyllm.training.checkpointing.checkpoints import Checkpoint
 from easyllm.training.export.hf import export
 
 
-def verify(run: RunSpec) -> list[Comparison]:
-    """All comparisons, in the order in which data passes the programs."""
+@dataclass(frozen=True)
+class Verification:
+    model: Path
+    """The folder of the model that was verified."""
+    versions: dict[str, str]
+    """Of transformers and torch, which were the reference."""
+    documents: list[Document]
+    """The documents that were given to the model, with the tokens that are trained."""
+    comparisons: list[Comparison]
+    """In the order in which data passes the programs."""
+
+    @property
+    def first_difference(self) -> Comparison | None:
+        return next((one for one in self.comparisons if one.status == "differs"), None)
+
+
+def verify(run: RunSpec) -> Verification:
+    """Compare what each program makes of the run's model. Raises UserError where transformers
+    cannot load it, and where there is no server at ``verify.url``."""
     paths = RunPaths(run)
-    own = not run.inference.model and (paths.export / "adapter_config.json").exists()
-    folder = paths.export if own else prompts.model_folder(run)
-    subject = Subject(run, folder, own or folder == paths.export)
+    adapter = not run.inference.model and (paths.export / "adapter_config.json").exists()
+    folder = paths.export if adapter else prompts.model_folder(run)
+    server = Server(run.verify.url) if run.verify.url else None
+    subject = Subject(run, folder, own=folder == paths.export)
     found = [*_tokens(subject), *_numbers(subject)]
-    found += served.by_engine(subject) if not subject.adapter else []
-    found += served.by_server(subject) if run.verify.url else []
+    if not subject.adapter:
+        found += _or_error("engine", lambda: served.by_engine(subject))
+    if server:
+        found += _or_error("server", lambda: served.by_server(subject, server))
+    return Verification(folder, subject.plain["versions"], subject.documents, found)
+
+
+def _or_error(what: str, compare: Callable[[], Iterable[Comparison]]) -> list[Comparison]:
+    """Comparisons; where they cannot be made, why, after those that were made before."""
+    found: list[Comparison] = []
+    try:
+        for one in compare():
+            found.append(one)
+    except UserError as error:
+        between = f"transformers ~ the {what}"
+        means = "it cannot be used with the model as it is"
+        found.append(Comparison(what, between, "differs", str(error), means))
     return found
 
 
@@ -45,11 +80,19 @@ def _tokens(subject: Subject) -> Iterator[Comparison]:
     if held.missing or not held.stored:
         yield comparisons.skipped("store", between, held.missing or "there is no text")
     else:
-        yield comparisons.tokens(
-            "store", between, _flat(held.encoded), _flat(held.stored),
+        means = (
             "the sources, the tokenizer or the template changed after the store was made; make it "
-            "again with tokenize among the stages", subject.tokenizer.decode,
+            "again with tokenize among the stages"
+        )
+        ids = comparisons.tokens(
+            "store", between, _joined(held.encoded, "ids"), _joined(held.stored, "ids"), means,
+            subject.tokenizer.decode,
         )  # fmt: skip
+        masks = comparisons.tokens(
+            "store", f"{between}: which tokens are trained", _joined(held.encoded, "trained"),
+            _joined(held.stored, "trained"), means,
+        )  # fmt: skip
+        yield ids if ids.status == "differs" else masks if masks.status == "differs" else ids
     yield comparisons.tokens(
         "tokenizer", "the store ~ the model's folder in transformers", held.text_ids,
         dict(zip(held.texts, subject.plain["texts"], strict=True)),
@@ -74,14 +117,12 @@ def _tokens(subject: Subject) -> Iterator[Comparison]:
         )  # fmt: skip
 
 
-def _flat(documents: dict[str, list[Document]]) -> dict[str, list[Any]]:
-    """Token ids of each text, and a bit for each that is trained."""
+def _joined(documents: dict[str, list[Document]], part: str) -> dict[str, list[Any]]:
+    """A part of the documents of each text, one after the other."""
     return {
-        name: [token if trained else -token - 1
-               for document in found
-               for token, trained in zip(document.ids, document.trained, strict=True)]
+        name: [value for document in found for value in getattr(document, part)]
         for name, found in documents.items()
-    }  # fmt: skip
+    }
 
 
 def _numbers(subject: Subject) -> Iterator[Comparison]:

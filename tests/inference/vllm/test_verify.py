@@ -28,7 +28,9 @@ def compared(folder: Path, model: Path) -> RunSpec:
 def test_vllm_is_compared_with_transformers(tmp_path: Path) -> None:
     # heads of 32, the narrowest that vLLM has kernels for on a CPU
     model = save_model(tmp_path / "model", chat=True, hidden_size=128, num_attention_heads=4)
-    found = {comparison.name: comparison for comparison in verify(compared(tmp_path, model))}
+    found = {
+        comparison.name: comparison for comparison in verify(compared(tmp_path, model)).comparisons
+    }
     assert [
         comparison.name for comparison in found.values() if comparison.status == "differs"
     ] == []
