@@ -48,6 +48,8 @@ def _section(cls: type, prefix: str) -> Iterator[str]:
             below.append((inner, key))
         if inner is None or type(None) in typing.get_args(hint):
             yield _entry(cls, field, key)
+        if typing.get_origin(hint) is dict and (item := group_of(typing.get_args(hint)[1])):
+            below.append((item, f"{key}.NAME"))
     for inner, key in below:
         yield from _section(inner, key)
 

@@ -43,6 +43,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(small: Small, task: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     tasks = {"mine": {"path": str(task)}}
     cases = [{"name": name, "config": config(small, name, tasks)} for name in CASES]
+    cases.append({"name": "without", "config": config(small, "pipe2", {})})
     generating = local_task(
         tmp_path_factory.mktemp("generating"), output_type="generate_until", doc_to_choice=None,
         doc_to_target="{{choices[answer]}}",
@@ -71,6 +72,14 @@ def test_results_are_those_of_the_exported_model(
     for metric in ("acc", "brier_score"):
         found = lines[-1][f"tasks/mine/{metric}"]
         assert found == pytest.approx(expected[metric]["value"], abs=1e-5)
+
+
+def test_training_is_the_same_with_tasks(trained: Trained) -> None:
+    without, among = (
+        [(line["loss"], line["grad_norm"]) for line in trained.metrics(name)]
+        for name in ("without", "pipe2")
+    )
+    assert among == without
 
 
 def test_answers_that_are_generated_are_refused_on_every_rank(trained: Trained) -> None:
