@@ -183,7 +183,7 @@ class CompletionRequest(OpenAIRequest):
     def sampling(self, default: SamplingSpec) -> SamplingSpec:
         """The server's sampling, overridden by the request's. Raises Refused."""
         if self.max_tokens == 0 and not self.echo:
-            raise Refused(400, "max_tokens=0 needs echo=true", "max_tokens")
+            raise Refused(400, "max_tokens: 0 needs echo=true", "max_tokens")
         return self.over(default, logprobs=self.logprobs)
 
     def prompts(self) -> list[str | list[int]]:

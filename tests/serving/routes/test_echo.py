@@ -77,7 +77,7 @@ def test_without_log_probabilities(served: Served) -> None:
 
 def test_no_tokens_need_an_echo(served: Served) -> None:
     status, error = served.error("/v1/completions", prompt=PROMPT, max_tokens=0)
-    assert status == 400 and "max_tokens=0 needs echo=true" in error["message"]
+    assert status == 400 and "max_tokens: 0 needs echo=true" in error["message"]
 
 
 def test_the_token_that_ends_an_answer_is_among_its_log_probabilities(tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ def test_what_asks_for_nothing_changes_nothing(
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_what_cannot_be_done_is_named(served: Served, path: str) -> None:
     for name, value in ASKED:
+        if name == "echo" and "chat" not in path:
+            continue  # completions have it
         body = HI if "chat" in path else TEXT
         status, error = served.error(path, **body, **{name: value})
         assert status == 400, (name, value)
