@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from easyllm.data.sources.work_units import chunks
+from easyllm.data.sources.work_units import Chunk, chunks
 from easyllm.data.store import manifest as manifests
 from easyllm.data.store import shards
 from easyllm.data.tokenizers.encode import load_tokenizer
@@ -58,7 +57,8 @@ class Samples:
     """What the store holds of each text and conversation."""
     encoded: dict[str, list[Document]] = field(default_factory=dict)
     """What the run's tokenizer and template make of them now."""
-    heldout: list[Document] = field(default_factory=list)
+    others: list[Document] = field(default_factory=list)
+    """Documents without a text: held-out ones, and those of sources that hold tokens."""
     missing: str = ""
     """Why the texts of the store are not there."""
 
@@ -66,7 +66,7 @@ class Samples:
     def documents(self) -> list[Document]:
         """Those that are given to the model: held-out ones first, which it was not trained on."""
         of_store = [document for found in self.stored.values() for document in found]
-        return [*self.heldout, *of_store]
+        return [*self.others, *of_store]
 
     def prompts(self) -> dict[str, list[Message]]:
         """The conversations before their last answer."""
@@ -87,44 +87,47 @@ def samples(run: RunSpec, tokenizer: Any) -> Samples:
     manifest = manifests.find(RunPaths(run).store, "tokenize") if run.data.sources else None
     if manifest is None:
         found.missing = "there is no store of this run"
-        _add_own(found, tokenizer)
+        _add_own(found, tokenizer, as_documents=True)
         return found
     try:
+        found.others += _heldout(run)
         stored = load_tokenizer(RunPaths(run).store.tokenizer)
-        for name, record, documents in _records(run):
-            _add(run, found, stored, manifest["eos_id"], name, record, documents)
+        for chunk, documents in _chunks(run):
+            if chunk.reader is not None:  # tokens, which another program made of texts
+                some = islice(documents, run.verify.documents)
+                found.others += [replace(one, name=f"{chunk.source} {n}")
+                                 for n, one in enumerate(some, start=1)]  # fmt: skip
+            for record in chunk.records:
+                if isinstance(record, Record):
+                    name = f"{chunk.source} {record.line}"
+                    _add(run, found, stored, manifest["eos_id"], name, record, documents)
     except (OSError, UserError, shards.Damaged) as error:
         found.missing = str(error)
-    found.heldout = list(_heldout(run))
-    if not found.documents:
-        _add_own(found, tokenizer)
+    if not found.texts:
+        found.missing = found.missing or "the sources hold tokens, not texts"
+        _add_own(found, tokenizer, as_documents=not found.documents)
     return found
 
 
-def _add_own(found: Samples, tokenizer: Any) -> None:
+def _add_own(found: Samples, tokenizer: Any, as_documents: bool) -> None:
+    """Add the texts of this module, also for the model where ``as_documents``."""
     for number, text in enumerate(TEXTS, start=1):
         name = f"text {number}"
         ids = _add_text(found, tokenizer, name, text)
-        found.stored[name] = found.encoded[name] = [Document(name, ids, [True] * len(ids))]
+        if as_documents:
+            found.stored[name] = [Document(name, ids, [True] * len(ids))]
     if tokenizer.chat_template:
         for number, messages in enumerate(CONVERSATIONS, start=1):
             found.conversations[f"conversation {number}"] = list(messages)
 
 
-def _records(run: RunSpec) -> Iterator[tuple[str, Record, Iterator[Document]]]:
+def _chunks(run: RunSpec) -> Iterator[tuple[Chunk, Iterator[Document]]]:
     """The first records of each source, with the documents of the store from there on."""
     store = RunPaths(run).store
-    few = dataclasses.replace(
-        run, data=dataclasses.replace(run.data, max_documents=run.verify.documents)
-    )
+    few = replace(run, data=replace(run.data, max_documents=run.verify.documents))
     for chunk in chunks(few):
-        if chunk.reader is not None:  # tokens, which another program made of texts
-            continue
         shard = shards.read(manifests.folder(store, "tokenize") / chunk.path)
-        documents = _documents(shard)
-        for record in chunk.records:
-            if isinstance(record, Record):
-                yield f"{chunk.source} {record.line}", record, documents
+        yield chunk, _documents(shard)
 
 
 def _documents(shard: shards.Shard) -> Iterator[Document]:
@@ -159,7 +162,7 @@ def _add(
             _add_text(found, tokenizer, f"{name}, message {number}", message["content"])
     found.encoded[name] = [Document(name, d.ids, d.trained) for d in made]
     there = islice(documents, len(made))
-    found.stored[name] = [dataclasses.replace(document, name=name) for document in there]
+    found.stored[name] = [replace(document, name=name) for document in there]
 
 
 def _add_text(found: Samples, tokenizer: Any, name: str, text: str) -> list[int]:

@@ -68,7 +68,8 @@ class Subject:
 
     @cached_property
     def documents(self) -> list[Document]:
-        return shortened(self.samples.documents, self.run.verify.max_tokens)
+        run = self.run
+        return shortened(self.samples.documents, min(run.verify.max_tokens, run.data.seq_len))
 
     @property
     def asked(self) -> list[Document]:

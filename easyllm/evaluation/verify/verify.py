@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import torch
+
 from easyllm.data.chat.templates import TokenizerTemplate
 from easyllm.errors import UserError
 from easyllm.evaluation.verify import comparisons, served
@@ -77,8 +79,8 @@ def _or_error(what: str, compare: Callable[[], Iterable[Comparison]]) -> list[Co
 def _tokens(subject: Subject) -> Iterator[Comparison]:
     held, run = subject.samples, subject.run
     between = "the sources' texts now ~ the store"
-    if held.missing or not held.stored:
-        yield comparisons.skipped("store", between, held.missing or "there is no text")
+    if held.missing:
+        yield comparisons.skipped("store", between, held.missing)
     else:
         means = (
             "the sources, the tokenizer or the template changed after the store was made; make it "
@@ -136,10 +138,15 @@ def _numbers(subject: Subject) -> Iterator[Comparison]:
         yield comparisons.skipped(name, between, why)
         return
     documents = [document.ids for document in subject.documents]
-    model = TrainedModel(run, checkpoint)
-    together = model.logprobs(documents)
-    alone = [model.logprobs([ids])[0] for ids in documents]
-    norm = model.grad_norm(subject.gradient) if subject.gradient else None
+    try:
+        model = TrainedModel(run, checkpoint)
+        together = model.logprobs(documents)
+        alone = [model.logprobs([ids])[0] for ids in documents]
+        norm = model.grad_norm(subject.gradient) if subject.gradient else None
+    except torch.OutOfMemoryError:
+        why = f"the layers of training do not fit into one device of {run.hardware.device}"
+        yield comparisons.skipped(name, between, why)
+        return
     del model
     gc.collect()
     yield comparisons.logprobs(
