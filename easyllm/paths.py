@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from easyllm.spec.run import RunSpec
+from easyllm.spec.schema import write
 
 RUNS = "runs"
 """The folder, below the current one, for files whose place no key gives."""
@@ -73,6 +76,11 @@ class RunPaths:
         return self.records / RUN_FILE
 
     @property
+    def serving(self) -> Path:
+        """The same of a server, beside which other commands run."""
+        return self.records / "serve.yaml"
+
+    @property
     def records(self) -> Path:
         return self.root / RECORDS
 
@@ -133,8 +141,13 @@ class RunPaths:
 
     @property
     def evaluation(self) -> Path:
-        """The folder of the results of tasks, with the items."""
-        return self.root / "evaluation"
+        """The folder of the results of the run's tasks, with the items. Other tasks, and other
+        settings of the same, have a folder of their own."""
+        settings = write(self.run.evaluation)
+        del settings["batch_size"]  # changes no result
+        names = "+".join(self.run.evaluation.tasks)
+        address = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return self.root / "evaluation" / f"{names[:60]}-{address[:8]}"
 
     @property
     def results(self) -> Path:

@@ -20,12 +20,13 @@ class Occupied(Exception):
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Lock ``folder`` for this process. It is made if necessary, and removed again if it is still
-    empty. Raises Occupied, which names the process that holds the lock.
+    empty. Locks of other names do not exclude this one. Raises Occupied, which names the process
+    that holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
+    path = folder / name
     with path.open("a+") as handle:
         if not try_lock(handle):
             handle.seek(0)

@@ -27,6 +27,9 @@ from easyllm.spec.run import RunSpec
 from easyllm.stages import load
 from easyllm.stages.base import Stage
 
+SERVING = ("serve",)
+"""The stages of a command that only serves."""
+
 
 def dispatch(run: RunSpec) -> int:
     """Run the stages of a resolved spec in its directory; returns the exit status.
@@ -38,7 +41,8 @@ def dispatch(run: RunSpec) -> int:
     if found := [*directory.problems(run), *_missing(run)]:
         raise SpecError(found)
     try:
-        with held(paths.root):
+        # a server only reads, and leaves the directory to commands such as verify
+        with held(paths.root, ".serve.lock" if run.stages == SERVING else ".lock"):
             file = _file(run)
             runfile.save(run, file)
             with stoppable():
@@ -64,7 +68,9 @@ def _file(run: RunSpec) -> Path:
         stages = runfile.load_plain(paths.spec).get("stages")
     except Exception:  # from YAML, OmegaConf or the disk: a damaged file is written again
         return paths.spec
-    return paths.command if isinstance(stages, list) and "train" in stages else paths.spec
+    if not isinstance(stages, list) or "train" not in stages:
+        return paths.spec
+    return paths.serving if run.stages == SERVING else paths.command
 
 
 def _missing(run: RunSpec) -> list[Problem]:

@@ -142,6 +142,7 @@ def _next(run: RunSpec) -> list[tuple[str, str]]:
     written = paths.gguf if paths.gguf.is_file() else paths.export
     if written.is_file() or (written / "config.json").is_file():  # an adapter cannot be served
         ideas += [
+            ("compare it with training", f"{rerun} stages=[verify]"),
             ("serve the model", f"{rerun} stages=[serve]"),
             ("ask it something", f"{command()} stages=[infer]{_like(run)} "
              f"inference.model={shown(written)} inference.prompts.mine='Once upon a time'"),

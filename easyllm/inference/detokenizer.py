@@ -26,14 +26,16 @@ class Piece:
 
 
 def prompt_piece(
-    tokenizer: Any, prompt: Sequence[int], text: str | None, logprobs: Sequence[TokenLogprob]
+    tokenizer: Any, prompt: Sequence[int], text: str | None, logprobs: Sequence[TokenLogprob] | None
 ) -> Piece:
     """A prompt as the first piece of an answer that repeats it; ``text`` is what the prompt was
-    given as, if not as tokens. ``logprobs`` are those of its tokens after the first, if any."""
+    given as, if not as tokens. ``logprobs`` are those of its tokens after the first, or None."""
     stream = TextStream(tokenizer)
     texts = TokenTexts(tokenizer, stream.would_add)
     whole = ""
-    for token, logprob in zip(prompt, [TokenLogprob(prompt[0], 0.0), *logprobs], strict=False):
+    for token, logprob in zip(
+        prompt, [TokenLogprob(prompt[0], 0.0), *(logprobs or ())], strict=False
+    ):
         texts.ask(logprob)
         whole += stream.feed(token)
         texts.grow(stream.new)
@@ -41,7 +43,7 @@ def prompt_piece(
     texts.end(stream.new)
     found = texts.certain(len(whole), over=True)
     found[0].logprob = None
-    return Piece(whole if text is None else text, [], found if logprobs else [])
+    return Piece(whole if text is None else text, [], [] if logprobs is None else found)
 
 
 async def answer(

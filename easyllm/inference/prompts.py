@@ -120,13 +120,14 @@ def _unicode(text: str) -> str:
     return text
 
 
-def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text to continue, after the tokens that the tokenizer begins with.
+def encode_text(tokenizer: Any, text: str, special: bool = True) -> list[int]:
+    """Token ids of a text to continue, with ``special`` after the tokens that the tokenizer begins
+    with.
 
     Raises UserError for a text that is not Unicode.
     """
     _unicode(text)
-    ids: list[int] = tokenizer(text)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
     return ids
 
 

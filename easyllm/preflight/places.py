@@ -14,8 +14,9 @@ from easyllm.paths import RUNS
 from easyllm.serving.http.address import bound
 from easyllm.serving.http.auth import VARIABLE, load_keys
 from easyllm.serving.http.hosts import host_name, local_only
-from easyllm.spec.problems import Problem
+from easyllm.spec.problems import ABSENT, Problem, near
 from easyllm.spec.run import RunSpec
+from easyllm.tasks import builtin
 
 DERIVED = ("run_dir", "data.dir")
 """Keys of folders that are in ``RUNS`` of the current folder where they are not given."""
@@ -109,6 +110,12 @@ def _evaluation(run: RunSpec) -> Iterator[Problem]:
              "train": ("training.evaluate.tasks", run.training.evaluate.tasks)}  # fmt: skip
     for key, tasks in (asked[stage] for stage in asked if stage in run.stages):
         for name, task in tasks.items():
+            path = task.path if task else None
+            meant = "" if path or name in builtin.NAMES else near(name, builtin.NAMES)
+            if meant:
+                yield Problem(
+                    f"{key}.{name}", ABSENT, "no such task", f"{meant} ({key}.<name>=null)"
+                )
             if task and task.path and not Path(task.path).is_file():
                 yield Problem(
                     f"{key}.{name}.path", task.path, "no such file",

@@ -40,9 +40,10 @@ def _pieces(engine: Engine, ask: Ask) -> AsyncGenerator[Piece, None]:
 
 async def _echoing(engine: Engine, ask: Ask) -> AsyncGenerator[Piece, None]:
     """The prompt, and the answer unless ``max_tokens`` is 0."""
-    logprobs: list[TokenLogprob] = []
-    if ask.sampling.logprobs is not None and len(ask.prompt) > 1:
-        logprobs = await engine.score(ask.prompt, ask.sampling.logprobs)
+    logprobs: list[TokenLogprob] | None = None
+    if ask.sampling.logprobs is not None:
+        alone = len(ask.prompt) == 1
+        logprobs = [] if alone else await engine.score(ask.prompt, ask.sampling.logprobs)
     piece = prompt_piece(engine.tokenizer, ask.prompt, ask.text, logprobs)
     if not ask.sampling.max_tokens:
         piece.finish_reason = "length"

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from easyllm.data.chat.messages import BadMessage
@@ -121,11 +122,12 @@ class Service:
         self.ready()
         return [await self.encode_beside(self._text, text) for text in texts]
 
-    async def tokenize(self, given: str | Sequence[object]) -> list[int]:
-        """Tokens of a text or a conversation, of any length. Raises Refused."""
+    async def tokenize(self, given: str | Sequence[object], special: bool) -> list[int]:
+        """Tokens of a text or a conversation, of any length; with ``special`` a text has those that
+        the tokenizer puts around it. Raises Refused."""
         await self.loaded()
         self.ready()
-        return await self.encode_beside(self._tokens, given)
+        return await self.encode_beside(partial(self._tokens, special=special), given)
 
     async def encode_beside(self, encode: Callable[[Any], list[int]], given: Any) -> list[int]:
         """Encode in a thread, or here where the text is short.
@@ -140,11 +142,11 @@ class Service:
         job.add_done_callback(self._encoding.discard)
         return await asyncio.wrap_future(job)
 
-    def _tokens(self, given: str | Sequence[object]) -> list[int]:
+    def _tokens(self, given: str | Sequence[object], special: bool = True) -> list[int]:
         if not isinstance(given, str):
             return self._encode(self._turns(given))
         try:
-            return encode_text(self.ready().tokenizer, given)
+            return encode_text(self.ready().tokenizer, given, special)
         except UserError as error:
             raise Refused(400, str(error), "prompt") from None
 

@@ -174,7 +174,7 @@ def _adapter(run: RunSpec) -> Iterator[Problem]:
             key, run.export.adapter, "model.init=random: no file holds the adapter's model",
             "give export.adapter=merged", also=("model.init",),
         )  # fmt: skip
-    generating = {"infer", "serve"} & set(run.stages)
+    generating = {"evaluate", "infer", "serve"} & set(run.stages)
     if "export" in run.stages and generating and not run.inference.model:
         yield Problem(
             key, run.export.adapter, f"{' and '.join(sorted(generating))} would find no model",

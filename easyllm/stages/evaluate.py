@@ -19,8 +19,8 @@ class Evaluate(Stage):
     name = "evaluate"
     reads = ("evaluation", *prompts.KEYS)
 
-    def may_change(self, run: RunSpec, key: str) -> bool:
-        return key.startswith("evaluation.")  # results of other tasks are kept beside the new ones
+    def record(self, run: RunSpec) -> str:
+        return f"{self.name}-{self.paths(run).evaluation.name}"
 
     def require(self, run: RunSpec) -> None:
         if "export" not in run.stages:
@@ -30,8 +30,14 @@ class Evaluate(Stage):
         return prompts.of_model(run) or run.evaluation.baseline == "model.path"
 
     def inputs(self, run: RunSpec) -> list[Path]:
+        from easyllm.tasks.files import read_by
+
         paths = [Path(task.path) for task in run.evaluation.tasks.values() if task and task.path]
-        return [*prompts.model_files(run), *paths]
+        return [
+            *prompts.model_files(run),
+            *paths,
+            *(file for path in paths for file in read_by(path)),
+        ]
 
     def outputs(self, run: RunSpec) -> list[Path]:
         return [self.paths(run).evaluation / "results.json"]

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+NAMES = ("python_docs", "python_keywords")
 ITEMS = 60
 """Items of ``python_docs``."""
 GIVEN, ASKED = 160, 80

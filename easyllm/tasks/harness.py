@@ -14,8 +14,6 @@ from easyllm.spec.problems import near
 from easyllm.tasks import builtin
 
 Specs = Mapping[str, TaskSpec | None]
-Tasks = dict[str, dict[str, Any] | str]
-"""By name a task's description, or for one of lm-eval's own its name."""
 Results = dict[str, dict[str, Any]]
 """By task: ``metrics``, each with ``value`` and ``stderr``; the ``samples``; and ``few_shot``."""
 NO_NETWORK = frozenset({"ConnectionError", "OfflineModeIsEnabled", "HfHubHTTPError",
@@ -23,50 +21,61 @@ NO_NETWORK = frozenset({"ConnectionError", "OfflineModeIsEnabled", "HfHubHTTPErr
 """Names of the errors of a hub that does not answer, or has no such data."""
 
 
-def described(specs: Specs, key: str) -> Tasks:
-    """The tasks at ``key`` of the spec. Raises UserError for a file that describes none."""
-    return {name: _task(name, spec, key) for name, spec in specs.items()}
+class Harness:
+    """The tasks at a key of the spec. Raises UserError for a task that does not exist, and for a
+    file that describes none."""
 
+    def __init__(self, specs: Specs, key: str):
+        from lm_eval.tasks import TaskManager
 
-def results(
-    model: Any, tasks: Tasks, specs: Specs, key: str, seed: int, chat_template: bool = False
-) -> Results:
-    """Run ``tasks`` on a ``model`` of lm-eval. Raises UserError for what the user can fix."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        self.specs, self.key = specs, key
+        self.tasks = {name: _task(name, spec, key) for name, spec in specs.items()}
+        theirs = [name for name, task in self.tasks.items() if isinstance(task, str)]
+        # thousands, which takes ten seconds
+        self.manager = TaskManager(include_defaults=bool(theirs))
+        for name in theirs:
+            if name not in self.manager.all_tasks:
+                meant = near(name, self.manager.all_tasks)
+                raise UserError(
+                    f"{key}.{name}: lm-eval {version('lm-eval')} has no such task; "
+                    f"{meant + ', or ' if meant else ''}give {key}.{name}.path=<a YAML file>"
+                )
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    theirs = [name for name, task in tasks.items() if isinstance(task, str)]
-    manager = TaskManager(include_defaults=bool(theirs))  # thousands, which takes ten seconds
-    for name in theirs:
-        if name not in manager.all_tasks:
-            meant = near(name, manager.all_tasks)
-            raise UserError(
-                f"{key}.{name}: lm-eval {version('lm-eval')} has no such task; "
-                f"{meant + ', or ' if meant else ''}give {key}.{name}.path=<a YAML file>"
-            )
-    found: Results = {}
-    for name, task in tasks.items():
-        spec = specs[name] or TaskSpec()
+    def results(self, model: Any, seed: int, chat_template: bool = False) -> Results:
+        """What a ``model`` of lm-eval reaches. Raises UserError for what the user can fix."""
+        return {name: self._result(name, model, seed, chat_template) for name in self.tasks}
+
+    def _result(self, name: str, model: Any, seed: int, chat_template: bool) -> dict[str, Any]:
+        from lm_eval import evaluator
+
+        # it asks git for the commit of the current folder, which complains where there is none
+        evaluator.get_git_commit_hash = lambda: None
+        spec, task = self.specs[name] or TaskSpec(), self.tasks[name]
         shots = {} if spec.few_shot is None else {"num_fewshot": spec.few_shot}
-        given: Any = task
-        if not isinstance(task, str):
-            given = {**task, **shots}
-        elif shots:
-            given = {"task": task, **shots}
+        given: Any = {"task": task} if isinstance(task, str) else _with_examples(task)
         try:
-            result = lm_eval.simple_evaluate(
-                model, tasks=[given], limit=spec.limit, apply_chat_template=chat_template,
-                task_manager=manager, log_samples=True, verbosity="ERROR", random_seed=seed,
-                numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
+            result = evaluator.simple_evaluate(
+                model, tasks=[{**given, **shots} if shots or given != {"task": task} else task],
+                limit=spec.limit, apply_chat_template=chat_template, task_manager=self.manager,
+                log_samples=True, verbosity="ERROR", random_seed=seed, numpy_random_seed=seed,
+                torch_random_seed=seed, fewshot_random_seed=seed,
             )  # fmt: skip
         except UserError as error:
-            raise UserError(f"{key}.{name}: {error}") from None
+            raise UserError(f"{self.key}.{name}: {error}") from None
         except Exception as error:
-            raise UserError(_message(f"{key}.{name}", error)) from error
+            raise UserError(_message(f"{self.key}.{name}", error)) from error
         assert result is not None  # it is None on other ranks of a distributed model only
-        found[name] = _result(name, result)
-    return found
+        return _result(name, result)
+
+
+def _with_examples(task: dict[str, Any]) -> dict[str, Any]:
+    """A task whose solved examples may come from its own items, which then never include the one
+    that is asked: lm-eval leaves it out only where the split of the examples is named."""
+    splits = ("fewshot_split", "training_split", "validation_split")
+    if any(task.get(split) for split in splits) or not task.get("test_split"):
+        return task
+    return {**task, "fewshot_split": task["test_split"]}
 
 
 def _message(key: str, error: Exception) -> str:
@@ -75,7 +84,12 @@ def _message(key: str, error: Exception) -> str:
             f"{key}: its data cannot be fetched from the hub: {error}; give a task whose data are "
             "local files, or run it once where there is a network"
         )
-    return f"{key}: lm-eval cannot run it: {error}"
+    causes: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(causes) < 3:
+        causes.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__
+    return f"{key}: lm-eval cannot run it: {'; because of '.join(causes)}"
 
 
 def _task(name: str, spec: TaskSpec | None, key: str) -> dict[str, Any] | str:

@@ -93,6 +93,7 @@ class Training:
         self.heldout = self.rows.heldout() if self.run.training.evaluate.fraction else []
         if world.is_main() and self.heldout:
             heldout_loss.write(self.heldout, paths.heldout)
+        self.tasks.check()
         if self.step == 0:
             self.checks.before(self.engine, self.device)
         self.ahead = self._read_ahead()

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from easyllm.errors import UserError
 from easyllm.evaluation.lm_eval.comparison import compared
 from easyllm.evaluation.lm_eval.evaluate import evaluate
+from easyllm.paths import RunPaths
 from easyllm.preflight.machine import problems as machine_problems
 from easyllm.preflight.places import problems as place_problems
 from easyllm.spec.checks import problems
@@ -60,7 +61,7 @@ def evaluated(run: RunSpec) -> tuple[dict[str, Any], str]:
     """The content of ``results.json``, and the printed table."""
     text = StringIO()
     evaluate(run, Console(file=text, width=110))
-    file = Path(str(run.run_dir)) / "evaluation" / "results.json"
+    file = RunPaths(run).evaluation / "results.json"
     return json.loads(file.read_text("utf-8")), text.getvalue()
 
 
@@ -86,7 +87,7 @@ def test_a_task_of_local_files(tmp_path: Path, model: Path) -> None:
     found = results["tasks"]["mine"]["metrics"]["acc"]
     assert found["value"] == pytest.approx(right / 3) and found["stderr"] is not None
     assert results["tasks"]["mine"]["items"] == 3 and "mine" in table
-    lines = (tmp_path / "run/evaluation/samples/mine.jsonl").read_text("utf-8").splitlines()
+    lines = (RunPaths(run).evaluation / "samples/mine.jsonl").read_text("utf-8").splitlines()
     samples = [json.loads(line) for line in lines]
     assert [sample["doc"]["question"] for sample in samples] == [i["question"] for i in ITEMS]
     for sample, item in zip(samples, ITEMS, strict=True):
@@ -98,10 +99,11 @@ def test_a_task_of_local_files(tmp_path: Path, model: Path) -> None:
 def test_limits_examples_and_chat_templates_are_used(tmp_path: Path, model: Path) -> None:
     file = str(local_task(tmp_path / "task", fewshot_split="test"))
     tasks = {"two": {"path": file, "limit": 2}, "shots": {"path": file, "few_shot": 1}}
-    results, _ = evaluated(run_of(tmp_path, model, tasks=tasks, chat_template=True))
+    run = run_of(tmp_path, model, tasks=tasks, chat_template=True)
+    results, _ = evaluated(run)
     assert results["tasks"]["two"]["items"] == 2
     assert results["tasks"]["shots"]["few_shot"] == 1
-    line = (tmp_path / "run/evaluation/samples/shots.jsonl").read_text("utf-8").splitlines()[0]
+    line = (RunPaths(run).evaluation / "samples/shots.jsonl").read_text("utf-8").splitlines()[0]
     context = json.loads(line)["arguments"][0][0]
     assert context.startswith("<user>") and context.endswith("<assistant>")
     assert context.count("<assistant>") == 2, "an example's answer, and the one that is asked for"
@@ -191,6 +193,8 @@ def test_mistakes_that_are_found_before_anything_starts(
     tasks = {"mine": {"path": str(tmp_path / "absent.yaml")}}
     found = list(place_problems(run_of(tmp_path, model, tasks=tasks, baseline="nowhere/at/all")))
     assert [p.key for p in found] == ["evaluation.tasks.mine.path", "evaluation.baseline"]
+    (meant,) = place_problems(run_of(tmp_path, model, tasks={"pyton_docs": None}))
+    assert meant.key == "evaluation.tasks.pyton_docs" and "python_docs" in meant.remedy
     (unknown,) = problems(run_of(tmp_path, model, tasks={"x": None}, baseline="model.path"))
     assert unknown.key == "evaluation.baseline"
     monkeypatch.setattr("easyllm.preflight.machine.find_spec", lambda name: None)
@@ -198,18 +202,50 @@ def test_mistakes_that_are_found_before_anything_starts(
     assert any("easyllm[evaluation]" in p.remedy for p in missing)
 
 
-def test_results_of_other_tasks_are_kept(tmp_path: Path, model: Path) -> None:
-    first, second = {"python_docs": {"limit": 3}}, {"python_keywords": {"limit": 2}}
-    evaluated(run_of(tmp_path, model, tasks=first, baseline=str(model)))
-    results, table = evaluated(run_of(tmp_path, model, tasks=second))
-    assert {name: r["items"] for name, r in results["tasks"].items()} == {
-        "python_docs": 3, "python_keywords": 2,
-    }  # fmt: skip
-    assert "python_docs" not in table and list(results["comparison"]) == ["python_docs"]
-    stage = load("evaluate")
-    run = run_of(tmp_path, model, tasks=second)
-    assert stage.may_change(run, "evaluation.tasks.python_docs.limit")
-    assert not stage.may_change(run, "inference.model")
+def test_other_tasks_and_settings_have_results_of_their_own(tmp_path: Path, model: Path) -> None:
+    few, more = ({"python_docs": {"limit": limit}} for limit in (2, 3))
+    runs = [run_of(tmp_path, model, tasks=tasks) for tasks in (few, more)]
+    for run in runs:
+        evaluated(run)
+    for run, items in zip(runs, (2, 3), strict=True):
+        (results,) = load("evaluate").outputs(run)
+        content = json.loads(results.read_text("utf-8"))
+        assert content["tasks"]["python_docs"]["items"] == items
+        assert content["settings"]["tasks"]["python_docs"]["limit"] == items
+    assert load("evaluate").record(runs[0]) != load("evaluate").record(runs[1])
+    same = run_of(tmp_path, model, tasks=few, batch_size=2)
+    assert load("evaluate").outputs(same) == load("evaluate").outputs(runs[0])
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+def test_examples_never_include_the_item_itself(tmp_path: Path, model: Path, shots: int) -> None:
+    tasks = {"mine": {"path": str(local_task(tmp_path / "task")), "few_shot": shots},
+             "python_keywords": {"few_shot": 20, "limit": 10}}  # fmt: skip
+    run = run_of(tmp_path, model, tasks=tasks)
+    evaluated(run)
+    for name, items in (("mine", 3), ("python_keywords", 10)):
+        lines = (RunPaths(run).evaluation / f"samples/{name}.jsonl").read_text("utf-8").splitlines()
+        assert len(lines) == items
+        for line in lines:
+            sample = json.loads(line)
+            assert sample["arguments"][0][0].count(sample["doc"]["question"]) == 1
+
+
+def test_the_data_of_a_task_are_inputs(tmp_path: Path, model: Path) -> None:
+    file = local_task(tmp_path / "task", process_docs="PLACE")
+    file.write_text(file.read_text("utf-8").replace("PLACE", "!function code.change"), "utf-8")
+    run = run_of(tmp_path, model, tasks={"mine": {"path": str(file)}})
+    assert {file, file.parent / "items.jsonl"} <= set(load("evaluate").inputs(run))
+
+
+def test_a_wrong_baseline_is_refused_before_any_work(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run = run_of(tmp_path, model, tasks={"python_docs": None}, baseline="nowhere")
+    monkeypatch.setattr("easyllm.evaluation.lm_eval.evaluate._measured", pytest.fail)
+    with pytest.raises(UserError, match="nowhere"):
+        evaluated(run)
 
 
 def test_the_results_of_a_stage_are_its_files(tmp_path: Path, model: Path) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from easyllm.evaluation.lm_eval.evaluate import evaluate
 from easyllm.files import read_json
+from easyllm.paths import RunPaths
 from easyllm.preflight.places import problems
 from easyllm.stages import load
 from easyllm.stages.base import Rank
@@ -67,7 +68,7 @@ def test_results_are_those_of_the_exported_model(
     run = run_spec(trained.root / name, plain)
     load("export").work(run, Rank())
     evaluate(run, Console(file=StringIO()))
-    results = read_json(trained.root / name / "run" / "evaluation" / "results.json")
+    results = read_json(RunPaths(run).evaluation / "results.json")
     expected = results["tasks"]["mine"]["metrics"]
     for metric in ("acc", "brier_score"):
         found = lines[-1][f"tasks/mine/{metric}"]

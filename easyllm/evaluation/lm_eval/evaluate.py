@@ -13,7 +13,7 @@ from rich.console import Console
 from easyllm.evaluation.lm_eval.comparison import compared
 from easyllm.evaluation.lm_eval.models import loaded
 from easyllm.evaluation.lm_eval.report import show
-from easyllm.files import atomic_write, write_json
+from easyllm.files import atomic_dir, write_json
 from easyllm.inference import prompts
 from easyllm.models import source
 from easyllm.paths import RunPaths
@@ -28,20 +28,26 @@ from easyllm.training.checkpointing import checkpoints
 def evaluate(run: RunSpec, console: Console) -> dict[str, Any]:
     """Evaluate the run's model, and the baseline if there is one; returns the stage's metrics.
 
-    Writes ``results.json`` and the items of each task into the folder ``evaluation`` of the run.
-    Results of other tasks that are there are kept.
+    Writes ``results.json`` and the items of each task into ``RunPaths.evaluation``.
     """
     folder, place = prompts.model_folder(run), RunPaths(run).evaluation
-    found = _measured(run, folder)
-    results = {"model": prompts.model_name(run), **_shown(found)}
-    _write(place / "samples", found)
-    if baseline := run.evaluation.baseline:
-        before = _measured(run, _baseline(run, baseline))
-        _write(place / "baseline_samples", before)
-        results["baseline"] = {"model": baseline, **_shown(before)}
-        comparison = {task: compared(found[task], before[task]) for task in found}
-        results["comparison"] = comparison
-    write_json(place / "results.json", _beside_others(place / "results.json", results))
+    asked = run.evaluation.baseline
+    baseline = _baseline(run, asked) if asked else None  # a wrong one is refused before any work
+    tasks = harness.Harness(run.evaluation.tasks, "evaluation.tasks")
+    found = _measured(run, folder, tasks)
+    results: dict[str, Any] = {
+        "model": prompts.model_name(run), "settings": write(run.evaluation), "seed": run.seed,
+        **_shown(found),
+    }  # fmt: skip
+    with atomic_dir(place) as made:
+        _write(made / "samples", found)
+        if baseline:
+            before = _measured(run, baseline, tasks)
+            _write(made / "baseline_samples", before)
+            results["baseline"] = {"model": asked, **_shown(before)}
+            comparison = {task: compared(found[task], before[task]) for task in found}
+            results["comparison"] = comparison
+        write_json(made / "results.json", results)
     show(results, console)
     numbers = {
         f"evaluation/{task}/{metric}": values["value"]
@@ -66,13 +72,9 @@ def _baseline(run: RunSpec, asked: str) -> Path:
     return source.folder(asked, RunPaths(run).models)
 
 
-def _measured(run: RunSpec, folder: Path) -> Results:
-    tasks = harness.described(run.evaluation.tasks, "evaluation.tasks")
+def _measured(run: RunSpec, folder: Path, tasks: harness.Harness) -> Results:
     with loaded(run, folder) as model:
-        return harness.results(
-            model, tasks, run.evaluation.tasks, "evaluation.tasks", seed=run.seed,
-            chat_template=run.evaluation.chat_template,
-        )  # fmt: skip
+        return tasks.results(model, run.seed, run.evaluation.chat_template)
 
 
 def _shown(found: Results) -> dict[str, Any]:
@@ -86,28 +88,12 @@ def _shown(found: Results) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _beside_others(file: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """``results`` with those of other tasks that ``file`` has; those of a comparison only if it was
-    with the same baseline."""
-    try:
-        there = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return dict(results)
-    merged: dict[str, Any] = {**results, "tasks": {**there.get("tasks", {}), **results["tasks"]}}
-    before = there.get("baseline")
-    if before and before["model"] == results.get("baseline", before)["model"]:
-        now = results.get("baseline", before)
-        merged["baseline"] = {**now, "tasks": {**before["tasks"], **now["tasks"]}}
-        merged["comparison"] = {**there["comparison"], **results.get("comparison", {})}
-    return merged
-
-
 def _write(folder: Path, found: Results) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
     for task, result in found.items():
         lines = [json.dumps(one, ensure_ascii=False, default=str) for one in result["samples"]]
-        with atomic_write(folder / f"{task}.jsonl") as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        text = "".join(f"{line}\n" for line in lines)
+        (folder / f"{task}.jsonl").write_text(text, "utf-8")
 
 
 def _track(run: RunSpec, numbers: Mapping[str, float]) -> None:

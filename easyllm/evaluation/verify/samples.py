@@ -103,6 +103,8 @@ def samples(run: RunSpec, tokenizer: Any) -> Samples:
                     _add(run, found, stored, manifest["eos_id"], name, record, documents)
     except (OSError, UserError, shards.Damaged) as error:
         found.missing = str(error)
+    if not found.conversations and tokenizer.chat_template:
+        _add_conversations(found)  # the server has a template, whatever was trained
     if not found.texts:
         found.missing = found.missing or "the sources hold tokens, not texts"
         _add_own(found, tokenizer, as_documents=not found.documents)
@@ -117,8 +119,12 @@ def _add_own(found: Samples, tokenizer: Any, as_documents: bool) -> None:
         if as_documents:
             found.stored[name] = [Document(name, ids, [True] * len(ids))]
     if tokenizer.chat_template:
-        for number, messages in enumerate(CONVERSATIONS, start=1):
-            found.conversations[f"conversation {number}"] = list(messages)
+        _add_conversations(found)
+
+
+def _add_conversations(found: Samples) -> None:
+    for number, messages in enumerate(CONVERSATIONS, start=1):
+        found.conversations[f"conversation {number}"] = list(messages)
 
 
 def _chunks(run: RunSpec) -> Iterator[tuple[Chunk, Iterator[Document]]]:

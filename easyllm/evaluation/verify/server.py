@@ -18,10 +18,11 @@ PATIENCE = 120.0
 class Server:
     def __init__(self, url: str):
         self.url = url.rstrip("/").removesuffix("/v1")
-        models = self._asked("/v1/models")["data"]
-        if not models:
-            raise UserError(f"verify.url={url}: the server lists no model")
-        self.model: str = models[0]["id"]
+        try:
+            models = self._asked("/v1/models")["data"]
+            self.model: str = models[0]["id"]
+        except (KeyError, TypeError, IndexError):
+            raise UserError(f"verify.url={url}: the server lists no model") from None
 
     def tokens(self, given: dict[str, Any]) -> list[int] | str:
         """The tokens of ``{"prompt": ...}`` or ``{"messages": ...}`` by vLLM's route, or why there
@@ -59,9 +60,18 @@ class Server:
             with urllib.request.urlopen(request, data, timeout=PATIENCE) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
-            said = error.read(2000).decode("utf-8", "replace")
-            raise UserError(f"verify.url: {self.url}{path} answers {error.code}: {said}") from None
+            raise UserError(self._refusal(path, error.code, error.read(2000))) from None
         except (OSError, ValueError) as error:
             raise UserError(
                 f"verify.url: {self.url}{path} cannot be read: {error}; is the server running?"
             ) from None
+
+    def _refusal(self, path: str, status: int, body: bytes) -> str:
+        where = f"verify.url: {self.url}{path} answers {status}"
+        if status in (401, 403):
+            return f"{where}: give the server's API key in the environment as EASYLLM_API_KEY"
+        try:
+            said = json.loads(body)["error"]
+            return f"{where}: {said['message'] if isinstance(said, dict) else said}"
+        except (ValueError, KeyError, TypeError):
+            return f"{where}; it is not a server with OpenAI's routes"

@@ -36,6 +36,8 @@ class Subject:
     folder: Path
     own: bool
     """Whether it is the run's export."""
+    quantized: bool = False
+    """Whether it is a GGUF file, whose weights may be rounded to few bits."""
 
     @property
     def adapter(self) -> bool:
@@ -54,6 +56,11 @@ class Subject:
         coarser = max(kept, computed, key=lambda name: list(comparisons.ROUNDING).index(name)
                       if name in comparisons.ROUNDING else -1)  # fmt: skip
         return coarser if coarser in DTYPES else computed
+
+    @property
+    def kept_dtype(self) -> str:
+        """The coarser dtype of the checkpoint and of the files made from it."""
+        return "bfloat16" if self.quantized else self.dtype
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -102,7 +109,7 @@ class Subject:
     def plain(self) -> dict[str, Any]:
         asked = self.samples.prompts()
         return ask(
-            self.run, self.folder, remote_code=self.own,
+            self.run, self.folder, remote_code=self.own and not self.quantized,
             texts=list(self.samples.texts.values()),
             prompts=[conversation(self.run, asked[name]) for name in self.prompts],
             documents=[*(d.ids for d in self.documents), *(ids for ids, _ in self.heldout)],

@@ -20,7 +20,7 @@ from easyllm.evaluation.verify.comparisons import Comparison
 from easyllm.evaluation.verify.plain_model import ask
 from easyllm.evaluation.verify.samples import Document
 from easyllm.evaluation.verify.server import Server
-from easyllm.evaluation.verify.subject import Subject
+from easyllm.evaluation.verify.subject import HELDOUT_TOKENS, Subject
 from easyllm.evaluation.verify.trained import TrainedModel
 from easyllm.inference import prompts
 from easyllm.models.config import family_of, hf_config
@@ -53,8 +53,9 @@ def verify(run: RunSpec) -> Verification:
     paths = RunPaths(run)
     adapter = not run.inference.model and (paths.export / "adapter_config.json").exists()
     folder = paths.export if adapter else prompts.model_folder(run)
+    gguf = not run.inference.model and any(paths.export.glob("*.gguf"))
     server = Server(run.verify.url) if run.verify.url else None
-    subject = Subject(run, folder, own=folder == paths.export)
+    subject = Subject(run, folder, own=gguf or folder == paths.export, quantized=gguf)
     found = [*_tokens(subject), *_numbers(subject)]
     if not subject.adapter:
         found += _or_error("engine", lambda: served.by_engine(subject))
@@ -95,8 +96,9 @@ def _tokens(subject: Subject) -> Iterator[Comparison]:
             _joined(held.stored, "trained"), means,
         )  # fmt: skip
         yield ids if ids.status == "differs" else masks if masks.status == "differs" else ids
+    whose = "easyllm" if held.missing else "the store"
     yield comparisons.tokens(
-        "tokenizer", "the store ~ the model's folder in transformers", held.text_ids,
+        "tokenizer", f"{whose} ~ the model's folder in transformers", held.text_ids,
         dict(zip(held.texts, subject.plain["texts"], strict=True)),
         "the folder has other tokenizer files than the model was trained with, or transformers "
         "rebuilds them by the rules of the class that tokenizer_config.json names",
@@ -155,7 +157,7 @@ def _numbers(subject: Subject) -> Iterator[Comparison]:
         "data.packing=none",
     )  # fmt: skip
     yield comparisons.logprobs(
-        name, between, alone, subject.expected, subject.names, subject.dtype,
+        name, between, alone, subject.expected, subject.names, subject.kept_dtype,
         "the export is of another checkpoint, a tensor is missing, tied, in another dtype or under "
         "another name, or an adapter was merged twice or not at all",
     )  # fmt: skip
@@ -171,7 +173,7 @@ def _gradient(subject: Subject, norm: float | None) -> Comparison:
             "the model is too large for it here; train with training.check_engine=true"
         )  # fmt: skip
         return comparisons.skipped("gradient", between, why)
-    plain, limit = subject.plain["grad_norm"], comparisons.GRADIENT[subject.dtype]
+    plain, limit = subject.plain["grad_norm"], comparisons.GRADIENT[subject.kept_dtype]
     difference = abs(norm - plain) / max(abs(plain), 1e-12)
     return Comparison(
         "gradient", between, "same" if difference <= limit else "differs",
@@ -187,7 +189,9 @@ def _heldout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Comparison]:
     metrics = json.loads(record.read_text("utf-8"))["metrics"] if record.is_file() else {}
     loss, between = metrics.get("eval_loss"), "the engine of training ~ the export in transformers"
     if loss is None or checkpoint.step != metrics.get("steps") or not subject.heldout:
-        why = "no held-out loss of this checkpoint is known, or the documents are too many"
+        why = "training found no held-out loss of this checkpoint"
+        if loss is not None and not subject.heldout:
+            why = f"the held-out documents have more than {HELDOUT_TOKENS:,} tokens"
         yield comparisons.skipped("held-out loss", between, why)
         return
     total = count = 0.0
@@ -196,7 +200,7 @@ def _heldout(subject: Subject, checkpoint: Checkpoint) -> Iterator[Comparison]:
         chosen = [-v for v, label in zip(logprobs, labels[1:], strict=True) if label != -100]
         total += sum(chosen)
         count += len(chosen)
-    again, limit = total / count, comparisons.ROUNDING[subject.dtype]
+    again, limit = total / count, comparisons.ROUNDING[subject.kept_dtype]
     near = abs(loss - again) <= limit
     yield Comparison(
         "held-out loss", between, "same" if near else "differs",

@@ -166,6 +166,9 @@ class TokenizeRequest(Strict):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    add_special_tokens: bool = True
+    """Whether those that the tokenizer puts around every text are added to ``prompt``."""
+    return_token_strs: bool | None = None
 
 
 class CompletionRequest(OpenAIRequest):

@@ -21,11 +21,15 @@ def routes(service: Service) -> APIRouter:
         if (asked.prompt is None) == (asked.messages is None):
             raise Refused(400, "give one of prompt and messages", "prompt")
         given: Any = asked.prompt if asked.messages is None else asked.messages
-        tokens = await service.tokenize(given)
+        tokens = await service.tokenize(given, asked.add_special_tokens)
+        engine, strings = service.ready(), {}
+        if asked.return_token_strs:
+            strings = {"token_strs": engine.tokenizer.convert_ids_to_tokens(tokens)}
         return {
             "count": len(tokens),
-            "max_model_len": service.ready().max_positions,
+            "max_model_len": engine.max_positions,
             "tokens": tokens,
+            **strings,
         }
 
     return router

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
@@ -14,11 +14,17 @@ class TaskModel(TemplateLM):  # type: ignore[misc]
     """Gives the log-probabilities of continuations; it does not generate."""
 
     def __init__(
-        self, score: Callable[[Sequence[Any]], Sequence[Any]], tokenizer: Any, max_length: int
+        self,
+        score: Callable[[Sequence[Any]], Sequence[Any]],
+        without: Mapping[str, str],
+        tokenizer: Any,
+        max_length: int,
     ):
-        """``score`` takes pairs of a context and a continuation, as token ids."""
+        """``score`` takes pairs of a context and a continuation, as token ids; ``without`` says why
+        it does nothing else."""
         super().__init__()
-        self.score, self.tokenizer, self.max_length = score, tokenizer, max_length
+        self.score, self.without = score, without
+        self.tokenizer, self.max_length = tokenizer, max_length
 
     @property
     def eot_token_id(self) -> int:
@@ -42,13 +48,7 @@ class TaskModel(TemplateLM):  # type: ignore[misc]
         return [(scored.logprob, scored.greedy) for scored in self.score(asked)]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        raise UserError(
-            "its texts are longer than a row, which training does not evaluate; give the task to "
-            "the stage evaluate"
-        )
+        raise UserError(self.without["loglikelihood_rolling"])
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        raise UserError(
-            "its answers are generated, which training does not do; give the task to the stage "
-            "evaluate"
-        )
+        raise UserError(self.without["generate_until"])

@@ -18,10 +18,16 @@ from easyllm.parallelism import world
 from easyllm.parallelism.engine import TrainEngine
 from easyllm.paths import RunPaths
 from easyllm.spec.run import RunSpec
-from easyllm.tasks import harness
+from easyllm.tasks.harness import Harness
 from easyllm.training.batches import Share, dealt, micro_batches
 
 KEY = "training.evaluate.tasks"
+ELSEWHERE = "give the task to the stage evaluate"
+WITHOUT = {
+    "generate_until": f"its answers are generated, which training does not do; {ELSEWHERE}",
+    "loglikelihood_rolling": f"its texts are longer than a row; {ELSEWHERE}",
+}
+"""Why training does not run a kind of task."""
 
 
 class Scored(NamedTuple):
@@ -62,6 +68,25 @@ class TaskEvaluation:
             error = str(problem)
         return self._ended(*world.broadcast_object(("end", found, error)))
 
+    def check(self) -> None:
+        """Raises UserError on all ranks for a task that does not exist, or that training cannot
+        run. Every rank must call it before the first step."""
+        if not self.specs:
+            return
+        error = ""
+        if world.is_main():
+            try:
+                for name, task in self._harness.tasks.items():
+                    kind = "" if isinstance(task, str) else task.get("output_type", "")
+                    if kind not in ("", "multiple_choice", "loglikelihood"):
+                        error = (
+                            f"{KEY}.{name}: {WITHOUT.get(kind, f'it has no {kind} in training')}"
+                        )
+            except UserError as problem:
+                error = str(problem)
+        if error := world.broadcast_object(error):
+            raise UserError(error)
+
     def score(self, requests: Sequence[Request]) -> list[Scored]:
         """Called by lm-eval, on rank 0."""
         world.broadcast_object(("score", list(requests)))
@@ -74,10 +99,8 @@ class TaskEvaluation:
         return found
 
     def _run(self) -> dict[str, float]:
-        tasks = harness.described(self.specs, KEY)
-        results = harness.results(self._model, tasks, self.specs, KEY, seed=self.run.seed)
         found = {}
-        for task, result in results.items():
+        for task, result in self._harness.results(self._model, self.run.seed).items():
             for metric, values in result["metrics"].items():
                 found[f"tasks/{task}/{metric}"] = values["value"]
                 if values["stderr"] is not None:
@@ -85,11 +108,15 @@ class TaskEvaluation:
         return found
 
     @cached_property
+    def _harness(self) -> Harness:
+        return Harness(self.specs, KEY)
+
+    @cached_property
     def _model(self) -> Any:
         from easyllm.training.evaluation.task_model import TaskModel
 
         tokenizer = load_tokenizer(RunPaths(self.run).store.tokenizer)
-        return TaskModel(self.score, tokenizer, self.run.data.seq_len)
+        return TaskModel(self.score, WITHOUT, tokenizer, self.run.data.seq_len)
 
     def _scored(self, requests: Sequence[Request]) -> list[Scored]:
         """Every rank must call it with the same requests."""

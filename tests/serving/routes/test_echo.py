@@ -70,6 +70,15 @@ def test_several_prompts_and_a_stream(served: Served, model: Path) -> None:
     assert values == pytest.approx(found["choices"][0]["logprobs"]["token_logprobs"], abs=1e-4)
 
 
+@pytest.mark.parametrize("max_tokens", [0, 2])
+def test_a_prompt_of_one_token(served: Served, max_tokens: int) -> None:
+    (choice,) = complete(served, prompt=[40], logprobs=1, max_tokens=max_tokens)["choices"]
+    found = choice["logprobs"]
+    assert found["token_logprobs"][0] is None and found["tokens"][0] == choice["text"][0]
+    assert len(found["tokens"]) == 1 + max_tokens
+    assert found["text_offset"][:2] == [0, 1][: 1 + max_tokens]
+
+
 def test_without_log_probabilities(served: Served) -> None:
     (choice,) = complete(served, prompt=PROMPT, max_tokens=1)["choices"]
     assert choice["text"].startswith(PROMPT) and choice["logprobs"] is None
@@ -110,6 +119,9 @@ def test_tokens(served: Served, model: Path) -> None:
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     found = served.client.post("/tokenize", json={"messages": messages}).json()
     assert found["tokens"] == ids
+    body = {"prompt": PROMPT, "add_special_tokens": False, "return_token_strs": True}
+    found = served.client.post("/tokenize", json=body).json()
+    assert found["token_strs"] == tokenizer.convert_ids_to_tokens(found["tokens"])
     status, error = served.error("/tokenize", model="other", prompt="x")
     assert status == 404 and "there is no model 'other'" in error["message"]
     status, error = served.error("/tokenize", prompt="x", messages=messages)
