@@ -213,7 +213,9 @@ def test_a_server_with_another_model(tmp_path: Path, another_model: Served) -> N
     found = verify(run).comparisons
     assert differing(found) == ["server's numbers", "server's answers"]
     assert {"server's tokenizer", "engine's numbers"} <= compared(found)
-    same = Served(serving_spec(tmp_path, folder))
+    # greedy answers are asked for whatever the server has by default
+    own = {"sampling": {"repetition_penalty": 1.5, "max_tokens": 9}}
+    same = Served(serving_spec(tmp_path, folder, inference=own))
     try:
         run = run_spec(tmp_path, {**settings, "verify": {**url, "url": f"{same.url}/v1"}})
         found = verify(run).comparisons
@@ -239,6 +241,23 @@ def test_a_stage_that_finds_a_difference_fails(
     comparison = next(one for one in written["comparisons"] if one["status"] == "differs")
     assert written["versions"]["transformers"] and any(written["documents"][0]["trained"])
     assert comparison["numbers"]["ours"] != comparison["numbers"]["theirs"]
+
+
+def test_a_server_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_model(tmp_path / "model")
+    served = Served(serving_spec(tmp_path, folder), keys=("sesame",))
+    try:
+        settings = {"inference": {"model": str(folder)}, "model": {"dtype": "float32"}}
+        few = {"documents": 1, "new_tokens": 2, "url": served.url}
+        run = run_spec(tmp_path, {**settings, "verify": few})
+        with pytest.raises(
+            UserError, match=r"answers 401: give the server's API key .*EASYLLM_API_"
+        ):
+            verify(run)
+        monkeypatch.setenv("EASYLLM_API_KEY", "sesame")
+        assert "server's numbers" in compared(verify(run).comparisons)
+    finally:
+        served.close()
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:

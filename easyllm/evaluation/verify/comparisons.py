@@ -106,6 +106,7 @@ def answers(
     names: Sequence[str],
     dtype: str,
     means: str,
+    decode: Any = None,
 ) -> Comparison:
     """Compares greedy answers with those of transformers, which have ``tokens`` (or their texts)
     and ``margins``. After the first difference nothing can be compared."""
@@ -123,8 +124,8 @@ def answers(
             continue
         return Comparison(
             name, between, "differs",
-            f"after {what}: token {at + 1} is {_shown(mine, at)}, and {_shown(got, at)}; the "
-            f"likeliest is {margin:.3g} nats before the second",
+            f"after {what}: token {at + 1} is {_shown(mine, at, decode)}, and "
+            f"{_shown(got, at, decode)}; the likeliest is {margin:.3g} nats before the second",
             means, {"text": what, "token": at + 1, "margin": margin},
         )  # fmt: skip
     text = f"{count:,} tokens of {len(ours)} answers"

@@ -15,12 +15,21 @@ PATIENCE = 120.0
 """Seconds that an answer may take."""
 
 
+NEUTRAL = {"top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
+"""Sampling that takes the likeliest token, whatever a server has by default."""
+FURTHER = {"repetition_penalty": 1, "top_k": -1, "min_p": 0, "min_tokens": 0, "ignore_eos": True}
+"""The same in parameters of the servers of ``KIN``."""
+KIN = ("easyllm", "vllm")
+"""Owners that servers name for their models."""
+
+
 class Server:
     def __init__(self, url: str):
         self.url = url.rstrip("/").removesuffix("/v1")
         try:
             models = self._asked("/v1/models")["data"]
             self.model: str = models[0]["id"]
+            self.neutral = NEUTRAL | (FURTHER if models[0].get("owned_by") in KIN else {})
         except (KeyError, TypeError, IndexError):
             raise UserError(f"verify.url={url}: the server lists no model") from None
 
@@ -42,7 +51,7 @@ class Server:
 
     def answer(self, ids: Sequence[int], count: int) -> str:
         """The greedy answer of ``count`` tokens as text."""
-        text: str = self._completed(ids, max_tokens=count, ignore_eos=True)["text"]
+        text: str = self._completed(ids, max_tokens=count, **self.neutral)["text"]
         return text
 
     def _completed(self, ids: Sequence[int], **options: Any) -> dict[str, Any]:
