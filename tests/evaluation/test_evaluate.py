@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from io import StringIO
 from pathlib import Path
@@ -254,3 +255,49 @@ def test_the_results_of_a_stage_are_its_files(tmp_path: Path, model: Path) -> No
     assert not stage.outputs(run)[0].exists()
     evaluated(run)
     assert stage.outputs(run)[0].exists()
+
+
+def test_an_engine_gives_what_lm_evals_own_class_gives(tmp_path: Path, model: Path) -> None:
+    """As vLLM runs tasks; here with the engine for transformers."""
+    from easyllm.evaluation.lm_eval.engine_model import EngineModel
+    from easyllm.evaluation.lm_eval.models import loaded
+    from easyllm.tasks.harness import Harness
+
+    generation = {
+        "output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "{{question}}",
+        "generation_kwargs": {"until": ["zz"], "max_gen_toks": 8, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    }  # fmt: skip
+    rolling = {
+        "output_type": "loglikelihood_rolling", "doc_to_choice": None, "doc_to_text": "",
+        "doc_to_target": "{{question}}", "metric_list": [{"metric": "word_perplexity"}],
+    }  # fmt: skip
+    files = {
+        "chosen": local_task(tmp_path / "chosen"),
+        "generated": local_task(tmp_path / "generated", **generation),
+        "rolling": local_task(tmp_path / "rolling", **rolling),
+    }
+    run = run_of(tmp_path, model, tasks={name: {"path": str(f)} for name, f in files.items()})
+    tasks = Harness(run.evaluation.tasks, "evaluation.tasks")
+    with loaded(run, model) as theirs:
+        expected = tasks.results(theirs, run.seed, chat_template=False)
+    engine = run.inference.engine.load(model, run)
+    try:
+        with asyncio.Runner() as runner:
+            found = tasks.results(EngineModel(engine, runner, 4, {}), run.seed)
+    finally:
+        engine.close()
+    for name in files:
+        ours, other = (
+            [sample["resps"] for sample in results[name]["samples"]]
+            for results in (found, expected)
+        )
+        assert len(ours) == len(ITEMS)
+        if name == "generated":
+            assert ours == other and all(resps[0][0] for resps in ours)
+            continue
+        for mine, right in zip(ours, other, strict=True):
+            for (one,), (two,) in zip(mine, right, strict=True):
+                pair = (one, two) if name == "rolling" else (one[0], two[0])
+                assert pair[0] == pytest.approx(pair[1], abs=1e-4)
+                assert name == "rolling" or one[1] == two[1]

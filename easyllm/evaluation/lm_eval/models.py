@@ -1,9 +1,9 @@
-"""Models as lm-eval runs them: by its own classes for transformers and vLLM."""
+"""Models as lm-eval runs them: by its own class for transformers, or by an engine of easyllm."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 import easyllm.models.custom  # noqa: F401  registers what transformers does not have
 from easyllm.data.tokenizers.portable import of_model
 from easyllm.errors import UserError
-from easyllm.inference.engines import VLLM
+from easyllm.inference.engine_protocol import Engine
+from easyllm.inference.engines import Transformers
 from easyllm.inference.validate_weights import check_weights
 from easyllm.spec.run import RunSpec
 
@@ -23,9 +24,20 @@ EXACT = ("sdpa", "eager", "flash_attention_2")
 def loaded(run: RunSpec, folder: Path) -> Iterator[Any]:
     """The model in ``folder``, by ``inference.engine``; its memory is released at the end.
     Raises UserError."""
+    engine = run.inference.engine
+    if not isinstance(engine, Transformers):
+        from easyllm.evaluation.lm_eval.engine_model import EngineModel
+
+        opened: Engine = engine.load(folder, run)
+        try:
+            with asyncio.Runner() as runner:  # an engine belongs to one event loop
+                yield EngineModel(opened, runner, run.evaluation.batch_size, _arguments(run))
+        finally:
+            opened.close()
+        return
     try:
         check_weights(folder)
-        model = (_vllm if isinstance(run.inference.engine, VLLM) else _transformers)(run, folder)
+        model = _transformers(run, folder)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"{folder}: this model cannot be loaded: {error}") from error
     try:
@@ -47,24 +59,6 @@ def _transformers(run: RunSpec, folder: Path) -> Any:
     network = network.to(run.hardware.device).eval()
     return HFLM(
         network, tokenizer=of_model(folder), batch_size=run.evaluation.batch_size,
-        chat_template_args=_arguments(run),
-    )  # fmt: skip
-
-
-def _vllm(run: RunSpec, folder: Path) -> Any:
-    from lm_eval.models.vllm_causallms import VLLM as LMEvalVLLM
-
-    fields = run.inference.engine
-    assert isinstance(fields, VLLM)
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if run.hardware.device == "cpu":
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(fields.kv_cache_gb)
-    return LMEvalVLLM(
-        str(folder), dtype=run.model.dtype, seed=run.seed, batch_size="auto",
-        tensor_parallel_size=fields.tensor_parallel_size, max_model_len=fields.max_model_len,
-        quantization=fields.quantization, gpu_memory_utilization=fields.gpu_memory_utilization,
-        enforce_eager=fields.enforce_eager, max_num_seqs=run.inference.batch_size,
         chat_template_args=_arguments(run),
     )  # fmt: skip
 
