@@ -64,6 +64,14 @@ def test_the_sound_way_of_an_adapter_passes(exported: Exported, how: str) -> Non
     assert ("engine's answers" in compared(found)) is (how == "merged")
 
 
+def test_a_gguf_file_is_compared_with_the_checkpoint(exported: Exported) -> None:
+    run = exported.run("model", {"export": {"format": "gguf"}})
+    load("export").work(run, Rank())
+    found = verify(run).comparisons
+    assert differing(found) == []
+    assert {"store", "weights", "held-out loss", "engine's answers"} <= compared(found)
+
+
 def _json(file: Path, change: Callable[[Any], None]) -> None:
     content = json.loads(file.read_text("utf-8"))
     change(content)
