@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from easyllm.files import stable_hash
 from easyllm.spec.run import RunSpec
 from easyllm.spec.schema import write
 
@@ -146,8 +145,7 @@ class RunPaths:
         settings = write(self.run.evaluation)
         del settings["batch_size"]  # changes no result
         names = "+".join(self.run.evaluation.tasks)
-        address = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        return self.root / "evaluation" / f"{names[:60]}-{address[:8]}"
+        return self.root / "evaluation" / f"{names[:60]}-{stable_hash(settings, 8)}"
 
     @property
     def results(self) -> Path:

@@ -35,7 +35,8 @@ ORDER = (
     ("launchers",),
     ("runfile",),
     ("components",),
-    ("paths", "progress", "files", "printable", "signals"),
+    ("paths",),
+    ("progress", "files", "printable", "signals"),
     ("errors", "heartbeat"),
     ("spec",),
 )

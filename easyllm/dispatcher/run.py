@@ -27,9 +27,6 @@ from easyllm.spec.run import RunSpec
 from easyllm.stages import load
 from easyllm.stages.base import Stage
 
-SERVING = ("serve",)
-"""The stages of a command that only serves."""
-
 
 def dispatch(run: RunSpec) -> int:
     """Run the stages of a resolved spec in its directory; returns the exit status.
@@ -41,8 +38,7 @@ def dispatch(run: RunSpec) -> int:
     if found := [*directory.problems(run), *_missing(run)]:
         raise SpecError(found)
     try:
-        # a server only reads, and leaves the directory to commands such as verify
-        with held(paths.root, ".serve.lock" if run.stages == SERVING else ".lock"):
+        with held(paths.root, ".serve.lock" if _only_reads(run) else ".lock"):
             file = _file(run)
             runfile.save(run, file)
             with stoppable():
@@ -70,7 +66,12 @@ def _file(run: RunSpec) -> Path:
         return paths.spec
     if not isinstance(stages, list) or "train" not in stages:
         return paths.spec
-    return paths.serving if run.stages == SERVING else paths.command
+    return paths.serving if _only_reads(run) else paths.command
+
+
+def _only_reads(run: RunSpec) -> bool:
+    """Whether other commands may use the run's directory meanwhile, such as verify beside serve."""
+    return all(load(name).only_reads for name in run.stages)
 
 
 def _missing(run: RunSpec) -> list[Problem]:

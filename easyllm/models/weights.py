@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from torch import nn
 
 from easyllm.errors import UserError
 from easyllm.models import tensor_files
+from easyllm.models.layers import LayerSpec
 from easyllm.models.text_part import text_names
 from easyllm.models.weight_mapping import RowMapping, Shape, WeightMapping
 from easyllm.printable import some_of
@@ -265,6 +266,20 @@ def fill(
         else:  # a buffer keeps the dtype that its model gives it
             setattr(layer.get_submodule(owner), attribute, value.to(device, empty.dtype))
     return layer.to(device)
+
+
+def filled(
+    specs: Iterable[LayerSpec], weights: Weights, dtype: torch.dtype, device: torch.device
+) -> dict[str, nn.Module]:
+    """All layers of a model as they are trained, with their weights, by name."""
+    built: dict[str, Any] = {}
+    for spec in specs:
+        built[spec.name] = module = spec.trained()
+        if spec.tied_to is None:
+            fill(module, spec.name, weights, dtype, device)
+        else:
+            module.weight = built[spec.tied_to].weight
+    return built
 
 
 def plan_shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:

@@ -111,7 +111,7 @@ def _evaluation(run: RunSpec) -> Iterator[Problem]:
     for key, tasks in (asked[stage] for stage in asked if stage in run.stages):
         for name, task in tasks.items():
             path = task.path if task else None
-            meant = "" if path or name in builtin.NAMES else near(name, builtin.NAMES)
+            meant = "" if path or name in builtin.TASKS else near(name, builtin.TASKS)
             if meant:
                 yield Problem(
                     f"{key}.{name}", ABSENT, "no such task", f"{meant} ({key}.<name>=null)"

@@ -43,6 +43,8 @@ class Stage(abc.ABC):
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]]
     """Dotted keys of the spec, or prefixes of them, that can change what the stage makes."""
+    only_reads: ClassVar[bool] = False
+    """Whether it only reads the run's directory, so that other commands may use it meanwhile."""
 
     def may_change(self, run: RunSpec, key: str) -> bool:
         """Whether the stage can continue from its results although ``key`` has changed since."""

@@ -15,6 +15,7 @@ class Serve(Stage):
     """Runs until it is stopped and leaves no files."""
 
     name = "serve"
+    only_reads = True
     reads = ("serving", *prompts.KEYS)
 
     def require(self, run: RunSpec) -> None:

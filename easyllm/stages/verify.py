@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +48,7 @@ class Verify(Stage):
         from easyllm.files import write_json
 
         found = verify(run)
-        write_json(self.paths(run).verification, json.loads(json.dumps(asdict(found), default=str)))
+        write_json(self.paths(run).verification, {**asdict(found), "model": str(found.model)})
         show(found.comparisons, Console(force_terminal=on_terminal(), width=WIDTH))
         if first := found.first_difference:
             raise UserError(

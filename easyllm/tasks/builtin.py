@@ -12,39 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("python_docs", "python_keywords")
 ITEMS = 60
 """Items of ``python_docs``."""
 GIVEN, ASKED = 160, 80
 """Characters of a text that are given, and of each choice."""
-
-
-def config(name: str) -> dict[str, Any] | None:
-    """The task ``name`` as lm-eval describes one; None where easyllm has none of this name."""
-    if name == "python_docs":
-        return {
-            "task": name, "custom_dataset": python_docs, "test_split": "test",
-            "doc_to_text": "{{context}}", "doc_to_choice": "{{choices}}", "doc_to_target": "answer",
-            "target_delimiter": "", **_CHOICE,
-        }  # fmt: skip
-    if name == "python_keywords":
-        return {
-            "task": name, "custom_dataset": python_keywords, "test_split": "test",
-            "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}",
-            "doc_to_target": "answer", **_CHOICE,
-        }  # fmt: skip
-    return None
-
-
-_CHOICE: dict[str, Any] = {
-    "output_type": "multiple_choice",
-    "num_fewshot": 0,
-    "metric_list": [
-        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
-        {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
-    ],
-    "metadata": {"version": 1},
-}
 
 
 def python_docs(**_: Any) -> dict[str, Any]:
@@ -86,6 +57,30 @@ def python_keywords(**_: Any) -> dict[str, Any]:
 def _questions() -> list[dict[str, Any]]:
     lines = (Path(__file__).parent / "python_keywords.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+_CHOICE: dict[str, Any] = {
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "answer",
+    "num_fewshot": 0,
+    "metric_list": [
+        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+        {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
+    ],
+    "metadata": {"version": 1},
+}
+TASKS: dict[str, dict[str, Any]] = {
+    "python_docs": {
+        **_CHOICE, "custom_dataset": python_docs, "doc_to_text": "{{context}}",
+        "target_delimiter": "",
+    },
+    "python_keywords": {
+        **_CHOICE, "custom_dataset": python_keywords, "doc_to_text": "{{question}}",
+    },
+}  # fmt: skip
+"""By name as lm-eval describes them."""
 
 
 if __name__ == "__main__":

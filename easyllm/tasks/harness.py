@@ -14,6 +14,8 @@ from easyllm.spec.problems import near
 from easyllm.tasks import builtin
 
 Specs = Mapping[str, TaskSpec | None]
+NAMED = ("task", "num_fewshot")
+"""The keys of a task that lm-eval knows by its name."""
 Results = dict[str, dict[str, Any]]
 """By task: ``metrics``, each with ``value`` and ``stderr``; the ``samples``; and ``few_shot``."""
 NO_NETWORK = frozenset({"ConnectionError", "OfflineModeIsEnabled", "HfHubHTTPError",
@@ -26,39 +28,49 @@ class Harness:
     file that describes none."""
 
     def __init__(self, specs: Specs, key: str):
+        from lm_eval import evaluator
         from lm_eval.tasks import TaskManager
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        # it asks git for the commit of the current folder, which complains where there is none
+        evaluator.get_git_commit_hash = lambda: None
         self.specs, self.key = specs, key
-        self.tasks = {name: _task(name, spec, key) for name, spec in specs.items()}
-        theirs = [name for name, task in self.tasks.items() if isinstance(task, str)]
+        self.tasks = {name: _task(name, spec or TaskSpec(), key) for name, spec in specs.items()}
+        theirs = [name for name, task in self.tasks.items() if task.keys() <= {*NAMED}]
         # thousands, which takes ten seconds
         self.manager = TaskManager(include_defaults=bool(theirs))
         for name in theirs:
-            if name not in self.manager.all_tasks:
-                meant = near(name, self.manager.all_tasks)
-                raise UserError(
-                    f"{key}.{name}: lm-eval {version('lm-eval')} has no such task; "
-                    f"{meant + ', or ' if meant else ''}give {key}.{name}.path=<a YAML file>"
-                )
+            self._check_name(name)
 
     def results(self, model: Any, seed: int, chat_template: bool = False) -> Results:
         """What a ``model`` of lm-eval reaches. Raises UserError for what the user can fix."""
-        return {name: self._result(name, model, seed, chat_template) for name in self.tasks}
+        return {name: self._results_of(name, model, seed, chat_template) for name in self.tasks}
 
-    def _result(self, name: str, model: Any, seed: int, chat_template: bool) -> dict[str, Any]:
+    def _check_name(self, name: str) -> None:
+        """Raises UserError for a name that lm-eval does not have, or has for several tasks that
+        have no results together."""
+        manager, key = self.manager, f"{self.key}.{name}"
+        if name in manager.all_tags:
+            raise UserError(
+                f"{key} is a tag of several tasks of lm-eval; give those by their names, which "
+                "`lm-eval ls subtasks` lists"
+            )
+        if name not in manager.all_tasks:
+            meant = near(name, manager.all_tasks)
+            raise UserError(
+                f"{key}: lm-eval {version('lm-eval')} has no such task; "
+                f"{meant + ', or ' if meant else ''}give {key}.path=<a YAML file>"
+            )
+
+    def _results_of(self, name: str, model: Any, seed: int, chat_template: bool) -> dict[str, Any]:
         from lm_eval import evaluator
 
-        # it asks git for the commit of the current folder, which complains where there is none
-        evaluator.get_git_commit_hash = lambda: None
-        spec, task = self.specs[name] or TaskSpec(), self.tasks[name]
-        shots = {} if spec.few_shot is None else {"num_fewshot": spec.few_shot}
-        given: Any = {"task": task} if isinstance(task, str) else _with_examples(task)
+        task, spec = self.tasks[name], self.specs[name] or TaskSpec()
         try:
             result = evaluator.simple_evaluate(
-                model, tasks=[{**given, **shots} if shots or given != {"task": task} else task],
-                limit=spec.limit, apply_chat_template=chat_template, task_manager=self.manager,
-                log_samples=True, verbosity="ERROR", random_seed=seed, numpy_random_seed=seed,
+                model, tasks=[name if task == {"task": name} else task], limit=spec.limit,
+                apply_chat_template=chat_template, task_manager=self.manager, log_samples=True,
+                verbosity="ERROR", random_seed=seed, numpy_random_seed=seed,
                 torch_random_seed=seed, fewshot_random_seed=seed,
             )  # fmt: skip
         except UserError as error:
@@ -67,15 +79,6 @@ class Harness:
             raise UserError(_message(f"{self.key}.{name}", error)) from error
         assert result is not None  # it is None on other ranks of a distributed model only
         return _result(name, result)
-
-
-def _with_examples(task: dict[str, Any]) -> dict[str, Any]:
-    """A task whose solved examples may come from its own items, which then never include the one
-    that is asked: lm-eval leaves it out only where the split of the examples is named."""
-    splits = ("fewshot_split", "training_split", "validation_split")
-    if any(task.get(split) for split in splits) or not task.get("test_split"):
-        return task
-    return {**task, "fewshot_split": task["test_split"]}
 
 
 def _message(key: str, error: Exception) -> str:
@@ -92,25 +95,37 @@ def _message(key: str, error: Exception) -> str:
     return f"{key}: lm-eval cannot run it: {'; because of '.join(causes)}"
 
 
-def _task(name: str, spec: TaskSpec | None, key: str) -> dict[str, Any] | str:
-    if spec is None or spec.path is None:
-        return builtin.config(name) or name
+def _task(name: str, spec: TaskSpec, key: str) -> dict[str, Any]:
+    """A task's description; of one of lm-eval's own only ``NAMED``."""
+    shots = {} if spec.few_shot is None else {"num_fewshot": spec.few_shot}
+    if spec.path is not None:
+        described = _read(Path(spec.path), f"{key}.{name}.path")
+    elif name in builtin.TASKS:
+        described = builtin.TASKS[name]
+    else:
+        return {"task": name, **shots}
+    # Solved examples may come from a task's own items. lm-eval leaves out the one that is asked
+    # only where the split of the examples is named.
+    splits = ("fewshot_split", "training_split", "validation_split")
+    if not any(described.get(split) for split in splits):
+        described = {**described, "fewshot_split": described.get("test_split")}
+    return {**described, "task": name, **shots}
+
+
+def _read(file: Path, key: str) -> dict[str, Any]:
     import yaml
     from lm_eval.tasks._yaml_loader import load_yaml  # it knows the tags of lm-eval's files
 
-    file = Path(spec.path)
     try:
         values: dict[str, Any] = load_yaml(file)
     except (yaml.YAMLError, ValueError, TypeError, OSError) as error:
-        raise UserError(f"{key}.{name}.path={file}: {error}") from error
+        raise UserError(f"{key}={file}: {error}") from error
     if "output_type" not in values and "task" not in values:
-        raise UserError(
-            f"{key}.{name}.path={file} describes no task of lm-eval: it has no output_type"
-        )
+        raise UserError(f"{key}={file} describes no task of lm-eval: it has no output_type")
     arguments = values.get("dataset_kwargs") or {}
     if "data_files" in arguments:
         arguments["data_files"] = _absolute(arguments["data_files"], file.parent)
-    return {**values, "task": name}
+    return values
 
 
 def _absolute(given: Any, folder: Path) -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from easyllm.files import write_json
 from easyllm.spec.run import RunSpec
@@ -18,6 +20,19 @@ from tests.training.conftest import ZERO, Small, Trained, launch, small  # noqa:
 
 FEW = {"verify": {"documents": 2, "new_tokens": 6}}
 ADAPTER = {"_target_": "lora", "r": 4, "alpha": 8}
+
+
+def begin_texts(folder: Path) -> Path:
+    """Have the tokenizer in ``folder`` begin each text with a token, as Llama's does."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    first = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, tokenizer.eos_token_id)]
+    )
+    tokenizer.bos_token = first
+    tokenizer.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder)("a")["input_ids"][0] == tokenizer.eos_token_id
+    return folder
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from easyllm.spec.checks import problems
 from easyllm.spec.run import RunSpec
 from easyllm.stages import load
 from easyllm.tasks import builtin
+from tests.evaluation.conftest import begin_texts
 from tests.inference.small import save_model
 from tests.support import merged, run_spec
 
@@ -144,7 +145,11 @@ def test_a_baseline_is_compared_item_by_item(tmp_path: Path, model: Path, as_run
 
 def test_items_that_changed() -> None:
     def result(*values: float) -> dict[str, Any]:
-        samples = [{"task": "t", "doc_id": n, "acc": v} for n, v in enumerate(values)]
+        samples = [
+            {"task": "t", "doc_id": n, "acc": v if kept == "none" else 0.0, "filter": kept}
+            for kept in ("none", "strict")
+            for n, v in enumerate(values)
+        ]
         mean = {"value": sum(values) / len(values), "stderr": None}
         return {"metrics": {"acc": mean}, "samples": samples}
 
@@ -159,6 +164,12 @@ def test_a_task_that_does_not_exist(tmp_path: Path, model: Path) -> None:
     with pytest.raises(
         UserError, match=r"evaluation\.tasks\.arc_eazy: .* no such task; .*arc_easy"
     ):
+        evaluated(run)
+
+
+def test_a_tag_of_several_tasks(tmp_path: Path, model: Path) -> None:
+    run = run_of(tmp_path, model, tasks={"ai2_arc": None})
+    with pytest.raises(UserError, match=r"evaluation\.tasks\.ai2_arc is a tag of several tasks"):
         evaluated(run)
 
 
@@ -257,12 +268,16 @@ def test_the_results_of_a_stage_are_its_files(tmp_path: Path, model: Path) -> No
     assert stage.outputs(run)[0].exists()
 
 
-def test_an_engine_gives_what_lm_evals_own_class_gives(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("first_token", [False, True])
+def test_an_engine_gives_what_lm_evals_own_class_gives(tmp_path: Path, first_token: bool) -> None:
     """As vLLM runs tasks; here with the engine for transformers."""
     from easyllm.evaluation.lm_eval.engine_model import EngineModel
     from easyllm.evaluation.lm_eval.models import loaded
     from easyllm.tasks.harness import Harness
 
+    model = save_model(tmp_path / "model")
+    if first_token:
+        begin_texts(model)
     generation = {
         "output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "{{question}}",
         "generation_kwargs": {"until": ["zz"], "max_gen_toks": 8, "do_sample": False},

@@ -16,7 +16,7 @@ from easyllm.models.families import family_named
 from easyllm.models.layers import tensor_shapes
 from easyllm.models.random_weights import RandomWeights
 from easyllm.models.weight_mapping import RowMapping
-from easyllm.models.weights import WeightFiles, Weights, fill
+from easyllm.models.weights import WeightFiles, Weights, filled
 
 CPU = torch.device("cpu")
 
@@ -35,19 +35,13 @@ class Assembled:
             weights = RandomWeights(config, 0)
         tied = {f"{s.name}.weight": f"{s.tied_to}.weight" for s in specs if s.tied_to}
         assert weights.problems(shapes, shapes, tied) == []
-        self.modules: dict[str, nn.Module] = {}
-        layers = []
+        layers = filled(specs, weights, torch.float32, CPU)
         for spec in specs:
-            if spec.tied_to:
-                layer: Any = spec.build()
-                layer.weight = self.modules[spec.tied_to].weight
-            else:
-                layer = fill(spec.build(), spec.name, weights, torch.float32, CPU)
-                self.modules[spec.name] = layer
             if spec.decoder:
-                changed(layer)
-            layers.append(layer)
-        self.stage: Any = family.assembly(config, attention, None).assemble(specs, layers)
+                changed(layers[spec.name])
+        self.modules = {spec.name: layers[spec.name] for spec in specs if not spec.tied_to}
+        assembly = family.assembly(config, attention, None)
+        self.stage: Any = assembly.assemble(specs, list(layers.values()))
 
     @classmethod
     def saved(cls, folder: Path, attention: str = "sdpa") -> Assembled:

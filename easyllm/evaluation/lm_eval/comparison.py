@@ -11,9 +11,9 @@ def compared(trained: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
     """For each metric the ``difference`` of the means with the standard error of paired items, and
     the items that became better and worse, by ``doc_id``."""
     found: dict[str, Any] = {"metrics": {}, "better": {}, "worse": {}}
-    mine, theirs = (_by_item(result) for result in (trained, before))
     for metric, values in trained["metrics"].items():
-        name = metric.partition("/")[0]
+        name, _, kept = metric.partition("/")
+        mine, theirs = (_by_item(result, kept or "none") for result in (trained, before))
         differences = {
             item: float(mine[item][name]) - float(theirs[item][name])
             for item in mine
@@ -30,11 +30,13 @@ def compared(trained: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
     return found
 
 
-def _by_item(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _by_item(result: Mapping[str, Any], kept: str) -> dict[str, Mapping[str, Any]]:
+    """The samples of one of the filters that take an answer out of what the model wrote."""
     tasks = {sample["task"] for sample in result["samples"]}
     return {
         str(sample["doc_id"]) if len(tasks) == 1 else f"{sample['task']} {sample['doc_id']}": sample
         for sample in result["samples"]
+        if sample["filter"] == kept
     }
 
 

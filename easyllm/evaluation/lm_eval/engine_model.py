@@ -10,32 +10,27 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
-from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from easyllm.inference.detokenizer import answer
 from easyllm.inference.engine_protocol import Engine
 from easyllm.progress import progress
 from easyllm.spec.inference import SamplingSpec
+from easyllm.tasks.model import TokenizedModel
 
 LONGEST_ANSWER = 256
 """Tokens of an answer at most, where a task does not say."""
 
 
-class EngineModel(TemplateLM):  # type: ignore[misc]
+class EngineModel(TokenizedModel):
     """Asks ``engine`` for ``at_once`` items at a time, in the event loop of ``runner``."""
 
     def __init__(
         self, engine: Engine, runner: asyncio.Runner, at_once: int, arguments: Mapping[str, Any]
     ):
-        super().__init__()
-        self.engine, self.tokenizer = engine, engine.tokenizer
-        self.runner, self.at_once, self.arguments = runner, at_once, dict(arguments)
-        self.max_length = engine.max_positions - 1
-
-    @property
-    def eot_token_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
+        super().__init__(engine.tokenizer, engine.max_positions - 1)
+        self.engine, self.runner, self.at_once = engine, runner, at_once
+        self.arguments = arguments
 
     @property
     def tokenizer_name(self) -> str:
@@ -49,15 +44,6 @@ class EngineModel(TemplateLM):  # type: ignore[misc]
             continue_final_message=not add_generation_prompt, **self.arguments,
         )  # fmt: skip
         return text
-
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **_: Any
-    ) -> list[int]:
-        if add_special_tokens is None:  # a chat template has written the first token already
-            first = self.tokenizer.bos_token
-            add_special_tokens = not (first and string.startswith(first))
-        ids: list[int] = self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"]
-        return ids
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any

@@ -56,7 +56,7 @@ def evaluate(run: RunSpec, console: Console) -> dict[str, Any]:
     }
     _track(run, numbers)
     return {
-        "items": sum(len(result["samples"]) for result in found.values()),
+        "items": sum(map(_items, found.values())),
         "results": {task: result["metrics"] for task, result in found.items()},
         **({"comparison": {t: c["metrics"] for t, c in comparison.items()}} if baseline else {}),
     }
@@ -81,11 +81,16 @@ def _shown(found: Results) -> dict[str, Any]:
     return {
         "lm_eval": version("lm-eval"),
         "tasks": {
-            task: {"metrics": result["metrics"], "items": len(result["samples"]),
+            task: {"metrics": result["metrics"], "items": _items(result),
                    "few_shot": result["few_shot"]}
             for task, result in found.items()
         },
     }  # fmt: skip
+
+
+def _items(result: Mapping[str, Any]) -> int:
+    """Items have a sample for each filter of the task."""
+    return len({(sample["task"], sample["doc_id"]) for sample in result["samples"]})
 
 
 def _write(folder: Path, found: Results) -> None:

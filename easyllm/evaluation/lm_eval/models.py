@@ -15,9 +15,8 @@ from easyllm.errors import UserError
 from easyllm.inference.engine_protocol import Engine
 from easyllm.inference.engines import Transformers
 from easyllm.inference.validate_weights import check_weights
+from easyllm.spec.model.attention import INSTEAD
 from easyllm.spec.run import RunSpec
-
-EXACT = ("sdpa", "eager", "flash_attention_2")
 
 
 @contextmanager
@@ -52,7 +51,7 @@ def _transformers(run: RunSpec, folder: Path) -> Any:
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM
 
-    attention = run.model.attention if run.model.attention in EXACT else "sdpa"
+    attention = INSTEAD.get(run.model.attention, run.model.attention)
     network: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, run.model.dtype), attn_implementation=attention
     )

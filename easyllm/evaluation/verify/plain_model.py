@@ -13,10 +13,8 @@ from typing import Any
 
 from easyllm.errors import UserError
 from easyllm.evaluation.verify import plain
+from easyllm.spec.model.attention import INSTEAD
 from easyllm.spec.run import RunSpec
-
-EXACT = ("sdpa", "eager")
-"""Attention that transformers has for every device and computes without boundaries."""
 
 
 def ask(
@@ -43,7 +41,7 @@ def ask(
         "prompts": list(prompts), "documents": list(documents), "asked": list(asked),
         "gradient": list(gradient), "new_tokens": run.verify.new_tokens,
         "device": run.hardware.device, "dtype": run.model.dtype,
-        "attention": run.model.attention if run.model.attention in EXACT else "sdpa",
+        "attention": INSTEAD.get(run.model.attention, run.model.attention),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         given, answer = Path(scratch) / "question.json", Path(scratch) / "answer.json"

@@ -12,7 +12,6 @@ from typing import Any
 from easyllm.data.sources.work_units import Chunk, chunks
 from easyllm.data.store import manifest as manifests
 from easyllm.data.store import shards
-from easyllm.data.tokenizers.encode import load_tokenizer
 from easyllm.errors import BadRecord, UserError
 from easyllm.paths import RunPaths
 from easyllm.spec.roles import ChatDocument, Message, Record
@@ -82,32 +81,35 @@ class Samples:
 
 def samples(run: RunSpec, tokenizer: Any) -> Samples:
     """The first documents of each source, with what the store holds of them, and the first held-out
-    ones. Without a store, texts and conversations of this module, as ``tokenizer`` encodes them."""
-    found = Samples()
-    manifest = manifests.find(RunPaths(run).store, "tokenize") if run.data.sources else None
+    ones. ``tokenizer`` is the store's."""
+    manifest = manifests.find(RunPaths(run).store, "tokenize")
     if manifest is None:
-        found.missing = "there is no store of this run"
-        _add_own(found, tokenizer, as_documents=True)
-        return found
+        return without_store(tokenizer)
+    found = Samples()
     try:
         found.others += _heldout(run)
-        stored = load_tokenizer(RunPaths(run).store.tokenizer)
         for chunk, documents in _chunks(run):
             if chunk.reader is not None:  # tokens, which another program made of texts
-                some = islice(documents, run.verify.documents)
-                found.others += [replace(one, name=f"{chunk.source} {n}")
-                                 for n, one in enumerate(some, start=1)]  # fmt: skip
-            for record in chunk.records:
-                if isinstance(record, Record):
-                    name = f"{chunk.source} {record.line}"
-                    _add(run, found, stored, manifest["eos_id"], name, record, documents)
+                some = enumerate(islice(documents, run.verify.documents), start=1)
+                found.others += [replace(one, name=f"{chunk.source} {n}") for n, one in some]
+            for record in (one for one in chunk.records if isinstance(one, Record)):
+                name = f"{chunk.source} {record.line}"
+                _add(run, found, tokenizer, manifest["eos_id"], name, record, documents)
     except (OSError, UserError, shards.Damaged) as error:
         found.missing = str(error)
-    if not found.conversations and tokenizer.chat_template:
-        _add_conversations(found)  # the server has a template, whatever was trained
+    if not found.conversations:
+        _add_conversations(found, tokenizer)  # the server has a template, whatever was trained
     if not found.texts:
         found.missing = found.missing or "the sources hold tokens, not texts"
         _add_own(found, tokenizer, as_documents=not found.documents)
+    return found
+
+
+def without_store(tokenizer: Any) -> Samples:
+    """Texts and conversations of this module, as ``tokenizer`` encodes them."""
+    found = Samples(missing="there is no store of this run")
+    _add_own(found, tokenizer, as_documents=True)
+    _add_conversations(found, tokenizer)
     return found
 
 
@@ -118,12 +120,10 @@ def _add_own(found: Samples, tokenizer: Any, as_documents: bool) -> None:
         ids = _add_text(found, tokenizer, name, text)
         if as_documents:
             found.stored[name] = [Document(name, ids, [True] * len(ids))]
-    if tokenizer.chat_template:
-        _add_conversations(found)
 
 
-def _add_conversations(found: Samples) -> None:
-    for number, messages in enumerate(CONVERSATIONS, start=1):
+def _add_conversations(found: Samples, tokenizer: Any) -> None:
+    for number, messages in enumerate(CONVERSATIONS if tokenizer.chat_template else (), start=1):
         found.conversations[f"conversation {number}"] = list(messages)
 
 

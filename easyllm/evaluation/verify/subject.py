@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,13 @@ from easyllm.data.tokenizers.portable import of_model
 from easyllm.errors import BadRecord, UserError
 from easyllm.evaluation.verify import comparisons
 from easyllm.evaluation.verify.plain_model import ask
-from easyllm.evaluation.verify.samples import Document, Samples, samples, shortened
+from easyllm.evaluation.verify.samples import (
+    Document,
+    Samples,
+    samples,
+    shortened,
+    without_store,
+)
 from easyllm.inference import prompts
 from easyllm.models.weights import DTYPES
 from easyllm.paths import RunPaths
@@ -70,8 +76,7 @@ class Subject:
 
     @cached_property
     def samples(self) -> Samples:
-        run = self.run if self.own else replace(self.run, data=replace(self.run.data, sources={}))
-        return samples(run, self.tokenizer)
+        return samples(self.run, self.tokenizer) if self.own else without_store(self.tokenizer)
 
     @cached_property
     def documents(self) -> list[Document]:
@@ -83,16 +88,25 @@ class Subject:
         """The first half of each document, which a greedy answer continues."""
         return [Document(d.name, d.ids[: max(1, len(d.ids) // 2)], []) for d in self.documents]
 
+    @property
+    def prompts(self) -> dict[str, list[int]]:
+        """By conversation the tokens that ``data.template`` asks with."""
+        return self._prompts[0]
+
+    @property
+    def refused(self) -> str:
+        """Why ``data.template`` asks for no answer to a conversation; empty where it does."""
+        return "; ".join(self._prompts[1])
+
     @cached_property
-    def prompts(self) -> dict[str, list[int] | str]:
-        """By conversation the tokens that ``data.template`` asks with; or why it has none."""
-        found: dict[str, list[int] | str] = {}
+    def _prompts(self) -> tuple[dict[str, list[int]], list[str]]:
+        found, refused = {}, []
         for name, messages in self.samples.prompts().items():
             try:
                 found[name] = prompts.encode_messages(self.run, self.tokenizer, messages)
             except (BadRecord, UserError) as error:
-                found[name] = str(error)
-        return {name: ids for name, ids in found.items() if not isinstance(ids, str)}
+                refused.append(f"{name}: {error}")
+        return found, refused
 
     @cached_property
     def heldout(self) -> list[tuple[list[int], list[int]]]:

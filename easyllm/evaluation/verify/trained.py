@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from easyllm.models.adapted import adapted
 from easyllm.models.attention.documents import Documents
 from easyllm.models.config import family_of, hf_config
-from easyllm.models.layers import LayerSpec, causal_loss
-from easyllm.models.weights import DTYPES, fill
+from easyllm.models.layers import causal_loss
+from easyllm.models.weights import DTYPES, filled
 from easyllm.spec.run import RunSpec
 from easyllm.training.checkpointing.checkpoints import Checkpoint
 from easyllm.training.checkpointing.resuming import starting_weights
-
-ON_CUDA = ("varlen", "flex_attention", "flash_attention_2")
-"""Attention that trains on CUDA only."""
 
 
 class TrainedModel:
@@ -27,25 +23,17 @@ class TrainedModel:
     def __init__(self, run: RunSpec, checkpoint: Checkpoint):
         config = hf_config(run)
         family = family_of(run, config.model_type)
-        attention = run.model.attention
-        if attention in ON_CUDA and run.hardware.device == "cpu":
-            attention = "sdpa"
+        attention, dtype = run.model.attention, DTYPES[run.model.dtype]
         self.device = torch.device(run.hardware.device)
-        dtype = DTYPES[run.model.dtype]
+        specs = adapted(run, family.layers(config, attention))
         weights = starting_weights(run, config, family, checkpoint)
-        specs: list[LayerSpec] = adapted(run, family.layers(config, attention))
-        built: dict[str, nn.Module] = {}
-        for spec in specs:
-            module: Any = spec.trained()
-            if spec.tied_to is None:
-                fill(module, spec.name, weights, dtype, self.device)
-            else:
-                module.weight = built[spec.tied_to].weight
-            built[spec.name] = module.eval()
+        layers = filled(specs, weights, dtype, self.device)
+        for layer in layers.values():
+            layer.eval()
         # a shared one is counted once
-        self.parameters = {p for module in built.values() for p in module.parameters()}
+        self.parameters = {p for layer in layers.values() for p in layer.parameters()}
         assembly = family.assembly(config, attention, None)
-        self.forward: Any = assembly.assemble(specs, [built[spec.name] for spec in specs])
+        self.forward: Any = assembly.assemble(specs, list(layers.values()))
 
     def grad_norm(self, ids: Sequence[int]) -> float:
         """The norm of the gradient of a document's mean loss, over all parameters."""

@@ -110,7 +110,8 @@ def _tokens(subject: Subject) -> Iterator[Comparison]:
         type(template).chat_template is not Template.chat_template
     )
     if not subject.prompts or not renders:
-        why = "data.template has no Jinja form" if subject.prompts else "there is no conversation"
+        none = subject.refused or "there is no conversation, and no chat_template"
+        why = "data.template has no Jinja form" if subject.prompts else none
         yield comparisons.skipped("chat template", between, why)
     else:
         yield comparisons.tokens(

@@ -26,6 +26,7 @@ from easyllm.inference.hf.scoring import scored
 from easyllm.inference.token_stream import InLoop, StepSink, StreamReader
 from easyllm.inference.validate_weights import check_weights
 from easyllm.spec.inference import SamplingSpec
+from easyllm.spec.model.attention import INSTEAD
 from easyllm.spec.run import RunSpec
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ CPU_CACHE_GB = 2.0
 INTERVAL, LONGEST_INTERVAL = 0.002, 0.1
 """Least seconds between the pieces of an answer: for each other answer under way, and the limit
 of their sum."""
-INSTEAD = {"flex_attention": "sdpa", "varlen": "sdpa"}
-"""Attention that transformers does not batch continuously, and one that computes the same."""
 PAGE = {"cpu": 32, "cuda": 256}
 """Tokens a page of keys and values; flash attention asks for multiples of 256."""
 
@@ -216,8 +215,15 @@ class HFEngine:
         try:
             with self._scoring, self._manager.pause():
                 return scored(self.model, self._attention, tokens, top)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"the log-probabilities of {len(tokens)} tokens do not fit into memory beside the "
+                "answers under way; give fewer tokens"
+            ) from None
         except RuntimeError as error:
-            raise EngineFailed(f"the engine has stopped: {error}") from error
+            if self.failed:
+                raise EngineFailed("the engine has stopped") from error
+            raise
 
     def leave(self, request: str) -> None:
         """Forget an answer, and end it where it is under way."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig
 
 from easyllm.errors import UserError
@@ -17,7 +16,7 @@ from easyllm.models.decoders.shrink import shrunk
 from easyllm.models.decoders.skeleton import Skeleton
 from easyllm.models.decoders.stage import Stage
 from easyllm.models.layers import unprojected
-from easyllm.models.weights import fill
+from easyllm.models.weights import filled
 from easyllm.spec.roles import ModelShape
 
 TINY = ModelShape(
@@ -79,15 +78,9 @@ def _stage(config: Mapping[str, Any], attention: str, projects: bool = True) -> 
     of the head."""
     skeleton = Skeleton.of(AutoConfig.for_model(**config), attention)
     weights = FreshWeights(skeleton, seed=0, spread=0.1)
-    built: dict[str, nn.Module] = {}
-    for spec in skeleton.specs():
-        module: Any = spec.build()
-        if spec.tied_to is None:
-            fill(module, spec.name, weights, torch.float32, torch.device("cpu"))
-        else:
-            module.weight = built[spec.tied_to].weight
-        built[spec.name] = module.eval()
-    own: dict[str, Any] = dict(built)
+    own: dict[str, Any] = filled(skeleton.specs(), weights, torch.float32, torch.device("cpu"))
+    for layer in own.values():
+        layer.eval()
     if not projects:
-        own[skeleton.head] = functools.partial(unprojected, built[skeleton.head])
+        own[skeleton.head] = functools.partial(unprojected, own[skeleton.head])
     return Stage(skeleton, own)

@@ -12,6 +12,8 @@ ON_CUDA = ("varlen", "flex_attention", "flash_attention_2")
 CPU."""
 IN_16_BITS = ("varlen", "flash_attention_2")
 """Attention whose kernels take 16-bit numbers only."""
+INSTEAD = {"flex_attention": "sdpa", "varlen": "sdpa"}
+"""What computes the same in transformers alone, for attention of ours."""
 WITHOUT_DROPOUT = ("varlen", "flex_attention")
 """Attention for which torch has no dropout."""
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lm_eval.api.model import TemplateLM
-
 from easyllm.errors import UserError
+from easyllm.tasks.model import TokenizedModel
 
 
-class TaskModel(TemplateLM):  # type: ignore[misc]
+class TaskModel(TokenizedModel):
     """Gives the log-probabilities of continuations; it does not generate."""
 
     def __init__(
@@ -22,20 +21,8 @@ class TaskModel(TemplateLM):  # type: ignore[misc]
     ):
         """``score`` takes pairs of a context and a continuation, as token ids; ``without`` says why
         it does nothing else."""
-        super().__init__()
+        super().__init__(tokenizer, max_length)
         self.score, self.without = score, without
-        self.tokenizer, self.max_length = tokenizer, max_length
-
-    @property
-    def eot_token_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
-
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **_: Any
-    ) -> list[int]:
-        more = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        ids: list[int] = self.tokenizer(string, **more)["input_ids"]
-        return ids
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any

@@ -73,24 +73,24 @@ class TaskEvaluation:
         run. Every rank must call it before the first step."""
         if not self.specs:
             return
-        error = ""
-        if world.is_main():
-            try:
-                for name, task in self._harness.tasks.items():
-                    kind = "" if isinstance(task, str) else task.get("output_type", "")
-                    if kind not in ("", "multiple_choice", "loglikelihood"):
-                        error = (
-                            f"{KEY}.{name}: {WITHOUT.get(kind, f'it has no {kind} in training')}"
-                        )
-            except UserError as problem:
-                error = str(problem)
-        if error := world.broadcast_object(error):
+        if error := world.broadcast_object(self._problem() if world.is_main() else ""):
             raise UserError(error)
 
     def score(self, requests: Sequence[Request]) -> list[Scored]:
         """Called by lm-eval, on rank 0."""
         world.broadcast_object(("score", list(requests)))
         return self._scored(requests)
+
+    def _problem(self) -> str:
+        try:
+            tasks = self._harness.tasks
+        except UserError as error:
+            return str(error)
+        kinds = {name: task.get("output_type") for name, task in tasks.items()}
+        wrong = (
+            f"{KEY}.{name}: {WITHOUT[kind]}" for name, kind in kinds.items() if kind in WITHOUT
+        )
+        return next(wrong, "")
 
     @staticmethod
     def _ended(_: str, found: dict[str, float], error: str) -> dict[str, float]:
